@@ -1,0 +1,63 @@
+"""Train the demo's checkpoint in FP32 on all 60,000 training images, from Debian's ``dataset-fashion-mnist``.
+
+Run ``python -m calibration_data.fashion_mnist.train``; about 20 minutes on 2 cores. Writes ``model.safetensors`` and
+prints the top-1 accuracy on the 10,000 test images, which are looked at only then.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calibration_data.fashion_mnist.network import resnet
+from calibration_data.fashion_mnist.pack import read_debian
+from pipeline.core import TensorSpec
+from pipeline.data import Batch, NpzSource, SampleSet, from_source
+from pipeline.metrics import evaluate
+from pipeline.recipe import Augmentation, Preprocessing, TrainingConfig
+from pipeline.training import fit
+
+HERE = Path(__file__).parent
+SEED = 0
+TRAINING = TrainingConfig(
+    epochs=9, batch_size=128, learning_rate=0.15, weight_decay=5e-4, augment=Augmentation(horizontal_flip=True, shift=2)
+)
+PREPROCESSING = Preprocessing(scale=1 / 255, mean=(0.286,), std=(0.353,))
+IMAGE = TensorSpec(name="image", shape=(1, 28, 28))
+
+
+def cross_entropy(module: nn.Module, batch: Batch) -> Tensor:
+    """Softmax cross entropy with labels smoothed by 0.05 (https://arxiv.org/abs/1512.00567)."""
+    assert batch.labels is not None
+    return functional.cross_entropy(module(*batch.inputs), batch.labels, label_smoothing=0.05)
+
+
+def samples(split: str, scratch: Path) -> SampleSet:
+    """All images of a split of the Debian package."""
+    path = scratch / f"{split}.npz"
+    arrays = read_debian(split)
+    np.savez(path, images=arrays["images"], labels=arrays["labels"])
+    return from_source(NpzSource(path, ("images",), "labels"), (IMAGE,), PREPROCESSING, name=split)
+
+
+def main() -> None:
+    """Train, save, and report the accuracy."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        train, test = samples("train", Path(scratch)), samples("t10k", Path(scratch))
+    torch.manual_seed(SEED)
+    model = resnet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # about 1.5 times faster to train on a CPU
+    fit(model, cross_entropy, train, TRAINING, seed=SEED, label="fashion-mnist")
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, HERE / "model.safetensors")
+    print(f"top-1 on {len(test)} test images: {evaluate(model, test)['top1']:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Programs: capturing a module with torch.export, and counting what it costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.core import StageError, TensorSpec
+
+
+def example_inputs(inputs: tuple[TensorSpec, ...], batch_size: int = 1) -> tuple[Tensor, ...]:
+    """Seeded inputs of the right shape: standard normal values for floats, zeros for integers."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(batch_size, *spec.shape, generator=generator, dtype=dtype)
+        if (dtype := getattr(torch, spec.dtype)).is_floating_point
+        else torch.zeros(batch_size, *spec.shape, dtype=dtype)
+        for spec in inputs
+    )
+
+
+def capture(module: nn.Module, inputs: tuple[TensorSpec, ...], *, batch_size: int | None = None) -> ExportedProgram:
+    """Capture a module as a graph of ATen operators (https://docs.pytorch.org/docs/stable/export.html).
+
+    Args:
+        batch_size: The one batch size of the program; None asks for a dynamic batch, and falls back to batch 1 for a
+            module whose own code fixes the batch.
+
+    Raises:
+        StageError: torch.export cannot trace the module.
+    """
+    examples = example_inputs(inputs, batch_size or 2)
+    dynamic = tuple({0: Dim.AUTO} for _ in inputs) if batch_size is None else None
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:  # torch.export raises a different class for every way a module cannot be traced
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StageError(
+            f"torch.export cannot capture it: {first_line}",
+            where=type(module).__name__,
+            fix="make forward traceable: https://docs.pytorch.org/docs/stable/export.html",
+        ) from error
+    if batch_size is None and fixed_batch_size(program) is not None:
+        return capture(module, inputs, batch_size=1)
+    return program
+
+
+def fixed_batch_size(program: ExportedProgram) -> int | None:
+    """The one batch size a program takes, or None where its batch is dynamic."""
+    names = set(program.graph_signature.user_inputs)
+    first = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name in names)
+    size = first.meta["val"].shape[0]
+    return None if isinstance(size, torch.SymInt) else int(size)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Elements in all weights and biases."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_macs(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> int:
+    """Multiply-accumulates of one sample's forward pass: convolutions, matrix products and attention."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*example_inputs(inputs))
+    return int(counter.get_total_flops()) // 2

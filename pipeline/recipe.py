@@ -1,0 +1,293 @@
+"""The recipe: what to do to which model, with which data, for which targets.
+
+Every key of the YAML is a field of a frozen pydantic model here, so ``edgewright schema recipe`` can print the JSON
+Schema, an editor can complete it, and an unknown key is refused with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_serializer, model_validator
+
+from pipeline.core import RecipeError, Setting, TensorSpec
+
+Ratio = Annotated[float, Field(gt=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Section(Setting):
+    """A part of the recipe. An unknown key is refused with the nearest valid one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values.keys() - cls.model_fields.keys():
+                nearest = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(cls.model_fields)}"
+                raise ValueError(f"unknown key {key!r}; {hint}")
+        return values
+
+
+class ModelSource(Section):
+    """Where the FP32 model comes from: a factory and its weights, or a ``torch.export`` program."""
+
+    checkpoint: Path
+    factory: str | None = Field(None, pattern=r"^[\w.]+:[\w.]+$", description="module:callable that builds the network")
+    kwargs: dict[str, Any] = {}
+    inputs: tuple[TensorSpec, ...] = Field((), description="names and shapes without the batch dimension")
+    outputs: tuple[str, ...] = ()
+    classes: tuple[str, ...] = Field((), description="class names, in the order of the logits")
+
+    @model_validator(mode="after")
+    def _factory_needs_inputs(self) -> ModelSource:
+        if self.checkpoint.suffix == ".pt2":
+            if self.factory:
+                raise ValueError("a .pt2 checkpoint holds its own program: remove factory")
+        elif not self.factory:
+            raise ValueError("weights alone do not make a model: add factory: module:callable")
+        elif not self.inputs:
+            raise ValueError("add inputs: [{name: image, shape: [3, 224, 224]}] (shapes without the batch)")
+        return self
+
+
+class Preprocessing(Section):
+    """How stored samples become model inputs: ``(x * scale - mean) / std`` per channel, after resize and crop.
+
+    Applies to floating-point inputs only; token ids and other integers pass through unchanged.
+    """
+
+    layout: Literal["auto", "nchw", "nhwc"] = "auto"
+    resize: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height, width; bilinear, antialiased")
+    crop: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height, width; taken from the centre")
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
+
+
+class DataSource(Section):
+    """One set of samples: exactly one of ``npz``, ``folder`` and ``factory``."""
+
+    npz: Path | None = Field(None, description="compressed or plain NumPy archive")
+    folder: Path | None = Field(None, description="image folder with one subfolder per class")
+    factory: str | None = Field(None, pattern=r"^[\w.]+:[\w.]+$", description="module:callable -> torch Dataset")
+    kwargs: dict[str, Any] = {}
+    inputs: tuple[str, ...] = Field(("images",), description="arrays in the npz, one per model input")
+    labels: str | None = Field("labels", description="array in the npz; null, or absent, means unlabelled")
+    limit: PositiveInt | None = Field(None, description="use this many samples, evenly spaced over the set")
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> DataSource:
+        if sum(source is not None for source in (self.npz, self.folder, self.factory)) != 1:
+            raise ValueError("name exactly one of npz, folder and factory")
+        return self
+
+
+class DataConfig(Section):
+    """The three roles of data. Only ``evaluation`` is reported on, and nothing is ever chosen by it."""
+
+    preprocessing: Preprocessing = Preprocessing()
+    train: DataSource | None = None
+    calibration: DataSource | None = None
+    evaluation: DataSource
+
+
+class Augmentation(Section):
+    """Random changes to training images; all off by default."""
+
+    horizontal_flip: bool = False
+    shift: int = Field(0, ge=0, description="pixels of zero padding around a random crop of the original size")
+
+
+class TrainingConfig(Section):
+    """The one training loop's settings, shared by every stage that trains."""
+
+    epochs: PositiveInt = 3
+    batch_size: PositiveInt = 128
+    learning_rate: float = Field(0.05, gt=0, description="peak of the one-cycle schedule, for SGD with momentum")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    warmup_ratio: float = Field(0.2, ge=0, lt=1, description="share of all steps in which the rate rises")
+    max_grad_norm: float | None = Field(5.0, gt=0)
+    augment: Augmentation = Augmentation()
+
+
+class PruneConfig(Section):
+    """Structured pruning: whole channels are removed until the budget is met."""
+
+    macs_ratio: Ratio | None = Field(None, description="multiply-accumulates to keep, as a share of the model's")
+    parameters_ratio: Ratio | None = Field(None, description="parameters to keep, as a share of the model's")
+    round_to: PositiveInt = Field(8, description="kept channels are a multiple of this")
+    max_layer_ratio: Ratio = Field(0.9, description="never remove more than this share of one layer")
+    skip: tuple[str, ...] = Field((), description="names of modules to leave alone")
+
+    @model_validator(mode="after")
+    def _has_a_budget(self) -> PruneConfig:
+        if self.macs_ratio is None and self.parameters_ratio is None:
+            raise ValueError("give a budget: macs_ratio or parameters_ratio")
+        return self
+
+
+class DistillConfig(TrainingConfig):
+    """Knowledge distillation from the original (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)."""
+
+    temperature: float = Field(4.0, gt=0)
+    alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's loss; the rest is the labels'")
+
+
+class QuantizeConfig(Section):
+    """Static INT8 quantization, calibrated on real data."""
+
+    observers: tuple[Literal["minmax", "percentile", "mse"], ...] = Field(
+        ("minmax", "percentile", "mse"), min_length=1, description="calibration candidates, tried in this order"
+    )
+    bias_correction: bool = True
+    batch_size: PositiveInt = 64
+    skip: tuple[str, ...] = Field((), description="names of modules to leave in float")
+
+
+class OnnxConfig(Section):
+    """The ONNX Runtime target's options."""
+
+    cpu: Literal["x86", "arm"] | None = Field(None, description="deployment CPU; the host's when absent")
+
+
+class CoremlConfig(Section):
+    """The Core ML target's options."""
+
+    deployment_target: Literal["iOS17", "iOS18", "macOS14", "macOS15"] = "iOS18"
+
+
+class TfliteConfig(Section):
+    """The TFLite target's options."""
+
+    npu: tuple[str, ...] = Field((), description="Ethos-U accelerator configurations, such as ethos-u55-256")
+
+
+class Budget(Section):
+    """How much accuracy the whole run may cost."""
+
+    metric: Literal["top1", "agreement"] = "top1"
+    max_drop: float = Field(0.01, ge=0, le=1, description="absolute, as a ratio: 0.01 is one percentage point")
+
+
+class OneOf(Section):
+    """A list entry that is either a bare name or ``{name: {option: value}}``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, entry: Any) -> Any:
+        if isinstance(entry, str):
+            return {entry: {}}
+        if isinstance(entry, dict):
+            return {name: {} if options is None else options for name, options in entry.items()}
+        return entry
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> OneOf:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(f"write exactly one of {', '.join(type(self).model_fields)} per list entry")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The one name that was written."""
+        (name,) = self.model_fields_set
+        return name
+
+    @property
+    def config(self) -> Any:
+        """The options that were written under that name."""
+        return getattr(self, self.name)
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        return {self.name: self.config.model_dump(mode="json")}
+
+
+class StageStep(OneOf):
+    """One entry of ``stages``: a verb and its configuration."""
+
+    prune: PruneConfig | None = None
+    distill: DistillConfig | None = None
+    quantize: QuantizeConfig | None = None
+
+
+class TargetStep(OneOf):
+    """One entry of ``targets``: a runtime and its options."""
+
+    onnx: OnnxConfig | None = None
+    coreml: CoremlConfig | None = None
+    tflite: TfliteConfig | None = None
+
+
+class Recipe(Section):
+    """Everything one run needs; paths are relative to the recipe's file."""
+
+    name: str = Field(pattern=r"^[\w.-]+$", description="names the run and its folder")
+    model: ModelSource
+    data: DataConfig
+    stages: tuple[StageStep, ...] = ()
+    targets: tuple[TargetStep, ...] = ()
+    budget: Budget = Budget()
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _order_makes_sense(self) -> Recipe:
+        verbs = [step.name for step in self.stages]
+        if "quantize" in verbs[:-1]:
+            raise ValueError(f"stages run in the order written, and nothing can follow quantize: {', '.join(verbs)}")
+        targets = [step.name for step in self.targets]
+        if len(set(targets)) != len(targets):
+            raise ValueError(f"each target can be listed once: {', '.join(targets)}")
+        return self
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe from a YAML file.
+
+    Raises:
+        RecipeError: The file is missing or not YAML, or a field is unknown, missing or out of range; the message
+            names the file, the field and the nearest valid key.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError("no such file", where=str(path), fix="give the path of a recipe.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read: {error}", where=str(path)) from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"is not YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    if not isinstance(values, dict):
+        raise RecipeError("is empty or not a mapping", where=str(path), fix="see 'edgewright schema recipe'")
+    return parse_recipe(values, where=str(path))
+
+
+def parse_recipe(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
+    """Validate a recipe that is already a mapping; see `read_recipe`.
+
+    >>> parse_recipe({"name": "x", "modle": {}})
+    Traceback (most recent call last):
+    ...
+    pipeline.core.RecipeError: recipe: unknown key 'modle'; did you mean 'model'?
+      fix: 'edgewright schema recipe' prints every key
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [
+            f"{where}: {_field(problem['loc'])}{problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        ]
+        text = "\n".join(problems).removeprefix(f"{where}: ")
+        raise RecipeError(text, where=where, fix="'edgewright schema recipe' prints every key") from None
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """``("stages", 0, "prune")`` as ``stages[0].prune: ``."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    return f"{text}: " if text else ""

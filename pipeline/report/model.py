@@ -1,0 +1,135 @@
+"""The JSON report, version 1.0: everything a run found out, in units that stand in the names; ratios are in [0, 1].
+
+Fields may be added; none is renamed or removed, so that an old report loads for ever. This package imports no torch.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from pipeline.core import EdgewrightError, Record, StageRecord
+from pipeline.target import Latency, Placement
+
+SCHEMA_VERSION = "1.0"
+
+
+class Environment(Record):
+    """Where the run took place. Holds no host name, user name or path."""
+
+    packages: dict[str, str]
+    cpu: str
+    cpu_features: tuple[str, ...] = ()
+    cores: int
+    os: str
+    python: str
+
+
+class RunInfo(Record):
+    """What was asked for, where and when."""
+
+    id: str
+    started_at: datetime
+    duration_s: float
+    recipe: dict[str, Any]
+    environment: Environment
+    seeds: dict[str, int]
+
+
+class DataRecord(Record):
+    """One set of samples; the hash covers the preprocessed values and the labels."""
+
+    name: str
+    samples: int
+    sha256: str
+
+
+class OriginalRecord(Record):
+    """The FP32 model that everything is compared with. ``size_bytes`` is its checkpoint's."""
+
+    parameters: int
+    macs: int
+    size_bytes: int
+    metrics: dict[str, float]
+    latency: tuple[Latency, ...]
+
+
+class ArtifactRecord(Record):
+    """A deployed file; ``path`` is relative to the report."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Parity(Record):
+    """How closely a target's outputs follow the quantized program's, on the whole evaluation set.
+
+    Attributes:
+        sqnr_db: 10·log10(Σ p² / Σ (p − t)²) in dB over all outputs; None where they are equal.
+        max_abs_error: Largest absolute difference of any output value.
+        top1_agreement: Share of samples with the same largest output.
+    """
+
+    against: Literal["quantized_program"] = "quantized_program"
+    sqnr_db: float | None
+    max_abs_error: float
+    top1_agreement: float | None
+
+
+class TargetRecord(Record):
+    """One target's artefact and everything known of it."""
+
+    target: str
+    status: Literal["ok", "skipped", "failed"]
+    reason: str | None = None
+    artifact: ArtifactRecord | None = None
+    fp32_artifact: ArtifactRecord | None = None
+    metrics: dict[str, float] | None = None
+    metrics_source: Literal["measured", "reference"] | None = None
+    metrics_skipped: str | None = Field(None, description="why there are no metrics, where there are none")
+    fp32_metrics: dict[str, float] | None = None
+    parity: Parity | None = None
+    latency: tuple[Latency, ...] = ()
+    fp32_latency: tuple[Latency, ...] = ()
+    placement: Placement | None = None
+    notes: tuple[str, ...] = ()
+
+
+class BudgetRecord(Record):
+    """The accuracy budget, and whether each target that was run kept it."""
+
+    metric: str
+    max_drop: float
+    met: dict[str, bool]
+
+
+class Report(Record):
+    """One run, from the original to every target."""
+
+    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    run: RunInfo
+    data: dict[Literal["train", "calibration", "evaluation"], DataRecord]
+    original: OriginalRecord
+    stages: tuple[StageRecord, ...]
+    budget: BudgetRecord
+    targets: tuple[TargetRecord, ...]
+
+
+def read_report(path: Path) -> Report:
+    """Read ``report.json``.
+
+    Raises:
+        EdgewrightError: The file is missing, or is no report of a known version.
+    """
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise EdgewrightError("no such file", where=str(path), fix="give the path of a report.json") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise EdgewrightError(f"is not a report: {field}: {first['msg']}", where=str(path)) from None

@@ -1,0 +1,208 @@
+"""What a deployment target must offer, and the records of what was measured, estimated or skipped on it.
+
+A target turns one program into the file a device loads (`Target.lower`), runs it (`Target.load`) and says which
+operators leave the accelerator (`Target.placement`). Only ``targets/<name>`` imports that target's SDK.
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+from pydantic import Field
+
+from pipeline.core import ModelArtifact, Record, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+Variant = Literal["fp32", "int8"]
+
+
+class Capability(Record):
+    """One operator that a target can run as integers, and who says so."""
+
+    op: str
+    dtypes: tuple[str, ...]
+    granularity: Literal["per-tensor", "per-channel"] = "per-tensor"
+    source: str
+
+
+class Capabilities(Record):
+    """What a target can hold, as data: checked against the recipe before the first stage runs."""
+
+    activation_dtypes: tuple[str, ...]
+    weight_dtypes: tuple[str, ...]
+    dynamic_batch: bool
+    operators: tuple[Capability, ...] = ()
+
+
+class Fallback(Record):
+    """Operators that do not run on the accelerator, or not as integers, and why."""
+
+    op: str
+    count: int
+    reason: str
+
+
+class Placement(Record):
+    """Where the operators of one artefact run.
+
+    Attributes:
+        operators: All operators in the deployed graph.
+        accelerated: How many of them run as integer kernels, in the delegate, or on the accelerator.
+        source: Who says so: a runtime's optimized graph, a compiler's report, or published rules.
+    """
+
+    operators: int
+    accelerated: int
+    fallback: tuple[Fallback, ...] = ()
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lowered:
+    """The file a device loads.
+
+    Attributes:
+        path: A file, or a folder such as ``.mlpackage``.
+        batch_size: The one batch size it takes; None where the batch is dynamic.
+        inputs: The original model's inputs, in order.
+        notes: What a reader of the report should know: operators left in float, encodings chosen …
+    """
+
+    path: Path
+    variant: Variant
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    batch_size: int | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the file, or of all files in the folder."""
+        if self.path.is_dir():
+            return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        return self.path.stat().st_size
+
+
+class Session(Protocol):
+    """A loaded artefact, ready to be timed. Takes and gives the float values of the original model's interface."""
+
+    runtime: str
+    device: str
+
+    def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Outputs ``(N, …)`` for inputs ``(N, …)``; N is the artefact's batch size, or any where it is dynamic."""
+        ...
+
+
+class Target(Protocol):
+    """A runtime that models are deployed to."""
+
+    name: str
+    capabilities: Capabilities
+
+    def missing_package(self) -> str | None:
+        """The extra to install where the SDK for lowering is absent: ``edgewright[onnx]``."""
+        ...
+
+    def cannot_run(self) -> str | None:
+        """Why artefacts cannot be executed on this machine: "Core ML runs only on macOS". None where they can."""
+        ...
+
+    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str) -> Lowered:
+        """Write the artefact ``out_dir/name.<suffix>``, complete or not at all: integers where the artifact is
+        quantized, FP32 otherwise.
+
+        Raises:
+            TargetError: An operator, rank or dtype has no form on this target.
+        """
+        ...
+
+    def load(self, lowered: Lowered, *, threads: int) -> Session:
+        """Load the artefact; loading is never timed."""
+        ...
+
+    def placement(self, lowered: Lowered) -> Placement | None:
+        """Which operators run accelerated; None where nothing here can tell."""
+        ...
+
+
+class Measured(Record):
+    """Latency of one forward pass, measured on this machine. All samples are kept; statistics are derived from them."""
+
+    kind: Literal["measured"] = "measured"
+    runtime: str
+    device: str
+    threads: int
+    batch_size: int = 1
+    warmup_ns: tuple[int, ...]
+    samples_ns: tuple[int, ...] = Field(min_length=1)
+    median_ns: int
+    p90_ns: int
+    p99_ns: int
+    speedup_vs_original: float | None = None
+    speedup_vs_fp32_same_runtime: float | None = None
+
+
+class Estimated(Record):
+    """Latency that a named method predicts for a device that is not here."""
+
+    kind: Literal["estimated"] = "estimated"
+    runtime: str
+    device: str
+    batch_size: int = 1
+    median_ns: int
+    method: str
+    source: str
+
+
+class Skipped(Record):
+    """Latency that cannot be had here, and why."""
+
+    kind: Literal["skipped"] = "skipped"
+    runtime: str
+    device: str
+    reason: str
+
+
+Latency = Annotated[Measured | Estimated | Skipped, Field(discriminator="kind")]
+
+
+def measured(
+    *,
+    runtime: str,
+    device: str,
+    threads: int,
+    warmup_ns: tuple[int, ...],
+    samples_ns: tuple[int, ...],
+    speedup_vs_original: float | None = None,
+    speedup_vs_fp32_same_runtime: float | None = None,
+) -> Measured:
+    """A `Measured` record whose statistics come from its samples (percentiles by the inclusive method).
+
+    >>> record = measured(runtime="r", device="cpu", threads=1, warmup_ns=(900,), samples_ns=(100, 300, 200))
+    >>> record.median_ns, record.p90_ns
+    (200, 280)
+    """
+    percentiles = (
+        statistics.quantiles(samples_ns, n=100, method="inclusive") if len(samples_ns) > 1 else [samples_ns[0]] * 99
+    )
+    return Measured(
+        runtime=runtime,
+        device=device,
+        threads=threads,
+        warmup_ns=warmup_ns,
+        samples_ns=samples_ns,
+        median_ns=round(statistics.median(samples_ns)),
+        p90_ns=round(percentiles[89]),
+        p99_ns=round(percentiles[98]),
+        speedup_vs_original=speedup_vs_original,
+        speedup_vs_fp32_same_runtime=speedup_vs_fp32_same_runtime,
+    )
