@@ -92,10 +92,18 @@ class Lowered:
 
 
 class Session(Protocol):
-    """A loaded artefact, ready to be timed. Takes and gives the float values of the original model's interface."""
+    """A loaded artefact. Takes and gives the float values of the original model's interface.
+
+    Attributes:
+        runtime: Name and version of what executes the artefact.
+        device: The processor it runs on.
+        metrics_source: ``measured`` where the target's own runtime runs it; ``reference`` where our interpreter stands
+            in for a runtime that is not here, whose time must never be quoted as the target's latency.
+    """
 
     runtime: str
     device: str
+    metrics_source: Literal["measured", "reference"]
 
     def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """Outputs ``(N, …)`` for inputs ``(N, …)``; N is the artefact's batch size, or any where it is dynamic."""
@@ -123,6 +131,10 @@ class Target(Protocol):
         Raises:
             TargetError: An operator, rank or dtype has no form on this target.
         """
+        ...
+
+    def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:
+        """Latency on devices that are not here: predicted by a named method, or skipped with the reason."""
         ...
 
     def load(self, lowered: Lowered, *, threads: int) -> Session:

@@ -1,0 +1,40 @@
+# Each target sets up what it needs; a second run re-uses it.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test check bench setup sample clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.ready  ## the main job on the embedded default: Fashion-MNIST, a residual CNN, three targets
+	$(BIN)/edgewright demo --out reports/demo
+
+test: .venv/.ready  ## the whole test suite, with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+check: .venv/.ready  ## what pre-commit and CI run first
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: .venv/.ready-bench  ## side by side with the field's other tools; prints ratios
+	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+sample: demo  ## refresh the committed sample report from the demo's run
+	mkdir -p reports/sample
+	cp reports/demo/report.json reports/demo/report.html reports/sample/
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+.venv/.ready-bench: .venv/.ready
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[all,dev,bench]'
+	touch $@
+
+clean:
+	rm -rf .venv reports/demo reports/.store
