@@ -1,4 +1,4 @@
-"""Metrics on an evaluation set, whatever runs the model: a torch module or a target's session."""
+"""Metrics on a set of samples, whatever runs the model: a torch module or a target's session."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from pipeline.data import SampleSet
 
 Predict = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
-"""Outputs ``(N, …)`` for a batch of inputs ``(N, …)``."""
+"""Outputs ``(N, …)``, always a tuple, for a batch of inputs ``(N, …)``."""
 
 
 def predictor(module: nn.Module) -> Predict:
-    """A module's forward pass without gradients, its output always a tuple."""
+    """A module's forward pass, without gradients."""
 
     def predict(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         with torch.inference_mode():
@@ -25,30 +25,9 @@ def predictor(module: nn.Module) -> Predict:
     return predict
 
 
-def top1(logits: Tensor, labels: Tensor) -> float:
-    """Share of samples whose largest logit is the label's.
-
-    Args:
-        logits: ``(N, classes) float32``.
-        labels: ``(N,) int64``.
-
-    >>> top1(torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]]), torch.tensor([1, 0, 0, 0]))
-    0.75
-    """
-    accuracy = MulticlassAccuracy(num_classes=logits.shape[1], average="micro")
-    return round(float(accuracy(logits, labels)) * len(labels)) / len(labels)
-
-
-def evaluate(module: nn.Module, samples: SampleSet, *, batch_size: int = 256) -> dict[str, float]:
-    """Top-1 accuracy of a module on labelled samples; empty where there are no labels."""
-    predict = predictor(module)
-    logits, labels = [], []
-    for batch in samples.batches(batch_size):
-        if batch.labels is None:
-            return {}
-        logits.append(predict(batch.inputs)[0])
-        labels.append(batch.labels)
-    return {"top1": top1(torch.cat(logits), torch.cat(labels))}
+def classifies(outputs: tuple[Tensor, ...]) -> bool:
+    """Whether the first output is logits: ``(N, classes)`` with at least two classes."""
+    return outputs[0].ndim == 2 and outputs[0].shape[1] > 1
 
 
 def sqnr_db(reference: Tensor, tested: Tensor) -> float:
@@ -57,6 +36,85 @@ def sqnr_db(reference: Tensor, tested: Tensor) -> float:
     >>> round(sqnr_db(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.5])), 3)
     20.0
     """
-    reference, tested = reference.double(), tested.double()
-    noise = (reference - tested).square().sum()
-    return float("inf") if noise == 0 else float(10 * torch.log10(reference.square().sum() / noise))
+    comparison = Comparison()
+    comparison.update((tested,), (reference,))
+    return comparison.sqnr_db
+
+
+class Comparison:
+    """Outputs against a reference's outputs and against labels, batch by batch, in constant memory.
+
+    >>> comparison = Comparison()
+    >>> logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    >>> comparison.update((logits,), (logits,), labels=torch.tensor([1, 0, 0, 0]))
+    >>> comparison.top1, comparison.agreement, comparison.sqnr_db
+    (0.75, 1.0, inf)
+    """
+
+    def __init__(self) -> None:
+        self._samples = 0
+        self._correct: MulticlassAccuracy | None = None
+        self._same: MulticlassAccuracy | None = None
+        self._signal = self._noise = 0.0
+        self.max_abs_error = 0.0
+
+    def update(self, tested: tuple[Tensor, ...], reference: tuple[Tensor, ...], labels: Tensor | None = None) -> None:
+        """Add a batch: outputs ``(N, …)`` of both, and labels ``(N,) int64`` where there are any."""
+        self._samples += len(tested[0])
+        for ours, theirs in zip(tested, reference, strict=True):
+            error = ours.double() - theirs.double()
+            self._signal += float(theirs.double().square().sum())
+            self._noise += float(error.square().sum())
+            self.max_abs_error = max(self.max_abs_error, float(error.abs().max()))
+        if not classifies(tested):
+            return
+        if self._same is None:
+            self._same = MulticlassAccuracy(num_classes=tested[0].shape[1], average="micro")
+        self._same.update(tested[0], reference[0].argmax(1))
+        if labels is not None:
+            if self._correct is None:
+                self._correct = MulticlassAccuracy(num_classes=tested[0].shape[1], average="micro")
+            self._correct.update(tested[0], labels)
+
+    @property
+    def sqnr_db(self) -> float:
+        """``10 log10(signal / noise)`` over all outputs in dB; infinite where they are equal."""
+        if self._noise == 0:
+            return float("inf")
+        return float(10 * torch.log10(torch.tensor(self._signal / self._noise, dtype=torch.float64)))
+
+    @property
+    def top1(self) -> float | None:
+        """Share of samples whose largest logit is the label's."""
+        return self._share(self._correct)
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of samples with the same largest logit as the reference."""
+        return self._share(self._same)
+
+    def metrics(self) -> dict[str, float]:
+        """What there is of top-1 and agreement."""
+        found = {"top1": self.top1, "agreement": self.agreement}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _share(self, accuracy: MulticlassAccuracy | None) -> float | None:
+        if accuracy is None:
+            return None
+        return round(float(accuracy.compute()) * self._samples) / self._samples  # float32 to the exact ratio
+
+
+def evaluate(
+    module: nn.Module, samples: SampleSet, *, reference: nn.Module | None = None, batch_size: int = 256
+) -> dict[str, float]:
+    """Top-1 on labelled samples and, where a reference is given, agreement with it."""
+    comparison = Comparison()
+    predict = predictor(module)
+    expect = predict if reference is None else predictor(reference)
+    for batch in samples.batches(batch_size):
+        outputs = predict(batch.inputs)
+        comparison.update(outputs, outputs if reference is None else expect(batch.inputs), batch.labels)
+    metrics = comparison.metrics()
+    if reference is None:
+        metrics.pop("agreement", None)
+    return metrics

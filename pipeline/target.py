@@ -146,6 +146,23 @@ class Target(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What one target made of a model.
+
+    Attributes:
+        optimized: The optimized model's artefact; None unless ``status`` is ``ok``.
+        original: The FP32 original's artefact, for comparison in the same runtime.
+        reason: Why there is no artefact.
+    """
+
+    target: Target
+    status: Literal["ok", "skipped", "failed"]
+    optimized: Lowered | None = None
+    original: Lowered | None = None
+    reason: str | None = None
+
+
 class Measured(Record):
     """Latency of one forward pass, measured on this machine. All samples are kept; statistics are derived from them."""
 

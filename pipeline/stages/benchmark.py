@@ -1,0 +1,288 @@
+"""Benchmark: accuracy, parity and latency of every target against the original, on one evaluation set, in one run."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import cpuinfo
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from pipeline.core import ModelArtifact, TensorSpec
+from pipeline.data import Batch, SampleSet
+from pipeline.metrics import Comparison, Predict, predictor
+from pipeline.program import count_macs, count_parameters, example_inputs
+from pipeline.progress import Progress
+from pipeline.report.model import ArtifactRecord, OriginalRecord, Parity, TargetRecord
+from pipeline.target import Exported, Latency, Lowered, Session, Skipped, measured
+
+WARMUP_RUNS = 10
+ROUNDS = 10
+SECONDS_PER_CANDIDATE = 2.0
+
+
+def benchmark(
+    artifact: ModelArtifact, exported: Sequence[Exported], samples: SampleSet, *, root: Path, batch_size: int = 256
+) -> tuple[OriginalRecord, tuple[TargetRecord, ...]]:
+    """Measure the original and every target; what cannot run here is skipped with the reason.
+
+    Args:
+        artifact: The optimized model that was exported, with its original.
+        exported: What `export` returned.
+        samples: The evaluation set. Nothing is chosen by it.
+        root: Artefact paths in the records are relative to this folder.
+        batch_size: Samples per forward pass where the batch is dynamic. Latency is always taken at batch 1.
+    """
+    ready = [_Artefacts(item) for item in exported if item.status == "ok" and item.target.cannot_run() is None]
+    metrics = _score(artifact, ready, samples, batch_size)
+    original_latency = _time(artifact, ready)
+    original = OriginalRecord(
+        parameters=count_parameters(artifact.reference),
+        macs=count_macs(artifact.reference, artifact.inputs),
+        size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in artifact.reference.state_dict().values()),
+        metrics=metrics,
+        latency=tuple(original_latency),
+    )
+    measured_by_target = {item.exported.target.name: item for item in ready}
+    return original, tuple(_record(item, measured_by_target.get(item.target.name), root) for item in exported)
+
+
+@dataclass
+class _Run:
+    """One artefact under measurement; ``latency`` is filled in per thread count."""
+
+    lowered: Lowered
+    session: Session
+    against_original: Comparison = field(default_factory=Comparison)
+    against_program: Comparison = field(default_factory=Comparison)
+    latency: list[Latency] = field(default_factory=list)
+
+
+class _Artefacts:
+    """A target's two artefacts, loaded with all cores."""
+
+    def __init__(self, exported: Exported) -> None:
+        assert exported.optimized is not None
+        assert exported.original is not None
+        self.exported = exported
+        self.optimized, self.original = (
+            _Run(lowered, exported.target.load(lowered, threads=all_cores()))
+            for lowered in (exported.optimized, exported.original)
+        )
+
+
+def all_cores() -> int:
+    """Physical cores of this machine."""
+    return psutil.cpu_count(logical=False) or 1
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's brand string."""
+    return str(cpuinfo.get_cpu_info().get("brand_raw", "unknown CPU"))
+
+
+def _score(artifact: ModelArtifact, ready: Sequence[_Artefacts], samples: SampleSet, size: int) -> dict[str, float]:
+    """Run the evaluation set once through everything; returns the original's metrics."""
+    original, program = predictor(artifact.reference), predictor(artifact.module)
+    of_original = Comparison()
+    with Progress("evaluate", total=len(samples)) as progress:
+        for batch in samples.batches(size):
+            expected, quantized = original(batch.inputs), program(batch.inputs)
+            of_original.update(expected, expected, batch.labels)
+            for item in ready:
+                _score_batch(item.optimized, batch, expected, quantized)
+                _score_batch(item.original, batch, expected, expected)
+            progress.advance(len(batch.inputs[0]))
+    metrics = of_original.metrics()
+    if "top1" in metrics:
+        metrics.pop("agreement")  # with itself
+    return metrics
+
+
+def _score_batch(run: _Run, batch: Batch, expected: tuple[Tensor, ...], quantized: tuple[Tensor, ...]) -> None:
+    outputs = session_predictor(run.session, run.lowered.batch_size)(batch.inputs)
+    run.against_original.update(outputs, expected, batch.labels)
+    run.against_program.update(outputs, quantized)
+
+
+def session_predictor(session: Session, fixed_batch_size: int | None) -> Predict:
+    """A session's forward pass on tensors, in steps of its batch size where that is fixed (the last step is padded)."""
+
+    def predict(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        count = len(inputs[0])
+        step = fixed_batch_size or count
+        parts = []
+        for start in range(0, count, step):
+            arrays = tuple(tensor[start : start + step].numpy() for tensor in inputs)
+            missing = step - len(arrays[0])
+            if missing:
+                arrays = tuple(np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays)
+            parts.append([output[: step - missing] for output in session.run(arrays)])
+        return tuple(torch.from_numpy(np.concatenate(outputs)) for outputs in zip(*parts, strict=True))
+
+    return predict
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to be timed: ``call`` is one forward pass at batch 1; ``prepare`` runs untimed before each block."""
+
+    runtime: str
+    device: str
+    call: Callable[[], object]
+    prepare: Callable[[], None] = lambda: None
+
+
+def interleave(
+    candidates: Sequence[Candidate], *, seconds_per_candidate: float = SECONDS_PER_CANDIDATE
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Time candidates in alternating blocks, so that a drift of the machine hits all of them alike.
+
+    Returns:
+        Per candidate, warm-up and sample durations of single calls in nanoseconds, in the order they were taken.
+    """
+    warmup: list[list[int]] = [[] for _ in candidates]
+    samples: list[list[int]] = [[] for _ in candidates]
+    for candidate, taken in zip(candidates, warmup, strict=True):
+        candidate.prepare()
+        _clock(candidate.call, WARMUP_RUNS, taken)
+    blocks = [
+        max(3, min(30, int(seconds_per_candidate / ROUNDS / (statistics.median(taken) * 1e-9)))) for taken in warmup
+    ]
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(ROUNDS):
+            for candidate, block, taken in zip(candidates, blocks, samples, strict=True):
+                candidate.prepare()
+                candidate.call()  # the caches still hold the previous candidate's weights
+                _clock(candidate.call, block, taken)
+    finally:
+        if collecting:
+            gc.enable()
+    return [(tuple(first), tuple(rest)) for first, rest in zip(warmup, samples, strict=True)]
+
+
+def _clock(call: Callable[[], object], runs: int, taken: list[int]) -> None:
+    for _ in range(runs):
+        started = time.perf_counter_ns()
+        call()
+        taken.append(time.perf_counter_ns() - started)
+
+
+def _time(artifact: ModelArtifact, ready: Sequence[_Artefacts]) -> list[Latency]:
+    """Time everything at batch 1 with one thread and with all cores; returns the original's latencies in PyTorch."""
+    original: list[Latency] = []
+    timed = [item for item in ready if item.optimized.session.metrics_source == "measured"]
+    default_threads = torch.get_num_threads()
+    thread_counts = sorted({1, all_cores()})
+    try:
+        for threads in thread_counts:
+            runs = [(item, run) for item in timed for run in (item.original, item.optimized)]
+            candidates = [_eager(artifact, threads)] + [
+                _in_session(item.exported.target.load(run.lowered, threads=threads), artifact.inputs, run.lowered)
+                for item, run in runs
+            ]
+            taken = interleave(candidates)
+            medians = [statistics.median(samples) for _, samples in taken]
+            records = [
+                measured(
+                    runtime=candidate.runtime,
+                    device=candidate.device,
+                    threads=threads,
+                    warmup_ns=warmup,
+                    samples_ns=samples,
+                    speedup_vs_original=medians[0] / median,
+                )
+                for candidate, (warmup, samples), median in zip(candidates, taken, medians, strict=True)
+            ]
+            original.append(records[0])
+            for index, (_, run) in enumerate(runs, start=1):
+                fp32 = medians[index if index % 2 else index - 1]  # runs alternate: original, optimized
+                run.latency.append(
+                    records[index].model_copy(update={"speedup_vs_fp32_same_runtime": fp32 / medians[index]})
+                )
+    finally:
+        torch.set_num_threads(default_threads)
+    return original
+
+
+def _eager(artifact: ModelArtifact, threads: int) -> Candidate:
+    inputs = example_inputs(artifact.inputs)
+    predict = predictor(artifact.reference)
+    return Candidate(
+        runtime=f"torch {torch.__version__} eager",
+        device=cpu_name(),
+        call=lambda: predict(inputs),
+        prepare=lambda: torch.set_num_threads(threads),
+    )
+
+
+def _in_session(session: Session, inputs: tuple[TensorSpec, ...], lowered: Lowered) -> Candidate:
+    arrays = tuple(tensor.numpy() for tensor in example_inputs(inputs, lowered.batch_size or 1))
+    return Candidate(runtime=session.runtime, device=session.device, call=lambda: session.run(arrays))
+
+
+def _record(exported: Exported, result: _Artefacts | None, root: Path) -> TargetRecord:
+    target = exported.target
+    if exported.optimized is None or exported.original is None:
+        return TargetRecord(target=target.name, status=exported.status, reason=exported.reason)
+    lowered = exported.optimized
+    estimates = target.estimates(lowered)
+    common = {
+        "target": target.name,
+        "status": "ok",
+        "artifact": artifact_record(lowered.path, root),
+        "fp32_artifact": artifact_record(exported.original.path, root),
+        "placement": target.placement(lowered),
+        "notes": lowered.notes,
+    }
+    if result is None:
+        reason = target.cannot_run()
+        assert reason is not None  # it was not loaded because it cannot run
+        here = Skipped(runtime=target.name, device=cpu_name(), reason=reason)
+        return TargetRecord(**common, metrics_skipped=reason, latency=(here, *estimates))
+    optimized, original = result.optimized, result.original
+    return TargetRecord(
+        **common,
+        metrics=optimized.against_original.metrics(),
+        metrics_source=optimized.session.metrics_source,
+        fp32_metrics=original.against_original.metrics(),
+        parity=_parity(optimized.against_program),
+        latency=(*optimized.latency, *estimates),
+        fp32_latency=tuple(original.latency),
+    )
+
+
+def _parity(comparison: Comparison) -> Parity:
+    sqnr = comparison.sqnr_db
+    return Parity(
+        sqnr_db=None if sqnr == float("inf") else sqnr,
+        max_abs_error=comparison.max_abs_error,
+        top1_agreement=comparison.agreement,
+    )
+
+
+def artifact_record(path: Path, root: Path) -> ArtifactRecord:
+    """Size and hash of a file, or of all files of a folder in the order of their names."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode())
+        digest.update(file.read_bytes())
+    return ArtifactRecord(
+        path=path.relative_to(root).as_posix(),
+        size_bytes=sum(file.stat().st_size for file in files),
+        sha256=digest.hexdigest(),
+    )

@@ -1,0 +1,35 @@
+"""Export: write the optimized program and the FP32 original in the format of every target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.core import EdgewrightError, ModelArtifact
+from pipeline.target import Exported, Target
+
+
+def export(artifact: ModelArtifact, targets: Sequence[Target], out_dir: Path) -> tuple[Exported, ...]:
+    """Lower a model, and the original it came from, to every target.
+
+    A target whose package is missing is skipped, and one that cannot hold the model has failed; each says why, and
+    neither stops the others.
+
+    Args:
+        artifact: The optimized model; quantized, it is lowered to integers.
+        targets: From ``targets.get(name)``.
+        out_dir: Where the artefacts go: ``<out_dir>/<target>/model.*`` and ``original.*``.
+    """
+    return tuple(_export_one(artifact, target, out_dir / target.name) for target in targets)
+
+
+def _export_one(artifact: ModelArtifact, target: Target, folder: Path) -> Exported:
+    if extra := target.missing_package():
+        return Exported(target=target, status="skipped", reason=f"not installed: pip install '{extra}'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        optimized = target.lower(artifact, folder, name="model")
+        original = target.lower(artifact.original(), folder, name="original")
+    except EdgewrightError as error:
+        return Exported(target=target, status="failed", reason=str(error))
+    return Exported(target=target, status="ok", optimized=optimized, original=original)
