@@ -159,7 +159,15 @@ class OnnxConfig(Section):
 class CoremlConfig(Section):
     """The Core ML target's options."""
 
-    deployment_target: Literal["iOS17", "iOS18", "macOS14", "macOS15"] = "iOS18"
+    deployment_target: Literal["iOS17", "iOS18", "macOS14", "macOS15"] = Field(
+        "iOS18", description="the oldest system the model has to load on"
+    )
+    batch_sizes: tuple[PositiveInt, ...] = Field(
+        (1, 32), min_length=1, description="batch sizes the model takes, where its code leaves the batch open"
+    )
+    compute_units: Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"] = Field(
+        "all", description="processors that Core ML may use when it runs here, on macOS"
+    )
 
 
 class TfliteConfig(Section):

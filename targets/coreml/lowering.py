@@ -1,0 +1,119 @@
+"""From a captured program to a saved ML Program (``.mlpackage``)."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.export import ExportedProgram
+
+from pipeline.core import ModelArtifact, TargetError, TensorSpec
+from pipeline.program import capture, fixed_batch_size
+from pipeline.recipe import CoremlConfig
+from pipeline.target import Lowered
+from targets.coreml.sdk import coremltools, quiet
+
+DEBUG_MAPPING = "executorch_debug_handle_mapping.json"
+
+
+def lower(artifact: ModelArtifact, config: CoremlConfig, out_dir: Path, *, name: str) -> Lowered:
+    """Convert and save; see `pipeline.target.Target.lower`.
+
+    A quantized program keeps its int8 weights as ``constexpr`` operators and its quantize/dequantize pairs, and
+    computes in FP16 between them, as the Neural Engine does. The FP32 original computes in FP32.
+    """
+    module = fold_weights(artifact.module) if artifact.quantized else artifact.module
+    program = _capture(module, artifact.inputs, config)
+    batch_size = fixed_batch_size(program)
+    model = _convert(program, artifact, config, batch_size, where=name)
+    path = out_dir / f"{name}.mlpackage"
+    _save(model, path)
+    notes = ["computes in FP16 between integer operators"] if artifact.quantized else []
+    notes.append(
+        f"batch {batch_size} only" if batch_size else f"batches of {', '.join(map(str, sorted(config.batch_sizes)))}"
+    )
+    return Lowered(
+        path=path,
+        variant="int8" if artifact.quantized else "fp32",
+        inputs=artifact.inputs,
+        outputs=artifact.outputs,
+        batch_size=batch_size,
+        notes=tuple(notes),
+    )
+
+
+def fold_weights(module: nn.Module) -> nn.Module:
+    """A copy of a quantized program in which weights are stored as the integers they are quantized to.
+
+    The program holds float weights followed by a quantize operator. Core ML stores a weight as int8 only where the
+    operand of its dequantize is a constant.
+    """
+    with quiet():
+        from torchao.quantization.pt2e.constant_fold import constant_fold
+
+        folded = copy.deepcopy(module)
+        constant_fold(folded)
+    return folded
+
+
+def _capture(module: nn.Module, inputs: tuple[TensorSpec, ...], config: CoremlConfig) -> ExportedProgram:
+    """With an open batch where several sizes are asked for and the model has one input; Core ML before iOS 18 takes
+    alternative shapes on one input only (https://apple.github.io/coremltools/docs-guides/source/flexible-inputs.html).
+    """
+    fixed = config.batch_sizes[0] if len(config.batch_sizes) == 1 else 1
+    return capture(module, inputs, batch_size=None if len(config.batch_sizes) > 1 and len(inputs) == 1 else fixed)
+
+
+def _convert(
+    program: ExportedProgram, artifact: ModelArtifact, config: CoremlConfig, batch_size: int | None, *, where: str
+) -> Any:
+    ct = coremltools()
+    batch_sizes = sorted(config.batch_sizes) if batch_size is None else [batch_size]
+
+    def shape(spec: TensorSpec) -> Any:
+        shapes = [(size, *spec.shape) for size in batch_sizes]
+        return ct.EnumeratedShapes(shapes=shapes, default=shapes[0]) if len(shapes) > 1 else shapes[0]
+
+    precision = ct.precision.FLOAT16 if artifact.quantized else ct.precision.FLOAT32
+    try:
+        with quiet():
+            return ct.convert(
+                program.run_decompositions({}),
+                inputs=[
+                    ct.TensorType(name=spec.name, shape=shape(spec), dtype=_interface_dtype(spec))
+                    for spec in artifact.inputs
+                ],
+                outputs=[ct.TensorType(name=output, dtype=np.float32) for output in artifact.outputs],
+                minimum_deployment_target=ct.target[config.deployment_target],
+                compute_precision=precision,
+                skip_model_load=True,
+            )
+    except Exception as error:  # the converter raises a different class for every operator it cannot convert
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise TargetError(
+            f"coremltools cannot convert it: {text}",
+            where=where,
+            fix="replace the operator in the model, or leave coreml out of targets",
+        ) from error
+
+
+def _interface_dtype(spec: TensorSpec) -> type[np.generic]:
+    """Core ML inputs are float32, float16 or int32; other integers arrive as int32."""
+    return np.float32 if spec.dtype == "float32" else np.float16 if spec.dtype == "float16" else np.int32
+
+
+def _save(model: Any, path: Path) -> None:
+    """Save under a temporary name and rename, so that the package appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+        staged = Path(folder) / path.name
+        with quiet():
+            model.save(str(staged))
+        (staged / DEBUG_MAPPING).unlink(missing_ok=True)  # for ExecuTorch only; as large as a small model
+        if path.exists():
+            path.rename(Path(folder) / "replaced.mlpackage")
+        staged.rename(path)

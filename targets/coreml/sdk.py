@@ -1,0 +1,50 @@
+"""coremltools, imported without its noise and without TensorFlow."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back progress bars, version warnings and log lines that are about coremltools, not about the user's model.
+
+    Errors are raised, so nothing that matters is lost.
+    """
+    loggers = [logging.getLogger(name) for name in ("coremltools", "torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def coremltools() -> Any:
+    """The coremltools module.
+
+    Where TensorFlow is not loaded yet, coremltools is kept from loading it: that takes seconds and prints to the
+    terminal from C++, and only the conversion of TensorFlow models needs it.
+    """
+    if "coremltools" not in sys.modules:
+        hide_tensorflow = "tensorflow" not in sys.modules
+        if hide_tensorflow:
+            sys.modules["tensorflow"] = None  # type: ignore[assignment]  # makes `import tensorflow` an ImportError
+        try:
+            with quiet():
+                importlib.import_module("coremltools")
+        finally:
+            if hide_tensorflow:
+                del sys.modules["tensorflow"]
+    return sys.modules["coremltools"]

@@ -1,0 +1,44 @@
+"""The Core ML target."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from pipeline.core import ModelArtifact
+from pipeline.recipe import CoremlConfig
+from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped
+from targets.coreml.capabilities import CAPABILITIES
+
+
+class CoremlTarget:
+    """Lowers to an ML Program; runs it in Core ML on macOS. See `pipeline.target.Target`."""
+
+    name = "coreml"
+    capabilities: Capabilities = CAPABILITIES
+
+    def __init__(self, config: CoremlConfig | None = None) -> None:
+        self._config = config or CoremlConfig()
+
+    def missing_package(self) -> str | None:
+        return None if importlib.util.find_spec("coremltools") else "edgewright[coreml]"
+
+    def cannot_run(self) -> str | None:
+        return None if sys.platform == "darwin" else "Core ML runs only on macOS"
+
+    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str) -> Lowered:
+        from targets.coreml.lowering import lower
+
+        return lower(artifact, self._config, out_dir, name=name)
+
+    def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:  # noqa: ARG002
+        return ()
+
+    def load(self, lowered: Lowered, *, threads: int) -> Session:  # noqa: ARG002  # Core ML has no thread setting
+        from targets.coreml.session import CoremlSession
+
+        return CoremlSession(lowered, self._config)
+
+    def placement(self, lowered: Lowered) -> Placement | None:  # noqa: ARG002
+        return None

@@ -1,0 +1,107 @@
+"""The saved package holds the program we meant: integers where it is quantized, and the original's interface."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.core import ModelArtifact, TargetError, TensorSpec
+from pipeline.recipe import CoremlConfig
+from pipeline.target import Lowered
+from targets.coreml import CoremlTarget
+from targets.coreml.sdk import coremltools
+from tests.targets.coreml.programs import HandQuantized, artifact_of
+
+
+def specification(lowered: Lowered) -> Any:
+    return coremltools().models.MLModel(str(lowered.path), skip_model_load=True).get_spec()
+
+
+def operators(lowered: Lowered) -> list[Any]:
+    function = specification(lowered).mlProgram.functions["main"]
+    return list(function.block_specializations[function.opset].operations)
+
+
+def test_lower_stores_weights_as_int8_when_program_is_quantized(tmp_path: Path) -> None:
+    lowered = CoremlTarget().lower(artifact_of(HandQuantized(), quantized=True), tmp_path, name="int8")
+
+    weights = [op for op in operators(lowered) if op.type == "constexpr_blockwise_shift_scale"]
+    int8 = coremltools().proto.MIL_pb2.INT8
+    stored = [op.inputs["data"].arguments[0].value.type.tensorType.dataType for op in weights]
+    assert stored == [int8, int8]
+    assert Counter(op.type for op in operators(lowered))["quantize"] == 4
+    assert lowered.variant == "int8"
+
+
+def test_lower_keeps_fp32_when_program_is_the_original(tmp_path: Path) -> None:
+    artifact = artifact_of(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2704, 3)))
+    lowered = CoremlTarget().lower(artifact, tmp_path, name="fp32")
+
+    types = {op.outputs[0].type.tensorType.dataType for op in operators(lowered) if op.type in ("conv", "linear")}
+    assert types == {coremltools().proto.MIL_pb2.FLOAT32}
+    assert lowered.variant == "fp32"
+
+
+def test_lower_names_inputs_and_outputs_as_the_artifact_does(tmp_path: Path) -> None:
+    lowered = CoremlTarget().lower(artifact_of(HandQuantized(), quantized=True), tmp_path, name="named")
+    description = specification(lowered).description
+
+    assert [feature.name for feature in description.input] == ["image"]
+    assert [feature.name for feature in description.output] == ["output"]
+    shapes = description.input[0].type.multiArrayType.enumeratedShapes.shapes
+    assert [list(shape.shape) for shape in shapes] == [[1, 1, 28, 28], [32, 1, 28, 28]]
+
+
+def test_lower_fixes_the_batch_when_one_size_is_asked_for(tmp_path: Path) -> None:
+    target = CoremlTarget(CoremlConfig(batch_sizes=(4,)))
+    lowered = target.lower(artifact_of(HandQuantized(), quantized=True), tmp_path, name="fixed")
+
+    assert lowered.batch_size == 4
+    assert list(specification(lowered).description.input[0].type.multiArrayType.shape) == [4, 1, 28, 28]
+
+
+def test_lower_replaces_an_older_package_and_leaves_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "model.mlpackage").mkdir()
+    (tmp_path / "model.mlpackage" / "old").touch()
+    CoremlTarget().lower(artifact_of(nn.Linear(4, 2), TensorSpec(name="x", shape=(4,))), tmp_path, name="model")
+
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.mlpackage"]
+    assert sorted(entry.name for entry in (tmp_path / "model.mlpackage").iterdir()) == ["Data", "Manifest.json"]
+
+
+def test_lower_writes_nothing_when_an_operator_has_no_form(tmp_path: Path) -> None:
+    class Unsupported(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    with pytest.raises(TargetError, match="bessel_j0"):
+        CoremlTarget().lower(artifact_of(Unsupported()), tmp_path, name="model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lower_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    CoremlTarget().lower(artifact_of(nn.Linear(4, 2), TensorSpec(name="x", shape=(4,))), tmp_path, name="model")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")
+def test_cannot_run_says_why_when_not_on_macos() -> None:
+    assert CoremlTarget().cannot_run() == "Core ML runs only on macOS"
+
+
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs only on macOS")
+def test_session_equals_torch_when_on_macos(tmp_path: Path) -> None:
+    artifact: ModelArtifact = artifact_of(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(2704, 3)))
+    target = CoremlTarget()
+    session = target.load(target.lower(artifact, tmp_path, name="fp32"), threads=1)
+    images = torch.randn(33, 1, 28, 28)
+
+    (outputs,) = session.run((images.numpy(),))
+    np.testing.assert_allclose(outputs, artifact.module(images).detach().numpy(), rtol=1e-3, atol=1e-3)
