@@ -25,7 +25,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        out: Tensor = self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return out
 
 
 class ResNet(nn.Module):
@@ -48,9 +49,10 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``(N, classes)`` for normalised images ``(N, 1, 28, 28) float32``."""
-        return self.classifier(self.pool(self.layers(self.stem(image))).flatten(1))
+        logits: Tensor = self.classifier(self.pool(self.layers(self.stem(image))).flatten(1))
+        return logits
 
 
 def resnet(classes: int = 10, widths: Sequence[int] = (24, 48, 96), blocks: int = 2) -> ResNet:
-    """The demo's model: 44.7 M multiply-accumulates per image with the default widths."""
+    """The demo's model: 45.3 M multiply-accumulates per image with the default widths."""
     return ResNet(widths, blocks, classes)

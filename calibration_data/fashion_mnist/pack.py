@@ -42,7 +42,7 @@ def main() -> None:
     for name, split, count in (("train", "train", TRAINING_IMAGES), ("test", "t10k", None)):
         arrays = {key: array[:count] for key, array in read_debian(split).items()}
         path = HERE / f"{name}.npz"
-        np.savez_compressed(path, **arrays)
+        np.savez_compressed(path, images=arrays["images"], labels=arrays["labels"])
         files[path.name] = {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "size_bytes": path.stat().st_size,

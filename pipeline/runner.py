@@ -1,0 +1,355 @@
+"""Apply a recipe: check everything first, then stage by stage, each stored; then export, benchmark and report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import cpuinfo
+import torch
+from pydantic import TypeAdapter
+
+import targets
+from pipeline import checkpoint
+from pipeline.core import ModelArtifact, RecipeError, StageError, StageRecord
+from pipeline.data import SampleSet, open_samples
+from pipeline.metrics import classifies, evaluate, predictor
+from pipeline.program import capture, example_inputs
+from pipeline.progress import console
+from pipeline.recipe import Recipe, StageStep
+from pipeline.report.model import BudgetRecord, DataRecord, Environment, Report, RunInfo, TargetRecord
+from pipeline.report.write import write_report
+from pipeline.stages.benchmark import all_cores, benchmark, cpu_name
+from pipeline.stages.distill import distill
+from pipeline.stages.export import export
+from pipeline.stages.prune import prune
+from pipeline.stages.quantize import quantize
+from pipeline.store import Store, code_sha256, key_of, weights_sha256
+from pipeline.structure import restore_module, save_module
+from pipeline.target import Exported, Lowered, Target
+
+HELD_OUT = 2_000
+PACKAGES = (
+    "edgewright", "torch", "torchao", "torch-pruning", "neural-compressor", "onnx", "onnxruntime", "coremltools",
+    "tensorflow", "litert-torch", "ai-edge-litert", "ethos-u-vela", "numpy",
+)  # fmt: skip
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A recipe whose every part has been opened and checked."""
+
+    recipe: Recipe
+    artifact: ModelArtifact
+    targets: tuple[Target, ...]
+    evaluation: SampleSet
+    train: SampleSet | None
+    calibration: SampleSet | None
+    held_out: SampleSet | None
+
+
+def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = None) -> Report:
+    """Run a recipe and write ``report.json``, ``report.html`` and the artefacts under ``out``.
+
+    Args:
+        recipe: From `read_recipe`, or built in Python.
+        out: The run's folder. Nothing is written before the whole recipe has been checked.
+        root: What the recipe's relative paths start from: the folder of its file.
+        store: Where finished stages are kept, so that a killed or repeated run goes on from the last one;
+            ``.store`` beside ``out`` when absent.
+
+    Raises:
+        EdgewrightError: Something the user can mend; nothing has been written under ``out`` then.
+    """
+    started_at, started = datetime.now(UTC), time.monotonic()
+    prepared = check(recipe, root)
+    shelf = Store(store or out.parent / ".store")
+    artifact, key = prepared.artifact, weights_sha256(prepared.artifact.module)
+    for index, step in enumerate(recipe.stages):
+        with _announced(f"[{index + 1}/{len(recipe.stages) + 2}] {step.name}"):
+            artifact, key = _stage(step, artifact, key, prepared, shelf)
+    with _announced(f"[{len(recipe.stages) + 1}/{len(recipe.stages) + 2}] export"):
+        exported = [_export(target, artifact, key, prepared, shelf, out) for target in prepared.targets]
+    with _announced(f"[{len(recipe.stages) + 2}/{len(recipe.stages) + 2}] benchmark"):
+        original, records = benchmark(artifact, exported, prepared.evaluation, root=out)
+    sets = {"train": prepared.train, "calibration": prepared.calibration, "evaluation": prepared.evaluation}
+    report = Report(
+        run=RunInfo(
+            id=f"{recipe.name}-{started_at:%Y%m%dT%H%M%SZ}",
+            started_at=started_at,
+            duration_s=time.monotonic() - started,
+            recipe=recipe.model_dump(mode="json", exclude_none=True),
+            environment=_environment(),
+            seeds={"run": recipe.seed},
+        ),
+        data={
+            role: DataRecord(name=samples.name, samples=len(samples), sha256=samples.sha256)
+            for role, samples in sets.items()
+            if samples is not None
+        },
+        original=original,
+        stages=artifact.history,
+        budget=_budget(recipe, original.metrics, records),
+        targets=records,
+    )
+    write_report(report, out)
+    return report
+
+
+def check(recipe: Recipe, root: Path = Path()) -> Prepared:
+    """Open everything a recipe names and refuse what cannot work, before anything is computed or written.
+
+    Raises:
+        EdgewrightError: Names the file, the field and the fix.
+    """
+    artifact = checkpoint.load(recipe.model, root)
+    verbs = {step.name for step in recipe.stages}
+    for verb, role in (("distill", "train"), ("quantize", "calibration")):
+        if verb in verbs and getattr(recipe.data, role) is None:
+            raise RecipeError(f"stage {verb!r} needs samples", where=f"data.{role}", fix=f"add data.{role}: {{npz: …}}")
+    sets = {
+        role: open_samples(source, artifact.inputs, recipe.data.preprocessing, name=role, root=root)
+        for role in ("train", "calibration", "evaluation")
+        if (source := getattr(recipe.data, role)) is not None
+    }
+    outputs = predictor(artifact.module)(example_inputs(artifact.inputs))
+    for samples in sets.values():
+        if samples.labelled and classifies(outputs):
+            samples.check_labels(outputs[0].shape[1])
+        _ = samples.sha256  # reads every sample, so that a bad one is found now and not after an hour of training
+    _check_budget(recipe, outputs, sets["evaluation"])
+    found = tuple(targets.get(step.name, step.config) for step in recipe.targets)
+    if "quantize" in verbs:
+        for target in found:
+            if "int8" not in target.capabilities.weight_dtypes:
+                raise RecipeError("cannot hold int8 weights", where=f"targets.{target.name}", fix="remove the target")
+    train, calibration, held_out = _hold_out(sets.get("train"), sets.get("calibration"), recipe.seed)
+    return Prepared(
+        recipe=recipe,
+        artifact=artifact,
+        targets=found,
+        evaluation=sets["evaluation"],
+        train=train,
+        calibration=calibration,
+        held_out=held_out,
+    )
+
+
+def _check_budget(recipe: Recipe, outputs: tuple[torch.Tensor, ...], evaluation: SampleSet) -> None:
+    if not all(torch.isfinite(output).all() for output in outputs if output.is_floating_point()):
+        raise StageError("the original model's outputs are not finite", where=str(recipe.model.checkpoint))
+    if not classifies(outputs):
+        raise RecipeError(
+            f"metric {recipe.budget.metric!r} needs logits (N, classes), but the model's first output has shape "
+            f"{['N', *outputs[0].shape[1:]]}",
+            where="budget.metric",
+        )
+    if recipe.budget.metric == "top1" and not evaluation.labelled:
+        raise RecipeError(
+            "top1 needs labels, and the evaluation set has none",
+            where="budget.metric",
+            fix="name its labels array (data.evaluation.labels), or use metric: agreement",
+        )
+
+
+def _hold_out(
+    train: SampleSet | None, calibration: SampleSet | None, seed: int
+) -> tuple[SampleSet | None, SampleSet | None, SampleSet | None]:
+    """Training, calibration and held-out samples: what stages choose by is neither fitted nor reported on."""
+    source = train or calibration
+    if source is None:
+        return None, None, None
+    kept, held_out = source.split(min(HELD_OUT, max(1, len(source) // 8)), seed)
+    if train is None:
+        return None, kept, held_out
+    if calibration is not None and calibration.source.where == train.source.where:
+        used = set(held_out.indices)
+        calibration = replace(calibration, indices=tuple(i for i in calibration.indices if i not in used))
+    return kept, calibration, held_out
+
+
+def _stage(
+    step: StageStep, artifact: ModelArtifact, key: str, prepared: Prepared, store: Store
+) -> tuple[ModelArtifact, str]:
+    """One stage: its stored result where there is one, else computed, stored, and read back."""
+    call, source = _bind(step, prepared)
+    sets = (prepared.train, prepared.calibration, prepared.held_out)
+    stage_key = key_of(
+        stage=step.name,
+        config=step.config.model_dump(mode="json"),
+        budget=prepared.recipe.budget.model_dump(),
+        seed=prepared.recipe.seed,
+        model=key,
+        data=[samples and samples.sha256 for samples in sets],
+        evaluation=prepared.evaluation.sha256,
+        code=code_sha256(source),
+        torch=torch.__version__,
+    )
+
+    def compute(folder: Path) -> None:
+        result = _checked(call, artifact, step.name)
+        record = result.history[-1]
+        metrics = evaluate(result.module, prepared.evaluation, reference=artifact.reference)
+        (folder / "record.json").write_text(record.model_copy(update={"metrics": metrics}).model_dump_json())
+        if result.quantized:
+            torch.export.save(capture(result.module, artifact.inputs), folder / "program.pt2")
+        else:
+            save_module(result.module, folder / "module.safetensors")
+
+    folder, found = store.entry(stage_key, compute)
+    if found:
+        console.print(f"  {step.name}: finished earlier, taken from the store")
+    record = StageRecord.model_validate_json((folder / "record.json").read_bytes())
+    program = folder / "program.pt2"
+    module = (
+        torch.export.load(program).module()
+        if program.exists()
+        else restore_module(artifact.reference, folder / "module.safetensors")
+    )
+    return artifact.after(module, record, quantized=program.exists()), stage_key
+
+
+def _bind(step: StageStep, prepared: Prepared) -> tuple[Callable[[ModelArtifact], ModelArtifact], Path]:
+    """A stage's function with everything but the artifact filled in, and where its source lies."""
+    stages = Path(__file__).parent / "stages"
+    seed, held_out = prepared.recipe.seed, prepared.held_out
+    if step.prune is not None:
+        data = prepared.calibration or prepared.train
+        return partial(prune, config=step.prune, data=data, seed=seed), stages / "prune.py"
+    if step.distill is not None:
+        assert prepared.train is not None  # check() has seen to it
+        return partial(distill, config=step.distill, data=prepared.train, held_out=held_out, seed=seed), (
+            stages / "distill.py"
+        )
+    assert step.quantize is not None
+    assert prepared.calibration is not None
+    budget = prepared.recipe.budget
+    return partial(
+        quantize, config=step.quantize, data=prepared.calibration, budget=budget, held_out=held_out, seed=seed
+    ), stages / "quantize"
+
+
+def _checked(call: Callable[[ModelArtifact], ModelArtifact], artifact: ModelArtifact, stage: str) -> ModelArtifact:
+    """Run a stage and hold it to its contract.
+
+    Raises:
+        StageError: It changed its input, its interface, or its record-keeping, or its outputs are not finite.
+    """
+    before = weights_sha256(artifact.module)
+    result = call(artifact)
+    inputs = example_inputs(artifact.inputs)
+    expected, outputs = predictor(artifact.reference)(inputs), predictor(result.module)(inputs)
+    broken = {
+        "it changed its input": weights_sha256(artifact.module) != before,
+        "it did not add exactly one record": len(result.history) != len(artifact.history) + 1,
+        "the shapes of its outputs changed": [o.shape for o in outputs] != [e.shape for e in expected],
+        "its outputs are not finite": not all(bool(torch.isfinite(output).all()) for output in outputs),
+    }
+    for problem, is_broken in broken.items():
+        if is_broken:
+            raise StageError(problem, where=f"stage {stage}")
+    return result
+
+
+_LOWERED = TypeAdapter(dict[str, Lowered])
+
+
+class _NotExportedError(Exception):
+    """Carries a target's skipped or failed result out of the store, which keeps finished results only."""
+
+    def __init__(self, exported: Exported) -> None:
+        self.exported = exported
+
+
+def _export(target: Target, artifact: ModelArtifact, key: str, prepared: Prepared, store: Store, out: Path) -> Exported:
+    """One target's artefacts, from the store where they are there, under ``out/<target>``."""
+    (config,) = (step.config for step in prepared.recipe.targets if step.name == target.name)
+    export_key = key_of(
+        stage="export",
+        target=target.name,
+        config=config.model_dump(mode="json"),
+        model=key,
+        code=code_sha256(Path(targets.__file__).parent / target.name),
+        packages=_package_versions(),
+    )
+
+    def compute(folder: Path) -> None:
+        (result,) = export(artifact, [target], folder)
+        if result.optimized is None or result.original is None:
+            raise _NotExportedError(result)
+        lowered = {
+            role: replace(item, path=item.path.relative_to(folder / target.name))
+            for role, item in (("optimized", result.optimized), ("original", result.original))
+        }
+        (folder / "lowered.json").write_bytes(_LOWERED.dump_json(lowered))
+
+    try:
+        folder, _ = store.entry(export_key, compute)
+    except _NotExportedError as missing:
+        return missing.exported
+    _replace_folder(folder / target.name, out / target.name)
+    lowered = {
+        role: replace(item, path=out / target.name / item.path)
+        for role, item in _LOWERED.validate_json((folder / "lowered.json").read_bytes()).items()
+    }
+    return Exported(target=target, status="ok", optimized=lowered["optimized"], original=lowered["original"])
+
+
+def _replace_folder(source: Path, destination: Path) -> None:
+    """Copy a folder so that it appears under its final name only when it is complete."""
+    partial_copy = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial_copy, ignore_errors=True)
+    shutil.copytree(source, partial_copy)
+    shutil.rmtree(destination, ignore_errors=True)
+    partial_copy.rename(destination)
+
+
+def _budget(recipe: Recipe, original: dict[str, float], records: tuple[TargetRecord, ...]) -> BudgetRecord:
+    metric = recipe.budget.metric
+    baseline = original[metric] if metric == "top1" else 1.0
+    met = {
+        record.target: record.metrics[metric] >= baseline - recipe.budget.max_drop
+        for record in records
+        if record.metrics is not None
+    }
+    return BudgetRecord(metric=metric, max_drop=recipe.budget.max_drop, met=met)
+
+
+def _environment() -> Environment:
+    flags = set(cpuinfo.get_cpu_info().get("flags", ()))
+    return Environment(
+        packages=_package_versions(),
+        cpu=cpu_name(),
+        cpu_features=tuple(feature for feature in CPU_FEATURES if feature in flags),
+        cores=all_cores(),
+        os=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+    )
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@contextmanager
+def _announced(title: str) -> Iterator[None]:
+    """Say what begins, and how long it took."""
+    console.print(title)
+    started = time.monotonic()
+    yield
+    console.print(f"  done in {time.monotonic() - started:.1f} s")

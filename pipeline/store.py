@@ -1,0 +1,75 @@
+"""The stage store: finished results under a key of everything they depend on, so that a killed run goes on.
+
+An entry appears under its final name only when it is complete (written aside, then renamed), and reading one never
+unpickles: weights are safetensors, programs are ``torch.export`` archives, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+PACKAGE = Path(__file__).parent
+UNRELATED = frozenset({"cli.py", "runner.py", "store.py", "__init__.py"})
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash of a module's parameters and buffers, with their names, shapes and dtypes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().contiguous().flatten().view(-1).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def code_sha256(*paths: Path) -> str:
+    """Hash of a stage's own sources (files or packages) and of every module of the pipeline it may build on."""
+    shared = [file for file in sorted(PACKAGE.glob("*.py")) if file.name not in UNRELATED]
+    own = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in (*shared, *own))).hexdigest()
+
+
+def key_of(**inputs: Any) -> str:
+    """Hash of JSON values: the key of a result that depends on exactly these.
+
+    >>> key_of(a=1, b=[2]) == key_of(b=[2], a=1) != key_of(a=1, b=[3])
+    True
+    """
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Store:
+    """A folder of results. Several processes may share it: the first to finish an entry wins."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def entry(self, key: str, compute: Callable[[Path], None]) -> tuple[Path, bool]:
+        """The folder of a result, computed where it is not there yet, and whether it was.
+
+        Args:
+            key: From `key_of`.
+            compute: Writes the result's files into the folder it is given.
+        """
+        final = self._folder / key
+        if final.is_dir():
+            return final, True
+        self._folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self._folder))
+        try:
+            compute(scratch)
+            os.replace(scratch, final)  # noqa: PTH105 - atomic, unlike shutil.move
+        except OSError:
+            if not final.is_dir():  # another process may have finished the same entry first
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return final, False
