@@ -34,7 +34,7 @@ def fit(
     config: TrainingConfig,
     *,
     seed: int,
-    validate: Callable[[nn.Module], float] | None = None,
+    validate: Callable[[nn.Module], float | None] | None = None,
     label: str = "train",
 ) -> list[EpochLog]:
     """Train ``module`` in place by SGD with momentum under a one-cycle schedule (https://arxiv.org/abs/1708.07120).

@@ -1,0 +1,132 @@
+"""Distillation: the original teaches a smaller student (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
+
+The student keeps the weights of the *last* epoch: the one-cycle schedule ends at a rate near zero, where the last
+epoch is also the best up to noise, and choosing among epochs by a held-out metric would only select that noise.
+The metric of every epoch stands in the record, so a reader can check this.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn import functional
+
+from pipeline.core import ModelArtifact, StageError, StageRecord
+from pipeline.data import Batch, SampleSet
+from pipeline.metrics import classifies, evaluate, predictor
+from pipeline.program import count_macs, count_parameters
+from pipeline.recipe import DistillConfig
+from pipeline.training import StepLoss, fit
+
+
+def distill(
+    artifact: ModelArtifact,
+    config: DistillConfig,
+    data: SampleSet,
+    *,
+    held_out: SampleSet | None = None,
+    seed: int = 0,
+) -> ModelArtifact:
+    """Train the current model to answer as the original does, and as the labels say where there are any.
+
+    Args:
+        data: What to train on.
+        held_out: Other samples of the training data, on which each epoch is scored: top-1 where they are labelled,
+            agreement with the teacher where not.
+
+    Raises:
+        StageError: The model is a program, which cannot be trained, or the loss diverges.
+    """
+    started = time.monotonic()
+    _refuse_programs(artifact)
+    student = copy.deepcopy(artifact.module).requires_grad_(True)
+    teacher = copy.deepcopy(artifact.reference).requires_grad_(False).eval()
+    for module in (student, teacher):
+        _to_channels_last(module)
+    logs = fit(
+        student,
+        distillation_loss(teacher, temperature=config.temperature, alpha=config.alpha),
+        data,
+        config,
+        seed=seed,
+        validate=None if held_out is None else lambda module: _score(module, teacher, held_out),
+        label="distill",
+    )
+    student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs leave it out
+    record = StageRecord(
+        stage="distill",
+        config=config.model_dump(mode="json"),
+        duration_s=time.monotonic() - started,
+        parameters=count_parameters(student),
+        macs=count_macs(student, artifact.inputs),
+        details={
+            "samples": len(data),
+            "held_out": 0 if held_out is None else len(held_out),
+            "epochs": [{"epoch": log.epoch, "loss": log.loss, "metric": log.metric} for log in logs],
+            "kept": "last epoch",
+        },
+    )
+    return artifact.after(student, record)
+
+
+def distillation_loss(teacher: nn.Module, *, temperature: float, alpha: float) -> StepLoss:
+    """The loss of a student against its teacher's outputs, with the labels mixed in where a batch has them.
+
+    Logits: ``alpha * T^2 * KL(softmax(t / T) || softmax(s / T)) + (1 - alpha) * CE(s, labels)``, ``alpha`` being 1
+    without labels. Any other output: the squared error relative to the teacher's mean square, so that outputs of
+    different units weigh the same. Several outputs add up.
+    """
+    teach = predictor(teacher)
+
+    def loss(student: nn.Module, batch: Batch) -> Tensor:
+        targets = teach(batch.inputs)
+        outputs = student(*batch.inputs)
+        outputs = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+        if not classifies(targets):
+            return torch.stack([_relative_error(s, t) for s, t in zip(outputs, targets, strict=True)]).sum()
+        soft = _divergence(outputs[0], targets[0], temperature)
+        if batch.labels is not None:
+            soft = alpha * soft + (1 - alpha) * functional.cross_entropy(outputs[0], batch.labels)
+        rest = [_relative_error(s, t) for s, t in zip(outputs[1:], targets[1:], strict=True)]
+        return torch.stack([soft, *rest]).sum()
+
+    return loss
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    divergence = functional.kl_div(
+        functional.log_softmax(student / temperature, dim=1),
+        functional.log_softmax(teacher / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return divergence * temperature**2  # keeps the gradient's size independent of the temperature
+
+
+def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
+    return functional.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-12)
+
+
+def _score(student: nn.Module, teacher: nn.Module, held_out: SampleSet) -> float | None:
+    metrics = evaluate(student, held_out, reference=None if held_out.labelled else teacher)
+    return metrics.get("top1", metrics.get("agreement"))
+
+
+def _to_channels_last(module: nn.Module) -> None:
+    """Let 2-D convolutions work in the layout in which they train about 1.5 times faster on a CPU."""
+    if all(parameter.ndim <= 4 for parameter in module.parameters()):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
+
+
+def _refuse_programs(artifact: ModelArtifact) -> None:
+    for module in (artifact.module, artifact.reference):
+        if isinstance(module, GraphModule):
+            raise StageError(
+                "a torch.export program (.pt2) cannot be trained: its graph is in inference mode for good",
+                where="distill",
+                fix="give the model as factory and weights, or leave distill out",
+            )
