@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from pipeline.core import EdgewrightError, Record, StageRecord
 from pipeline.target import Latency, Placement
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION: Literal["1.0"] = "1.0"
 
 
 class Environment(Record):

@@ -1,0 +1,38 @@
+"""How far latency samples scatter, and which measurements a reader should not lean on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from pipeline.report.model import Report
+from pipeline.target import Latency, Measured
+
+NOISY = 0.10
+"""A spread from which a measurement is called unstable (the rule of https://pyperf.readthedocs.io/en/latest/analyze.html)."""
+
+
+def spread(samples: Sequence[int]) -> float:
+    """Standard deviation over mean; 0 for a single sample.
+
+    >>> round(spread([90, 100, 110]), 3)
+    0.1
+    """
+    return statistics.stdev(samples) / statistics.fmean(samples) if len(samples) > 1 else 0.0
+
+
+def all_latencies(report: Report) -> Iterator[tuple[str, Latency]]:
+    """Every latency of a report under the model's name, the original's first."""
+    yield from (("original", latency) for latency in report.original.latency)
+    for target in report.targets:
+        yield from ((f"{target.target} fp32", latency) for latency in target.fp32_latency)
+        yield from ((target.target, latency) for latency in target.latency)
+
+
+def unstable(report: Report) -> list[tuple[str, Measured, float]]:
+    """Measurements whose spread is at least `NOISY`, with that spread."""
+    return [
+        (name, latency, found)
+        for name, latency in all_latencies(report)
+        if isinstance(latency, Measured) and (found := spread(latency.samples_ns)) >= NOISY
+    ]

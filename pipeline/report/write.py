@@ -1,0 +1,58 @@
+"""Reports on disk: ``report.json`` and ``report.html``, each complete or not there at all."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from pipeline.report.html import render
+from pipeline.report.model import Report
+
+
+def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
+    """Write ``report.json`` and ``report.html`` into ``folder``, which is made where it is missing.
+
+    Both are rendered before the first is written, so that no half of a pair can appear.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        ValidationError: The report would not load again, as with a metric that is not finite.
+    """
+    json_text, html_text = to_json(report), render(report)
+    folder.mkdir(parents=True, exist_ok=True)
+    json_path, html_path = folder / "report.json", folder / "report.html"
+    _write(json_path, json_text)
+    _write(html_path, html_text)
+    return json_path, html_path
+
+
+def to_json(report: Report) -> str:
+    """The report as indented JSON, raw samples on one line each, in full precision.
+
+    Raises:
+        ValidationError: The text would not load again.
+    """
+    indented = report.model_dump_json(indent=2)
+    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", indented)
+    Report.model_validate_json(text)
+    return f"{text}\n"
+
+
+NUMBERS = re.compile(r"\[\n([\d\s,.eE+-]+)\]")
+"""An array of numbers over several lines. A line break inside a JSON string is escaped, so no string can match."""
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside the final name, then rename: a reader, or a kill, never meets half a file."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
