@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def write_model(content: bytes, path: Path) -> None:
     if written[4:8] != IDENTIFIER or not read_model(written).subgraphs[0].operators:
         partial.unlink()
         raise TargetError("the converter wrote no usable model", where=str(path))
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 @cache
