@@ -1,0 +1,163 @@
+"""Observers: what calibration remembers of each tensor, and the ranges that can be read from it.
+
+An activation's observer keeps its extremes and a histogram of fixed size, so memory does not grow with the samples,
+and one pass over the calibration data serves every range method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchao.quantization.pt2e.observer import ObserverBase
+
+QMIN, QMAX = -128, 127
+WEIGHT_QMAX = 127
+BINS = 4096
+
+Histogram = np.ndarray[Any, np.dtype[np.float64]]
+RangeMethod = Callable[["Statistics"], tuple[float, float]]
+
+
+class Statistics:
+    """Extremes and a histogram of all values seen, in constant memory.
+
+    The histogram covers ``[-limit, limit]`` with `BINS` equal bins. A value beyond the limit doubles it: neighbouring
+    bins are merged, so counts stay exact.
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high = 0.0, 0.0
+        self.limit = 0.0
+        self.counts: Histogram = np.zeros(BINS)
+
+    def update(self, values: Tensor) -> None:
+        """Take in a tensor of any shape."""
+        low, high = (float(extreme) for extreme in values.aminmax())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        peak = max(-low, high)
+        if peak == 0:
+            self.counts[BINS // 2] += values.numel()
+            return
+        if self.limit == 0:
+            self.limit = peak
+        while peak > self.limit:
+            merged = self.counts.reshape(-1, 2).sum(1)
+            self.counts = np.concatenate([np.zeros(BINS // 4), merged, np.zeros(BINS // 4)])
+            self.limit *= 2
+        self.counts += torch.histc(values.float(), BINS, -self.limit, self.limit).numpy()
+
+    @property
+    def centres(self) -> Histogram:
+        """The middle of each bin, ``(BINS,)``, in the units of the tensor."""
+        return np.asarray((np.arange(BINS) + 0.5 - BINS / 2) * (2 * self.limit / BINS), dtype=np.float64)
+
+
+def minmax(statistics: Statistics) -> tuple[float, float]:
+    """The extremes."""
+    return statistics.low, statistics.high
+
+
+def percentile(statistics: Statistics, share: float = 0.9999) -> tuple[float, float]:
+    """The central range that holds this share of all values (never wider than the extremes)."""
+    if statistics.counts.sum() == 0:
+        return minmax(statistics)
+    cumulative = np.cumsum(statistics.counts) / statistics.counts.sum()
+    tail = (1 - share) / 2
+    edges = (np.arange(BINS + 1) - BINS / 2) * (2 * statistics.limit / BINS)
+    low = edges[np.searchsorted(cumulative, tail, side="right")]
+    high = edges[np.searchsorted(cumulative, 1 - tail, side="left") + 1]
+    return max(float(low), statistics.low), min(float(high), statistics.high)
+
+
+def mse(statistics: Statistics, steps: int = 80) -> tuple[float, float]:
+    """The shrunken range ``a * (low, high)``, ``a`` in ``(0.2, 1]``, whose int8 grid has the least squared error."""
+    used = statistics.counts > 0
+    centres, counts = statistics.centres[used], statistics.counts[used]
+
+    def error(shrink: float) -> float:
+        scale, zero_point = affine_parameters(shrink * statistics.low, shrink * statistics.high)
+        steps_away = np.clip(np.round(centres / scale) + zero_point, QMIN, QMAX) - zero_point
+        return float(counts @ np.square(steps_away * scale - centres))
+
+    best = min((1 - 0.8 * step / steps for step in range(steps)), key=error)
+    return best * statistics.low, best * statistics.high
+
+
+METHODS: Mapping[str, RangeMethod] = MappingProxyType({"minmax": minmax, "percentile": percentile, "mse": mse})
+"""Range methods by the name that a recipe uses."""
+
+
+def affine_parameters(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of the int8 grid over ``[low, high]``, widened to hold zero exactly.
+
+    A range that is empty (a tensor that was never anything but zero) gets scale 1.
+
+    >>> affine_parameters(0.0, 25.5)
+    (0.1, -128)
+    >>> affine_parameters(-1.0, 1.55)
+    (0.01, -28)
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    if high == low:
+        return 1.0, QMIN if low == 0 else 0
+    scale = (high - low) / (QMAX - QMIN)
+    return scale, int(np.clip(round(QMIN - low / scale), QMIN, QMAX))
+
+
+def channel_scales(weight: Tensor, axis: int) -> Tensor:
+    """Symmetric narrow-range scales ``max|w| / 127`` of each channel ``(C,)``; a channel of zeros takes the largest."""
+    peaks = weight.detach().abs().movedim(axis, 0).flatten(1).amax(1)
+    largest = peaks.max() if peaks.max() > 0 else torch.ones(())
+    return torch.where(peaks > 0, peaks, largest) / WEIGHT_QMAX
+
+
+def fake_quantize(weight: Tensor, scales: Tensor, axis: int) -> Tensor:
+    """The values that a weight takes after rounding to its int8 grid."""
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    steps = scales.view(shape)
+    return torch.clamp(torch.round(weight / steps), -WEIGHT_QMAX, WEIGHT_QMAX) * steps
+
+
+class ActivationObserver(ObserverBase):  # type: ignore[misc]  # torchao has no type information
+    """Watches one set of quantization parameters; several tensors may share it."""
+
+    def __init__(self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **_: Any) -> None:
+        super().__init__(dtype)
+        self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
+        self.statistics = Statistics()
+        self.method: RangeMethod = minmax
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.statistics.update(values.detach())
+        return values
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, each of shape ``(1,)``."""
+        scale, zero_point = affine_parameters(*self.method(self.statistics))
+        return torch.tensor([scale], dtype=torch.float32), torch.tensor([zero_point])
+
+
+class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]  # torchao has no type information
+    """Takes one scale per output channel from the weight itself."""
+
+    def __init__(
+        self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, ch_axis: int, **_: Any
+    ) -> None:
+        super().__init__(dtype)
+        self.quant_min, self.quant_max, self.qscheme, self.ch_axis = quant_min, quant_max, qscheme, ch_axis
+        self.scales = torch.ones(0)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.scales.numel() == 0:
+            self.scales = channel_scales(weight, self.ch_axis)
+        return weight
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scales and zero points ``(C,)``."""
+        return self.scales, torch.zeros(len(self.scales), dtype=torch.int64)
