@@ -1,0 +1,24 @@
+"""What the deployment CPU can do with integers."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from typing import Literal
+
+import cpuinfo
+
+Cpu = Literal["x86", "arm"]
+
+
+def deployment_cpu(wanted: Cpu | None) -> Cpu:
+    """The family that the recipe names, or this machine's."""
+    if wanted is not None:
+        return wanted
+    return "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86"
+
+
+@cache
+def cpu_name() -> str:
+    """This machine's processor, as it calls itself."""
+    return str(cpuinfo.get_cpu_info().get("brand_raw", platform.processor() or platform.machine()))

@@ -1,0 +1,48 @@
+"""Re-encode int8 activations as uint8.
+
+Rule: in every ``QuantizeLinear`` whose int8 output is read by ``DequantizeLinear`` only, and in those readers, the zero
+point ``z`` becomes ``z + 128`` in uint8.
+
+``s * (q - z) == s * ((q + 128) - (z + 128))``: the real numbers are the same ones. On x86 onnxruntime's fast integer
+kernels multiply unsigned activations by signed weights (VPDPBUSD), so int8 activations run about three times slower.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from targets.onnx.qdq import Array, constant, encoding, initializer
+
+
+class ReencodeActivations(ir.passes.InPlacePass):
+    """See the module."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        modified = False
+        for quantize in graph:
+            if quantize.op_type != "QuantizeLinear" or constant(quantize.inputs[0]) is not None:
+                continue
+            rule = encoding(quantize)
+            readers = [use.node for use in quantize.outputs[0].uses()]
+            if rule is None or rule.zero_point.dtype != np.int8:
+                continue
+            if not all(reader.op_type == "DequantizeLinear" for reader in readers):
+                continue
+            zero_point = unsigned(rule.zero_point)
+            stored = initializer(graph, f"zero_point.uint8.{int(zero_point)}", zero_point)
+            for node in (quantize, *readers):
+                node.replace_input_with(2, stored)
+            quantize.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def unsigned(zero_point: Array) -> Array:
+    """An int8 zero point for the same real numbers in uint8.
+
+    >>> int(unsigned(np.int8(-128))), int(unsigned(np.int8(127)))
+    (0, 255)
+    """
+    return np.asarray(zero_point.astype(np.int16) + 128).astype(np.uint8)

@@ -1,0 +1,112 @@
+"""Which operators run as integer kernels, and for how long: the graph that onnxruntime executes, and its profile."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from pipeline.core import TensorSpec
+from pipeline.target import Fallback, Lowered, Placement
+from targets.onnx.session import session_options
+
+INTEGER_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
+EIGHT_BITS = ("int8", "uint8")
+RUNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One node of the executed graph.
+
+    Attributes:
+        data_type: The element type of its first input, such as ``uint8`` or ``float``.
+        interface: Whether it converts between the model's float inputs or outputs and integers.
+        time_ns: Median time of one run at batch 1.
+    """
+
+    name: str
+    op: str
+    data_type: str
+    interface: bool
+    time_ns: int
+
+    @property
+    def on_integers(self) -> bool:
+        """Whether it computes on 8-bit integers, moves them, or converts at the model's own float interface."""
+        if self.op.startswith(INTEGER_KERNELS):
+            return True
+        if self.op in ("QuantizeLinear", "DequantizeLinear"):
+            return self.interface
+        return self.data_type in EIGHT_BITS
+
+    @property
+    def reason(self) -> str:
+        """Why it is not an integer kernel."""
+        if self.op in ("QuantizeLinear", "DequantizeLinear"):
+            return "converts around operators that run in float"
+        return "runs in float: not quantized in the program, or without an integer kernel in this runtime"
+
+
+def placement(lowered: Lowered) -> Placement:
+    """Load and run a model, and count what onnxruntime really executes."""
+    executed = kernels(lowered)
+    in_float = [kernel for kernel in executed if not kernel.on_integers]
+    reasons = Counter((kernel.op, kernel.reason) for kernel in in_float)
+    return Placement(
+        operators=len(executed),
+        accelerated=len(executed) - len(in_float),
+        fallback=tuple(Fallback(op=op, count=count, reason=why) for (op, why), count in reasons.most_common()),
+        source=f"optimized graph and profile of onnxruntime {onnxruntime.__version__} (CPUExecutionProvider)",
+    )
+
+
+def kernels(lowered: Lowered) -> tuple[Kernel, ...]:
+    """The nodes that remain after onnxruntime's own rewrites for this CPU, in the order they run."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options(1, optimized=Path(folder) / "optimized.onnx")
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(lowered.path, options, providers=["CPUExecutionProvider"])
+        feeds = {spec.name: _zeros(spec, lowered.batch_size or 1) for spec in lowered.inputs}
+        for _ in range(RUNS):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        times, data_types = defaultdict(list), {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                node = event["name"].removesuffix("_kernel_time")
+                times[node].append(event["dur"] * 1000)
+                data_types[node] = _first_type(event["args"].get("input_type_shape", []))
+        graph = ir.load(Path(folder) / "optimized.onnx").graph
+        return tuple(
+            Kernel(
+                name=node.name or "",
+                op=node.op_type,
+                data_type=data_types.get(node.name or "", ""),
+                interface=_at_interface(node),
+                time_ns=round(median(times[node.name or ""] or [0])),
+            )
+            for node in graph
+        )
+
+
+def _first_type(types: list[dict[str, list[int]]]) -> str:
+    """``uint8`` of ``[{"uint8": [1, 3, 8, 8]}, …]``."""
+    return next(iter(types[0])) if types else ""
+
+
+def _at_interface(node: ir.Node) -> bool:
+    first = node.inputs[0] if node.inputs else None
+    return (first is not None and first.is_graph_input()) or any(output.is_graph_output() for output in node.outputs)
+
+
+def _zeros(spec: TensorSpec, batch_size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    return np.zeros((batch_size, *spec.shape), dtype=spec.dtype)

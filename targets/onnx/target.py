@@ -1,0 +1,47 @@
+"""The ONNX Runtime target."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from pipeline.core import ModelArtifact
+from pipeline.recipe import OnnxConfig
+from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped
+from targets.onnx.capabilities import CAPABILITIES
+
+PACKAGES = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
+
+
+class OnnxTarget:
+    """Lowers to a QDQ graph; runs it in onnxruntime. See `pipeline.target.Target`."""
+
+    name = "onnx"
+    capabilities: Capabilities = CAPABILITIES
+
+    def __init__(self, config: OnnxConfig | None = None) -> None:
+        self._config = config or OnnxConfig()
+
+    def missing_package(self) -> str | None:
+        return None if all(map(importlib.util.find_spec, PACKAGES)) else "edgewright[onnx]"
+
+    def cannot_run(self) -> str | None:
+        return None
+
+    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str) -> Lowered:
+        from targets.onnx.lowering import lower
+
+        return lower(artifact, self._config, out_dir, name=name)
+
+    def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:  # noqa: ARG002
+        return ()
+
+    def load(self, lowered: Lowered, *, threads: int) -> Session:
+        from targets.onnx.session import OnnxSession
+
+        return OnnxSession(lowered, threads)
+
+    def placement(self, lowered: Lowered) -> Placement:
+        from targets.onnx.placement import placement
+
+        return placement(lowered)
