@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.core import TargetError
+from targets.tflite import TfliteTarget, flatbuffer
+from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, artifact
+
+
+@pytest.fixture
+def target():
+    return TfliteTarget()
+
+
+def tensors(path):
+    return flatbuffer.read_model(path.read_bytes()).subgraphs[0].tensors
+
+
+def test_lower_stores_the_integers_computed_by_hand_when_quantized(target, tmp_path):
+    lowered = target.lower(artifact(QuantizedLinear(), (2,), quantized=True), tmp_path, name="model")
+    model = flatbuffer.read_model(lowered.path.read_bytes())
+    (operator,) = model.subgraphs[0].operators
+    x, weight, bias = (model.subgraphs[0].tensors[index] for index in operator.inputs)
+    assert flatbuffer.operator_name(model, operator) == "FULLY_CONNECTED"
+    assert flatbuffer.dtype_name(x) == "INT8"
+    assert (list(x.quantization.scale), list(x.quantization.zeroPoint)) == ([0.5], [0])
+    # weights in steps of 0.5 and 0.25 per row; biases in steps of 0.5 * (0.5, 0.25)
+    assert model.buffers[weight.buffer].data.view(np.int8).tolist() == [2, -4, 2, 1]
+    assert list(weight.quantization.scale) == [0.5, 0.25]
+    assert model.buffers[bias.buffer].data.view(np.int32).tolist() == [4, -8]
+    assert list(bias.quantization.scale) == [0.25, 0.125]
+
+
+def test_lower_leaves_no_float_tensor_when_quantized(target, tmp_path):
+    lowered = target.lower(artifact(QuantizedConv(), (3, 9, 9), quantized=True), tmp_path, name="model")
+    assert lowered.variant == "int8"
+    assert {flatbuffer.dtype_name(tensor) for tensor in tensors(lowered.path)} == {"INT8", "INT32"}
+
+
+def test_lower_keeps_float_weights_when_not_quantized(target, tmp_path):
+    lowered = target.lower(artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original")
+    assert lowered.variant == "fp32"
+    assert {flatbuffer.dtype_name(tensor) for tensor in tensors(lowered.path)} == {"FLOAT32"}
+
+
+def test_lower_names_the_signature_after_the_model_when_it_has_two_inputs(target, tmp_path):
+    class Difference(nn.Module):
+        def forward(self, first, second):
+            return first - second
+
+    lowered = target.lower(artifact(Difference(), (2,), (2,), quantized=False), tmp_path, name="model")
+    (signature,) = flatbuffer.read_model(lowered.path.read_bytes()).signatureDefs
+    assert [port.name for port in signature.inputs] == [b"input_0", b"input_1"]
+    assert [port.name for port in signature.outputs] == [b"scores"]
+    first, second = np.array([[5.0, 1.0]], np.float32), np.array([[2.0, 4.0]], np.float32)
+    (output,) = target.load(lowered, threads=1).run((first, second))
+    assert output.tolist() == [[3.0, -3.0]]
+
+
+def test_lower_leaves_only_the_finished_file_behind(target, tmp_path):
+    lowered = target.lower(artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original")
+    assert list(tmp_path.iterdir()) == [lowered.path]
+
+
+def test_lower_prints_nothing(target, tmp_path, capfd):
+    lowered = target.lower(artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original")
+    target.load(lowered, threads=1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_lower_gives_the_converters_reason_when_an_operator_has_no_form(target, tmp_path):
+    class Unsupported(nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x)
+
+    with pytest.raises(TargetError, match=r"litert-torch cannot lower this model: .*bessel_j0"):
+        target.lower(artifact(Unsupported(), (2,), quantized=False), tmp_path, name="model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_model_leaves_no_file_when_the_content_is_no_model(tmp_path):
+    with pytest.raises(TargetError, match="wrote no usable model"):
+        flatbuffer.write_model(b"nonsense", tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())

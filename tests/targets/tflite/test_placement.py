@@ -1,0 +1,47 @@
+import numpy as np
+from torch import nn
+
+from targets.tflite import TfliteTarget
+from targets.tflite.placement import delegated
+from tests.targets.tflite.programs import QuantizedConv, artifact
+
+
+def node(index, inputs, outputs, name="ADD"):
+    return {"index": index, "op_name": name, "inputs": np.array(inputs), "outputs": np.array(outputs)}
+
+
+def test_delegated_stops_at_the_partitions_borders():
+    # 0 -a-> 1 -b-> 2 -c-> 3 -d-> 4 ; the partition takes b and d in and gives c and 4 out: it replaces b-c and d-4
+    operators = [node(10, [0], [1]), node(11, [1], [2]), node(12, [2], [3]), node(13, [3], [4])]
+    partitions = [node(20, [1], [2], "DELEGATE"), node(21, [3], [4], "DELEGATE")]
+    assert delegated(operators, partitions) == {11, 13}
+
+
+def test_delegated_takes_every_branch_between_outputs_and_inputs():
+    operators = [node(0, [0], [1]), node(1, [0], [2]), node(2, [1, 2], [3])]
+    assert delegated(operators, [node(9, [0], [3], "DELEGATE")]) == {0, 1, 2}
+
+
+def test_placement_is_one_partition_without_fallback_when_all_is_integer(tmp_path):
+    target = TfliteTarget()
+    lowered = target.lower(artifact(QuantizedConv(), (3, 9, 9), quantized=True), tmp_path, name="model")
+    placement = target.placement(lowered)
+    assert placement.accelerated == placement.operators > 0
+    assert placement.fallback == ()
+    assert "1 XNNPACK partition" in placement.source
+
+
+def test_placement_names_what_is_left_in_float_and_what_leaves_the_delegate(tmp_path):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = QuantizedConv()
+
+        def forward(self, x):
+            return self.conv(x).sin()
+
+    target = TfliteTarget()
+    lowered = target.lower(artifact(Mixed(), (3, 9, 9), quantized=True), tmp_path, name="model")
+    reasons = {fallback.op: fallback.reason for fallback in target.placement(lowered).fallback}
+    assert reasons["DEQUANTIZE"] == "computed in float in an integer model"
+    assert "SIN" in reasons

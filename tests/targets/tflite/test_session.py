@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.metrics import predictor
+from targets.tflite import TfliteTarget
+from targets.tflite.session import LitertSession, _Port
+from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, artifact, ops
+
+STEP = 0.1  # of QuantizedConv's output
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory):
+    return TfliteTarget().lower(
+        artifact(QuantizedLinear(), (2,), quantized=True), tmp_path_factory.mktemp("linear"), name="model"
+    )
+
+
+@pytest.mark.parametrize("reference_kernels", [False, True])
+def test_run_gives_the_values_computed_by_hand(linear, reference_kernels):
+    session = LitertSession(linear.path, reference_kernels=reference_kernels)
+    # x = (1.3, -2.2) becomes (1.5, -2.0) in steps of 0.5; W x + b = (1.5 + 4 + 1, 0.75 - 0.5 - 1)
+    (output,) = session.run((np.array([[1.3, -2.2]], np.float32),))
+    assert output.tolist() == [[6.5, -0.75]]
+
+
+def test_run_clamps_to_the_integer_range_when_inputs_are_out_of_it(linear):
+    # x becomes (63.5, -64): 63.5 + 128 + 1 is beyond the output's largest (127 - 4) * 0.25
+    (output,) = TfliteTarget().load(linear, threads=1).run((np.array([[1e6, -1e6]], np.float32),))
+    assert output.tolist() == [[30.75, 14.75]]
+
+
+def test_session_says_what_runs_it(linear):
+    session = TfliteTarget().load(linear, threads=1)
+    assert session.metrics_source == "measured"
+    assert session.runtime.endswith("XNNPACK")
+    assert LitertSession(linear.path, reference_kernels=True).metrics_source == "reference"
+
+
+@pytest.mark.parametrize("reference_kernels", [False, True])
+@pytest.mark.parametrize(("stride", "size"), [(1, 9), (2, 9), (2, 10)], ids=["stride 1", "odd input", "even input"])
+def test_run_follows_the_program_within_one_step_on_a_convolution(tmp_path, stride, size, reference_kernels):
+    program = QuantizedConv(stride=stride)
+    lowered = TfliteTarget().lower(artifact(program, (3, size, size), quantized=True), tmp_path, name="model")
+    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2
+    (expected,) = predictor(program)((x,))
+    (output,) = LitertSession(lowered.path, reference_kernels=reference_kernels).run((x.numpy(),))
+    assert output.shape == expected.shape
+    assert np.abs(output - expected.numpy()).max() <= STEP * 1.0001
+    assert expected.abs().max() > 10 * STEP
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=8),
+    st.floats(2**-13, 1.0, width=32),
+    st.integers(-128, 127),
+)
+def test_port_encodes_exactly_as_torch_for_any_scale(values, scale, zero_point):
+    port = _Port({"index": 0, "dtype": np.int8, "quantization": (scale, zero_point)})
+    x = torch.tensor(values)
+    expected = ops.quantize_per_tensor.default(x, scale, zero_point, -128, 127, torch.int8)
+    assert port.encode(x.numpy()).tolist() == expected.tolist()
+    decoded = ops.dequantize_per_tensor.default(expected, scale, zero_point, -128, 127, torch.int8)
+    assert port.decode(expected.numpy()).tolist() == decoded.tolist()
