@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from pipeline.core import EdgewrightError, Record, StageRecord
 from pipeline.target import Latency, Placement
 
+Count = Annotated[int, Field(ge=0)]
 SCHEMA_VERSION: Literal["1.0"] = "1.0"
 
 
@@ -23,7 +24,7 @@ class Environment(Record):
     packages: dict[str, str]
     cpu: str
     cpu_features: tuple[str, ...] = ()
-    cores: int
+    cores: Count
     os: str
     python: str
 
@@ -33,7 +34,7 @@ class RunInfo(Record):
 
     id: str
     started_at: datetime
-    duration_s: float
+    duration_s: float = Field(ge=0)
     recipe: dict[str, Any]
     environment: Environment
     seeds: dict[str, int]
@@ -43,16 +44,16 @@ class DataRecord(Record):
     """One set of samples; the hash covers the preprocessed values and the labels."""
 
     name: str
-    samples: int
+    samples: Count
     sha256: str
 
 
 class OriginalRecord(Record):
     """The FP32 model that everything is compared with. ``size_bytes`` is its checkpoint's."""
 
-    parameters: int
-    macs: int
-    size_bytes: int
+    parameters: Count
+    macs: Count
+    size_bytes: Count
     metrics: dict[str, float]
     latency: tuple[Latency, ...]
 
@@ -61,7 +62,7 @@ class ArtifactRecord(Record):
     """A deployed file; ``path`` is relative to the report."""
 
     path: str
-    size_bytes: int
+    size_bytes: Count
     sha256: str
 
 
@@ -76,8 +77,8 @@ class Parity(Record):
 
     against: Literal["quantized_program"] = "quantized_program"
     sqnr_db: float | None
-    max_abs_error: float
-    top1_agreement: float | None
+    max_abs_error: float = Field(ge=0)
+    top1_agreement: float | None = Field(ge=0, le=1)
 
 
 class TargetRecord(Record):
@@ -103,7 +104,7 @@ class BudgetRecord(Record):
     """The accuracy budget, and whether each target that was run kept it."""
 
     metric: str
-    max_drop: float
+    max_drop: float = Field(ge=0, le=1)
     met: dict[str, bool]
 
 
@@ -123,13 +124,15 @@ def read_report(path: Path) -> Report:
     """Read ``report.json``.
 
     Raises:
-        EdgewrightError: The file is missing, or is no report of a known version.
+        EdgewrightError: The file is missing or unreadable, or is no report of a known version.
     """
     try:
         return Report.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise EdgewrightError("no such file", where=str(path), fix="give the path of a report.json") from None
+    except OSError as error:
+        problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise EdgewrightError(problem, where=str(path), fix="give the path of a report.json") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise EdgewrightError(f"is not a report: {field}: {first['msg']}", where=str(path)) from None
+        problem = f"is not a report: {f'{field}: ' if field else ''}{first['msg']}"
+        raise EdgewrightError(problem, where=str(path), fix="give a report.json that edgewright wrote") from None

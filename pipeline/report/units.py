@@ -15,13 +15,13 @@ MINUS = "\N{MINUS SIGN}"
 def significant(value: float, digits: int = 3) -> str:
     """A number to so many significant digits, never in exponent form; whole digits are all kept.
 
-    >>> significant(0.12345), significant(12.345), significant(1234.5), significant(0)
-    ('0.123', '12.3', '1234', '0')
+    >>> significant(0.12345), significant(9.996), significant(1234.5), significant(0)
+    ('0.123', '10.0', '1234', '0')
     """
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{decimals}f}".replace("-", MINUS)
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # of the rounded number: 9.996 has two whole digits
+    return f"{value:.{max(0, digits - 1 - exponent)}f}".replace("-", MINUS)
 
 
 def milliseconds(nanoseconds: float) -> str:

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core import SkippedLayer, StageRecord
+from pipeline.report import html
+from pipeline.report.html import details, render, verdict
+from pipeline.report.model import BudgetRecord, Report, TargetRecord
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and keeps what tests ask about."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[list[str]] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        words = " ".join(data.split())
+        if "style" not in self.open:
+            self.text += f" {words}"
+        if words and {"td", "th"} & set(self.open):
+            self.cells[-1][-1] += f" {words}"
+
+    def row(self, *starts: str) -> list[str]:
+        """The first table row whose cells start so."""
+        stripped = ([cell.strip() for cell in row] for row in self.cells)
+        return next(r for r in stripped if all(c.startswith(s) for c, s in zip(r, starts, strict=False)))
+
+
+@pytest.fixture(scope="module")
+def text(report: Report) -> str:
+    return render(report)
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def changed(report: Report, **updates: Any) -> Report:
+    return report.model_copy(update=updates)
+
+
+def test_headline_shows_each_model_when_all_three_targets_have_records(page: Page) -> None:
+    # 0.9321 - 0.9263 = 0.58 pp; 708344 / 78412 = 9.03; both read off the fixture by hand
+    assert page.row("original", "93.21", "708")[:3] == ["original FP32, PyTorch", "93.21 %", "708 kB checkpoint"]
+    onnx = page.row("onnx INT8", "92.63")
+    assert onnx[1:3] == ["92.63 % −0.58 pp", "78.4 kB 9.03× smaller"]
+    assert onnx[4:] == ["99.91 % 51.3 dB SQNR", "kept"]
+    tflite = page.row("tflite INT8", "92.12")
+    assert tflite[4:] == ["100.00 % equal outputs", "missed"]
+    coreml = page.row("coreml INT8", "not measured")
+    assert "≈ 0.0900 ms estimated, Fixture phone NPU" in coreml[3]
+
+
+def test_stage_table_tells_the_story_when_stages_ran(page: Page) -> None:
+    assert page.row("prune", "61.2")[1:] == ["61.2 k 34.9 %", "8.20 M 40.0 %", "10.34 %", "1.84 s"]
+    assert page.row("stages.0.conv1") == ["stages.0.conv1", "16", "8"]
+    assert page.row("head", "the classifier") == ["head", "the classifier's outputs are the classes"]
+    assert page.row("percentile") == ["percentile", "92.65 %", "27.6 dB", "4.40 s"]
+
+
+def test_every_reason_is_on_the_page_when_something_was_skipped(page: Page) -> None:
+    assert "coreml metrics: Core ML runs only on macOS" in page.text
+    assert "coreml latency, Core ML, this machine: Core ML runs only on macOS" in page.text
+    assert page.row("DequantizeLinear") == ["DequantizeLinear", "1", "the model's output is float"]
+
+
+def test_unstable_measurement_is_named_when_its_spread_is_ten_percent_or_more(page: Page) -> None:
+    assert re.search(r"Unstable measurements.*onnx, ONNX Runtime, 2 threads: 11 %", page.text)
+
+
+def test_estimate_is_drawn_hatched_when_measured_bars_are_solid(page: Page) -> None:
+    filled = [attributes.get("style") or "" for tag, attributes in page.tags if tag == "path"]
+    assert sum("fill: url(#" in style and "stroke: var(--after)" in style for style in filled) == 1
+
+
+def test_bars_have_the_lengths_of_their_values_when_drawn(text: str) -> None:
+    """Sizes 708344 and 712880 bytes: the second is the longest bar, so it spans the whole width."""
+    chart = re.search(r'<svg role="img" aria-label="Size:.*?</svg>', text, re.DOTALL)
+    assert chart is not None
+    solid = re.findall(r'd="M ([\d.]+) [\d.]+ \nL ([\d.]+) [^"]*" clip-path[^>]*style="fill: var\(--', chart[0])
+    lengths = [float(right) - float(left) for left, right in solid]
+    assert lengths[0] / lengths[1] == pytest.approx(708_344 / 712_880, abs=1e-4)
+    assert lengths[2] / lengths[1] == pytest.approx(78_412 / 712_880, abs=1e-4)
+
+
+def test_page_asks_for_nothing_when_it_is_opened(text: str, page: Page) -> None:
+    assert not [tag for tag, _ in page.tags if tag in ("script", "img", "iframe", "object", "embed")]
+    outside = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("href", "src")]
+    assert outside == ["data:,"]
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+    references = [a["xlink:href"] for _, a in page.tags if "xlink:href" in a]
+    assert all((reference or "").startswith("#") for reference in references)
+
+
+def test_ids_are_unique_and_all_references_resolve_when_charts_share_a_page(text: str, page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]+)\)|xlink:href=\"#([^\"]+)\"", text)) != set()
+    assert {a or b for a, b in re.findall(r"url\(#([^)]+)\)|xlink:href=\"#([^\"]+)\"", text)} <= set(ids)
+
+
+def test_page_is_accessible_when_read_aloud(page: Page) -> None:
+    for tag, attributes in page.tags:
+        assert tag != "svg" or attributes.get("aria-label")
+        assert tag != "th" or attributes.get("scope") in ("row", "col")
+    assert ("html", {"lang": "en"}) in page.tags
+    assert sum(tag == "h1" for tag, _ in page.tags) == 1
+
+
+def test_same_bytes_come_out_when_rendered_in_two_processes(frozen_path: Path, text: str) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline.report.html import render\n"
+        "from pipeline.report.model import read_report\n"
+        f"sys.stdout.write(render(read_report(Path({str(frozen_path)!r}))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == text
+
+
+HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{1}{0}$ {{ 7*7 }} \"'&"
+
+
+def hostile(value: Any) -> Any:
+    """The same structure with every free text replaced; words of a fixed vocabulary stay."""
+    if isinstance(value, dict):
+        kept = ("kind", "status", "schema_version", "against", "metrics_source", "started_at", "metric")
+        return {key: entry if key in kept else hostile(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [hostile(entry) for entry in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def test_nothing_breaks_out_when_every_text_of_the_report_is_hostile(report: Report) -> None:
+    evil = Report.model_validate(hostile(report.model_dump(mode="json")))
+    stage = StageRecord(
+        stage=HOSTILE,
+        config={HOSTILE: [HOSTILE]},
+        duration_s=1,
+        parameters=1,
+        macs=1,
+        metrics={HOSTILE: 0.5},
+        skipped=(SkippedLayer(layer=HOSTILE, reason=HOSTILE),),
+        details={HOSTILE: {HOSTILE: {HOSTILE: HOSTILE}}, "log": [{"loss": 1.0, HOSTILE: HOSTILE}]},
+    )
+    evil = changed(
+        evil, stages=(*evil.stages, stage), budget=BudgetRecord(metric="top1", max_drop=0.01, met={HOSTILE: True})
+    )
+    page = Page(render(evil))
+    assert not [tag for tag, _ in page.tags if tag in ("script", "img")]
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
+    assert "49" not in re.findall(r"\{\{.{0,10}", page.text)
+    assert page.text.count("<script>alert(1)</script>") > 20  # shown as text
+
+
+@pytest.mark.parametrize(
+    ("met", "statuses", "tone", "sentence"),
+    [
+        pytest.param({"onnx": True}, {"onnx": "ok"}, "good", "Accuracy budget kept on onnx: within", id="kept"),
+        pytest.param({"onnx": True, "a": True, "b": True}, {}, "good", "kept on onnx, a and b:", id="three kept"),
+        pytest.param({"onnx": True, "tflite": False}, {}, "bad", "missed on tflite: more than", id="one missed"),
+        pytest.param({"onnx": True}, {"coreml": "skipped"}, "good", "Not judged here: coreml.", id="one not judged"),
+        pytest.param({"onnx": True}, {"tflite": "failed"}, "bad", "Failed: tflite.", id="one failed"),
+        pytest.param({}, {"coreml": "ok"}, "open", "Not judged here: coreml.", id="none judged"),
+        pytest.param({}, {}, "open", "The recipe names no target.", id="no targets"),
+    ],
+)
+def test_verdict_tells_good_from_bad_when_targets_were_judged(
+    report: Report, met: dict[str, bool], statuses: dict[str, Any], tone: str, sentence: str
+) -> None:
+    targets = tuple(TargetRecord(target=name, status=status) for name, status in statuses.items())
+    found = verdict(changed(report, budget=BudgetRecord(metric="top1", max_drop=0.01, met=met), targets=targets))
+    assert found.tone == tone
+    assert sentence in found.sentence
+
+
+def test_page_renders_when_a_run_had_no_stage_no_target_and_no_labels(report: Report) -> None:
+    original = report.original.model_copy(update={"metrics": {}, "latency": ()})
+    bare = changed(report, stages=(), targets=(), data={}, original=original)
+    bare = changed(bare, budget=BudgetRecord(metric="agreement", max_drop=0.01, met={}))
+    page = Page(render(bare))
+    assert page.row("original", "100.00") != []
+    assert "The recipe names no target." in page.text
+
+
+def test_page_renders_with_the_reason_when_a_target_failed_or_was_skipped(report: Report) -> None:
+    targets = (
+        TargetRecord(target="onnx", status="failed", reason="operator Foo has no form on this target"),
+        TargetRecord(target="tflite", status="skipped", reason="install edgewright[tflite]"),
+    )
+    page = Page(render(changed(report, targets=targets)))
+    assert "onnx failed: operator Foo has no form on this target" in page.text
+    assert "tflite skipped: install edgewright[tflite]" in page.text
+
+
+def test_details_become_texts_and_tables_when_they_have_those_shapes() -> None:
+    scalar, short, table, mapping, nested = details(
+        {
+            "chosen": "mse",
+            "observers": ["minmax", "mse"],
+            "trials": [{"name": "a", "top1": 0.5}, {"name": "b", "duration_s": 2.0}],
+            "channels": {"conv1": [16, 8], "conv2": [32, 24]},
+            "by_layer": {"conv1": {"sqnr_db": 20.0}},
+        }
+    )
+    assert (scalar.text, short.text) == ("mse", "minmax, mse")
+    assert table.columns == ("name", "top1", "duration")
+    assert table.rows == (("a", "50.00\N{NO-BREAK SPACE}%", "–"), ("b", "–", "2.00\N{NO-BREAK SPACE}s"))
+    assert mapping.rows == (("conv1", "16, 8"), ("conv2", "32, 24"))
+    assert nested.rows == (("conv1", "20.0\N{NO-BREAK SPACE}dB"),)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, https://www.w3.org/TR/WCAG21/#dfn-relative-luminance."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("background", ["paper", "shade"])
+def test_text_has_wcag_aa_contrast_when_on_any_background(scheme: int, background: str) -> None:
+    css = Path(html.__file__).with_name("report.css").read_text()
+    block = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[scheme]
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
+    for name in ("ink", "muted", "after", "good", "bad", "open"):
+        light, dark = sorted((luminance(colours[name]), luminance(colours[background])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, name
