@@ -57,8 +57,9 @@ def fit(
         module.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
     )
     steps = config.epochs * len(loader)
+    planned = max(steps, 2)  # the one-cycle schedule needs a step to rise in
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=steps, pct_start=max(config.warmup_ratio, 1 / steps)
+        optimizer, config.learning_rate, total_steps=planned, pct_start=max(config.warmup_ratio, 2 / planned)
     )
     module, optimizer, loader, schedule = accelerator.prepare(module, optimizer, loader, schedule)
     augment = augmentation(config.augment)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pipeline.core import ModelArtifact, StageError, StageRecord
 from pipeline.data import Batch, SampleSet
-from pipeline.metrics import classifies, evaluate, predictor
+from pipeline.metrics import classifies, evaluate
 from pipeline.program import count_macs, count_parameters
 from pipeline.recipe import DistillConfig
 from pipeline.training import StepLoss, fit
@@ -80,12 +80,11 @@ def distillation_loss(teacher: nn.Module, *, temperature: float, alpha: float) -
     without labels. Any other output: the squared error relative to the teacher's mean square, so that outputs of
     different units weigh the same. Several outputs add up.
     """
-    teach = predictor(teacher)
 
     def loss(student: nn.Module, batch: Batch) -> Tensor:
-        targets = teach(batch.inputs)
-        outputs = student(*batch.inputs)
-        outputs = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+        with torch.no_grad():  # inference mode would not do: its tensors cannot enter the student's backward pass
+            targets = _outputs(teacher, batch)
+        outputs = _outputs(student, batch)
         if not classifies(targets):
             return torch.stack([_relative_error(s, t) for s, t in zip(outputs, targets, strict=True)]).sum()
         soft = _divergence(outputs[0], targets[0], temperature)
@@ -95,6 +94,11 @@ def distillation_loss(teacher: nn.Module, *, temperature: float, alpha: float) -
         return torch.stack([soft, *rest]).sum()
 
     return loss
+
+
+def _outputs(module: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+    outputs = module(*batch.inputs)
+    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -131,19 +131,18 @@ def coupled_channels(
         seen.update(layers)
         root = group[0].dep.target.module
         width, blocks = graph.get_out_channels(root), _blocks(graph, group)
-        reason = None
+        named = [name for name in touched if _is_within(name, config.skip)]
         if any(not node.outputs for node in widened):
-            reason = "its channels are the model's output"
-        elif any(_is_within(name, config.skip) for name in touched):
-            reason = "named in skip"
+            reasons.update(dict.fromkeys(layers, "its channels are the model's output"))
+        elif named:
+            coupled = f"its channels are coupled with {named[0]}, which is named in skip"
+            reasons.update({layer: "named in skip" if layer in named else coupled for layer in layers})
         elif not _step_sizes(width // blocks, blocks, config.round_to, config.max_layer_ratio):
             reason = f"{width} channels cannot lose any and stay a multiple of {config.round_to}"
-        else:
-            scores = importance(group)
-            positions = scores.view(blocks, -1).mean(0)
-            groups.append(CoupledChannels(names[root], width, blocks, positions))
-        if reason:
             reasons.update(dict.fromkeys(layers, reason))
+        else:
+            positions = importance(group).view(blocks, -1).mean(0)
+            groups.append(CoupledChannels(names[root], width, blocks, positions))
     for name, part in module.named_modules():
         if isinstance(part, _PRUNABLE) and name not in seen:
             reasons[name] = "the dependency graph does not reach it"

@@ -1,0 +1,204 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline.checkpoint import from_module
+from pipeline.core import ModelArtifact, StageError
+from pipeline.program import count_macs, count_parameters, example_inputs
+from pipeline.recipe import PruneConfig
+from pipeline.stages.prune import CoupledChannels, prune, pruning_order
+from tests.networks import CNNS, IMAGE, build
+
+
+def artifact(name: str) -> ModelArtifact:
+    return from_module(build(name), (IMAGE,))
+
+
+@pytest.mark.parametrize("name", CNNS)
+def test_prune_meets_the_macs_budget_with_rounded_channels_when_the_network_is(name: str) -> None:
+    before = artifact(name)
+    after = prune(before, PruneConfig(macs_ratio=0.5))
+    record = after.history[-1]
+    assert record.macs == count_macs(after.module, after.inputs) <= 0.5 * count_macs(before.module, before.inputs)
+    assert record.parameters == count_parameters(after.module) < count_parameters(before.module)
+    assert record.details["budgets"]["macs_ratio"]["reached"] == record.macs / count_macs(before.module, before.inputs)
+    for layer in record.details["layers"]:
+        if layer["after"] != layer["before"]:
+            assert layer["after"] % 8 == 0
+            assert layer["after"] < layer["before"]
+    assert after.module(*example_inputs((IMAGE,), 3)).shape == (3, 10)
+
+
+@pytest.mark.parametrize("name", CNNS)
+def test_prune_changes_no_bit_of_its_input_when_it_runs(name: str) -> None:
+    before = artifact(name)
+    weights = {key: value.clone() for key, value in before.module.state_dict().items()}
+    structure = str(before.module)
+    prune(before, PruneConfig(macs_ratio=0.5))
+    assert str(before.module) == structure
+    assert all(torch.equal(weights[key], value) for key, value in before.module.state_dict().items())
+    assert not before.module.training
+
+
+def test_prune_keeps_every_channel_when_the_budget_is_the_whole() -> None:
+    before = artifact("residual")
+    after = prune(before, PruneConfig(macs_ratio=1.0))
+    images = example_inputs((IMAGE,), 3)
+    assert torch.equal(after.module(*images), before.module(*images))
+
+
+def test_prune_meets_both_budgets_when_two_are_given() -> None:
+    before = artifact("residual")
+    record = prune(before, PruneConfig(macs_ratio=0.7, parameters_ratio=0.4)).history[-1]
+    assert record.macs <= 0.7 * count_macs(before.module, before.inputs)
+    assert record.parameters <= 0.4 * count_parameters(before.module)
+
+
+def test_prune_removes_the_smallest_filters_when_their_norms_are_known() -> None:
+    first, second = nn.Conv2d(1, 32, 1, bias=False), nn.Conv2d(32, 10, 1, bias=False)
+    strong = torch.randperm(32, generator=torch.Generator().manual_seed(0))[:16]
+    first.weight.data.fill_(0.1)
+    first.weight.data[strong] = 1.0
+    second.weight.data.fill_(1.0)
+    module = nn.Sequential(first, nn.ReLU(), second, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    after = prune(from_module(module, (IMAGE,)), PruneConfig(macs_ratio=0.5)).module
+    assert after[0].weight.flatten().tolist() == [1.0] * 16
+
+
+def masked(module: nn.Module, edits: Callable[[nn.Module], list[tuple[nn.Module, torch.Tensor]]]) -> nn.Module:
+    """The unpruned network, deaf to the removed channels: its consumers' weights for them are zero."""
+    with torch.no_grad():
+        for consumer, removed in edits(module):
+            consumer.weight[:, removed] = 0
+    return module
+
+
+def missing(whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Indices of the rows of ``whole`` that are not in ``part``, compared by their batch-norm parameters."""
+    return torch.tensor([i for i, value in enumerate(whole.tolist()) if value not in part.tolist()], dtype=torch.long)
+
+
+def test_prune_equals_the_masked_original_when_channels_are_residual() -> None:
+    before = artifact("residual")
+    after = prune(before, PruneConfig(macs_ratio=0.4)).module
+
+    def edits(module: nn.Module) -> list[tuple[nn.Module, torch.Tensor]]:
+        stem = missing(module.stem[1].weight, after.stem[1].weight)
+        last = missing(module.layers[1].bn2.weight, after.layers[1].bn2.weight)
+        inner = [
+            (block.conv2, missing(block.bn1.weight, small.bn1.weight))
+            for block, small in zip(module.layers, after.layers, strict=True)
+        ]
+        assert len(stem) + len(last) + sum(len(removed) for _, removed in inner) > 0
+        return [
+            *inner,
+            (module.layers[0].conv1, stem),
+            (module.layers[1].conv1, stem),
+            (module.layers[1].shortcut[0], stem),
+            (module.classifier, last),
+        ]
+
+    images = example_inputs((IMAGE,), 4)
+    torch.testing.assert_close(after(*images), masked(build("residual"), edits)(*images), rtol=1e-4, atol=1e-5)
+
+
+def test_prune_equals_the_masked_original_when_channels_are_depthwise_and_gated() -> None:
+    before = artifact("mobile")
+    after = prune(before, PruneConfig(macs_ratio=0.4)).module
+
+    def edits(module: nn.Module) -> list[tuple[nn.Module, torch.Tensor]]:
+        stem = missing(module.stem[1].weight, after.stem[1].weight)
+        found = [(module.classifier, stem)]
+        for block, small in zip(module.blocks, after.blocks, strict=True):
+            hidden = missing(block.expand[1].weight, small.expand[1].weight)
+            assert len(missing(block.depthwise[1].weight, small.depthwise[1].weight)) == len(hidden) > 0
+            gate = missing(block.squeeze[1].bias, small.squeeze[1].bias)
+            found += [(block.expand[0], stem), (block.project[0], hidden), (block.squeeze[1], hidden)]
+            found += [(block.squeeze[3], gate)]
+        return found
+
+    images = example_inputs((IMAGE,), 4)
+    torch.testing.assert_close(after(*images), masked(build("mobile"), edits)(*images), rtol=1e-4, atol=1e-5)
+
+
+def test_prune_leaves_named_layers_and_the_classifier_alone_and_says_why() -> None:
+    before = artifact("residual")
+    after = prune(before, PruneConfig(macs_ratio=0.7, skip=("layers.1.conv1",)))
+    reasons = {layer.layer: layer.reason for layer in after.history[-1].skipped}
+    coupled = "its channels are coupled with layers.1.conv1, which is named in skip"  # they are its input
+    assert reasons == {
+        "layers.1.conv1": "named in skip",
+        "stem.0": coupled,
+        "layers.0.conv2": coupled,
+        "classifier": "its channels are the model's output",
+    }
+    assert after.module.layers[1].conv1.weight.shape[0] == before.module.layers[1].conv1.weight.shape[0]
+    assert after.module.classifier.out_features == 10
+
+
+def test_prune_says_which_layers_are_too_narrow_when_they_cannot_be_rounded() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(1, 12, 3), nn.ReLU(), nn.Conv2d(12, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    )  # fmt: skip
+    record = prune(from_module(module, (IMAGE,)), PruneConfig(macs_ratio=0.6, round_to=16)).history[-1]
+    reasons = {layer.layer: layer.reason for layer in record.skipped}
+    assert reasons == {
+        "0": "12 channels cannot lose any and stay a multiple of 16",
+        "4": "16 channels cannot lose any and stay a multiple of 16",
+        "8": "its channels are the model's output",
+    }
+
+
+def test_prune_says_how_far_it_came_when_the_budget_cannot_be_reached() -> None:
+    with pytest.raises(StageError, match=r"the budget cannot be reached: .* macs_ratio is 0\.\d+, not 0\.01"):
+        prune(artifact("residual"), PruneConfig(macs_ratio=0.01))
+
+
+def test_prune_refuses_when_the_model_is_an_exported_program() -> None:
+    program = torch.export.export(build("residual"), example_inputs((IMAGE,), 2)).module()
+    before = ModelArtifact(module=program, reference=program, inputs=(IMAGE,))
+    with pytest.raises(StageError, match=r"a torch\.export program \(\.pt2\) cannot be pruned"):
+        prune(before, PruneConfig(macs_ratio=0.5))
+
+
+@given(
+    widths=st.lists(
+        st.tuples(st.integers(1, 96), st.sampled_from([1, 2, 4])).map(lambda pair: (pair[0] * pair[1], pair[1])),
+        min_size=1,
+        max_size=4,
+    ),
+    round_to=st.sampled_from([1, 4, 8, 16]),
+    max_layer_ratio=st.floats(0.1, 1.0),
+    seed=st.integers(0, 99),
+)
+def test_pruning_order_keeps_layers_rounded_and_balanced_at_every_step(
+    widths: list[tuple[int, int]], round_to: int, max_layer_ratio: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    groups = [
+        CoupledChannels(f"layer{i}", width, blocks, torch.rand(width // blocks, generator=generator))
+        for i, (width, blocks) in enumerate(widths)
+    ]
+    removed: dict[str, set[int]] = {group.layer: set() for group in groups}
+    last = -math.inf
+    for step in pruning_order(groups, round_to, max_layer_ratio):
+        group = next(group for group in groups if group.layer == step.layer)
+        assert step.importance >= last
+        last = step.importance
+        assert removed[step.layer].isdisjoint(step.channels)
+        removed[step.layer].update(step.channels)
+        kept = group.width - len(removed[step.layer])
+        assert kept > 0
+        assert kept % math.lcm(round_to, group.blocks) == 0
+        assert kept >= group.width * (1 - max_layer_ratio) - 1e-9
+        per_block = group.width // group.blocks
+        counts = [
+            sum(channel // per_block == block for channel in removed[step.layer]) for block in range(group.blocks)
+        ]
+        assert len(set(counts)) == 1
