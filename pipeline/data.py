@@ -48,6 +48,10 @@ class NpzSource:
 
     def __init__(self, path: Path, inputs: Sequence[str], labels: str | None) -> None:
         self.where = str(path)
+        if not path.is_file():
+            raise DataError("no such file", where=self.where, fix="paths are relative to the recipe")
+        if not zipfile.is_zipfile(path):
+            raise DataError("is not a readable npz", where=self.where, fix="write it with numpy.savez_compressed")
         try:
             with np.load(path, allow_pickle=False) as archive:
                 missing = [name for name in inputs if name not in archive.files]
@@ -59,8 +63,6 @@ class NpzSource:
                     )
                 self._inputs = tuple(archive[name] for name in inputs)
                 self._labels = archive[labels] if labels is not None and labels in archive.files else None
-        except FileNotFoundError:
-            raise DataError("no such file", where=self.where, fix="paths are relative to the recipe") from None
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"is not a readable npz: {error}", where=self.where) from None
         self.labelled = self._labels is not None
@@ -107,7 +109,7 @@ class FolderSource:
             file, label = self._files[index]
             try:
                 with Image.open(file) as image:
-                    images.append(np.asarray(image.convert(self._mode)))
+                    images.append(np.array(image.convert(self._mode)))
             except (UnidentifiedImageError, OSError) as error:
                 raise DataError(f"is not a readable image: {error}", where=str(file)) from None
             labels.append(label)

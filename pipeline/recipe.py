@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_serializer, model_validator
+from pydantic import Field, GetJsonSchemaHandler, ValidationError, model_serializer, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from pipeline.core import RecipeError, Setting, TensorSpec
 
@@ -194,6 +196,11 @@ class OneOf(Section):
         if isinstance(entry, dict):
             return {name: {} if options is None else options for name, options in entry.items()}
         return entry
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        named = handler.resolve_ref_schema(handler(core_schema))
+        return {"anyOf": [{"enum": list(cls.model_fields)}, {**named, "minProperties": 1, "maxProperties": 1}]}
 
     @model_validator(mode="after")
     def _exactly_one(self) -> OneOf:

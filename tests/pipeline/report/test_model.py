@@ -76,7 +76,7 @@ def test_folder_is_refused_when_given_instead_of_the_file(tmp_path: Path) -> Non
 
 def test_reading_imports_neither_torch_nor_matplotlib_when_a_report_is_opened(frozen_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; import pipeline.report.write\n"
+        "import sys; from pathlib import Path; import pipeline.report.write, pipeline.report.compare\n"
         "from pipeline.report.model import read_report\n"
         f"read_report(Path({str(frozen_path)!r}))\n"
         "print(sorted({'torch', 'matplotlib', 'numpy'} & sys.modules.keys()))"
