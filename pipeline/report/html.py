@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pipeline.core import StageRecord
@@ -62,25 +62,7 @@ def render(report: Report) -> str:
     Args:
         report: A run's report, of any version that `pipeline.report.model.read_report` reads.
     """
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        bytes=units.size,
-        milliseconds=units.milliseconds,
-        percent=units.percent,
-        points=units.points,
-        quantity=units.quantity,
-        seconds=units.seconds,
-        significant=units.significant,
-        times=units.times,
-        yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(),
-    )
-    return environment.get_template("report.html.j2").render(
+    return page_template("report.html.j2").render(
         report=report,
         lines=headline(report),
         verdict=verdict(report),
@@ -95,6 +77,30 @@ def render(report: Report) -> str:
         details=details,
         cell=cell,
     )
+
+
+def page_template(name: str) -> Template:
+    """A template of this package, with the units as filters; everything it is given is escaped."""
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        bytes=units.size,
+        heading=units.heading,
+        milliseconds=units.milliseconds,
+        percent=units.percent,
+        points=units.points,
+        quantity=units.quantity,
+        seconds=units.seconds,
+        significant=units.significant,
+        times=units.times,
+        yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(),
+    )
+    return environment.get_template(name)
 
 
 def headline(report: Report) -> list[Line]:
@@ -317,13 +323,12 @@ def _detail(name: str, value: Any) -> Detail:
         rows = tuple(tuple(cell(key, entry.get(key)) for key in columns) for entry in value)
         return Detail(name=title, columns=tuple(map(units.heading, columns)), rows=rows)
     if isinstance(value, dict) and value:
-        entries = {key: entry if isinstance(entry, dict) else {"": entry} for key, entry in value.items()}
+        if len(value) <= 6 and not any(isinstance(entry, dict | list | tuple) for entry in value.values()):
+            return Detail(name=title, text="; ".join(f"{units.heading(k)}: {cell(k, v)}" for k, v in value.items()))
+        entries = {key: entry if isinstance(entry, dict) else {"value": entry} for key, entry in value.items()}
         inner = tuple(dict.fromkeys(key for entry in entries.values() for key in entry))
-        rows = tuple(
-            (str(key), *(cell(column or str(key), entry.get(column)) for column in inner))
-            for key, entry in entries.items()
-        )
-        return Detail(name=title, columns=("", *map(units.heading, inner)), rows=rows)
+        rows = tuple((key, *(cell(column, entry.get(column)) for column in inner)) for key, entry in entries.items())
+        return Detail(name=title, columns=("name", *map(units.heading, inner)), rows=rows)
     return Detail(name=title, text=cell(name, value))
 
 
