@@ -31,10 +31,10 @@ class QuantizeBiases(ir.passes.InPlacePass):
             of_x, of_w, bias = encoding(activation), encoding(weight), constant(node.inputs[2])
             if weight is None or of_x is None or of_w is None or bias is None or of_x.scale.ndim != 0:
                 continue
-            bias = np.broadcast_to(bias.reshape(-1), (_channels(node),)).astype(np.float64)
             weights = constant(weight.inputs[0])
             if weights is None:
                 continue
+            bias = np.broadcast_to(bias.reshape(-1), (weights.shape[_channel_axis(node)],)).astype(np.float64)
             scale = np.broadcast_to(of_w.scale, bias.shape)
             shift = overflow_shift(bias, of_x.scale, scale)
             if shift.any():
@@ -66,12 +66,9 @@ def overflow_shift(bias: Array, activation_scale: Array, weight_scale: Array) ->
     return shift
 
 
-def _channels(node: ir.Node) -> int:
-    weight = node.inputs[1]
-    assert weight is not None
-    assert weight.shape is not None
-    transposed = node.op_type == "Conv" or bool(node.attributes.get_int("transB", 0))
-    return int(weight.shape[0 if transposed else 1])  # type: ignore[arg-type]  # weights have static shapes
+def _channel_axis(node: ir.Node) -> int:
+    """The axis of a weight's output channels."""
+    return 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1 else 1
 
 
 def _coarser(graph: ir.Graph, weight: ir.Node, integers: Array, axis: int, scale: Array, shift: Array) -> ir.Node:

@@ -1,0 +1,178 @@
+"""A small quantized program through the whole target: file, names, integers, session, placement."""
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers the quantized_decomposed operators
+
+import targets
+from pipeline.core import ModelArtifact, TargetError, TensorSpec
+from pipeline.recipe import OnnxConfig
+from pipeline.target import Lowered
+from targets.onnx import lowering
+
+Q = torch.ops.quantized_decomposed
+
+
+def fake_quantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    rule = (scale, zero_point, -128, 127, torch.int8)
+    return Q.dequantize_per_tensor(Q.quantize_per_tensor(x, *rule), *rule)
+
+
+class Program(nn.Module):
+    """conv, relu6, mean, linear with quantizers written by hand, in the form that PT2E gives a quantized program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.linear = nn.Linear(16, 5)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.3, generator=generator)
+        for name, layer in (("conv", self.conv), ("linear", self.linear)):
+            scale = layer.weight.detach().abs().flatten(1).amax(1) / 127
+            self.register_buffer(f"{name}_scale", scale)
+            self.register_buffer(f"{name}_zero", torch.zeros(len(scale), dtype=torch.int64))
+
+    def weight(self, name: str) -> Tensor:
+        rule = (getattr(self, f"{name}_scale"), getattr(self, f"{name}_zero"), 0, -127, 127, torch.int8)
+        return Q.dequantize_per_channel(Q.quantize_per_channel(getattr(self, name).weight, *rule), *rule)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = fake_quantize(image, 0.03, -5)
+        x = nn.functional.conv2d(x, self.weight("conv"), self.conv.bias, padding=1)
+        x = fake_quantize(nn.functional.relu6(x), 6 / 255, -128)
+        x = fake_quantize(x.mean((2, 3), keepdim=True), 0.01, -128)
+        x = fake_quantize(x.flatten(1), 0.01, -128)
+        return fake_quantize(nn.functional.linear(x, self.weight("linear"), self.linear.bias), 0.02, 3)
+
+
+class Float(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        program = Program()
+        self.conv, self.linear = program.conv, program.linear
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.linear(nn.functional.relu6(self.conv(image)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def artifact() -> ModelArtifact:
+    return ModelArtifact(
+        module=Program().eval(),
+        reference=Float().eval(),
+        inputs=(TensorSpec(name="image", shape=(3, 8, 8)),),
+        outputs=("logits",),
+        classes=("a", "b", "c", "d", "e"),
+        quantized=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def lowered(artifact: ModelArtifact, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
+    return targets.get("onnx").lower(artifact, tmp_path_factory.mktemp("int8"), name="model")
+
+
+@pytest.fixture(scope="module")
+def original(artifact: ModelArtifact, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
+    return targets.get("onnx").lower(artifact.original(), tmp_path_factory.mktemp("fp32"), name="original")
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_lower_writes_a_checked_file_that_keeps_names_and_batch(lowered: Lowered) -> None:
+    model = onnx.load(lowered.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [item.name for item in model.graph.input] == ["image"]
+    assert [item.name for item in model.graph.output] == ["logits"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert lowered.batch_size is None
+    assert lowered.variant == "int8"
+    assert {prop.key: prop.value for prop in model.metadata_props}["classes"] == "a,b,c,d,e"
+    assert model.producer_name == "edgewright"
+    assert [file.name for file in lowered.path.parent.iterdir()] == ["model.onnx"]
+
+
+def test_lower_stores_weights_as_int8_once_and_biases_as_int32(artifact: ModelArtifact, lowered: Lowered) -> None:
+    model = onnx.load(lowered.path)
+    stored = {item.name: (item.data_type, tuple(item.dims)) for item in model.graph.initializer}
+    assert stored["conv.weight.int8"] == (onnx.TensorProto.INT8, (16, 3, 3, 3))
+    assert stored["linear.weight.int8"] == (onnx.TensorProto.INT8, (5, 16))
+    assert stored["conv.bias.int32"] == (onnx.TensorProto.INT32, (16,))
+    assert "conv.weight" not in stored
+    weights = onnx.numpy_helper.to_array(next(i for i in model.graph.initializer if i.name == "conv.weight.int8"))
+    program: Program = artifact.module  # type: ignore[assignment]
+    expected = torch.round(program.conv.weight / program.conv_scale.view(-1, 1, 1, 1)).clamp(-127, 127)
+    assert np.array_equal(weights, expected.detach().numpy())
+
+
+def test_session_gives_the_programs_integers_when_run_in_onnxruntime(
+    artifact: ModelArtifact, images: Tensor, lowered: Lowered
+) -> None:
+    session = targets.get("onnx").load(lowered, threads=1)
+    (logits,) = session.run((images.numpy(),))
+    steps = np.abs(logits - artifact.module(images).detach().numpy()) / 0.02
+    assert steps.max() <= 1.01  # one rounding unit, from biases rounded to the accumulator's scale
+    assert (steps > 0.5).mean() < 0.02
+
+
+def test_session_equals_torch_when_the_original_is_lowered(
+    artifact: ModelArtifact, images: Tensor, original: Lowered
+) -> None:
+    assert original.variant == "fp32"
+    (logits,) = targets.get("onnx").load(original, threads=2).run((images.numpy(),))
+    np.testing.assert_allclose(logits, artifact.reference(images).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_placement_is_all_integer_when_every_operator_is_quantized(lowered: Lowered) -> None:
+    placement = targets.get("onnx").placement(lowered)
+    assert placement is not None
+    assert placement.fallback == ()
+    assert placement.accelerated == placement.operators
+
+
+def test_placement_names_the_operators_when_the_model_is_float(original: Lowered) -> None:
+    placement = targets.get("onnx").placement(original)
+    assert placement is not None
+    assert placement.accelerated == 0
+    assert sum(item.count for item in placement.fallback) == placement.operators
+
+
+def test_lower_keeps_int8_activations_when_the_cpu_is_arm(artifact: ModelArtifact, tmp_path: Path) -> None:
+    model = onnx.load(targets.get("onnx", OnnxConfig(cpu="arm")).lower(artifact, tmp_path, name="model").path)
+    constants = {item.name: item.data_type for item in model.graph.initializer}
+    zero_points = {constants[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert zero_points == {onnx.TensorProto.INT8}
+
+
+def test_lower_leaves_no_file_when_the_disk_is_full(
+    artifact: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lowering.ir, "save", full)
+    with pytest.raises(TargetError, match="No space left"):
+        targets.get("onnx").lower(artifact, tmp_path, name="model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lower_names_the_operator_when_it_has_no_onnx_form(artifact: ModelArtifact, tmp_path: Path) -> None:
+    class Unknown(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return torch.linalg.svd(image.flatten(2))[1]
+
+    broken = replace(artifact, module=Unknown().eval(), quantized=False)
+    with pytest.raises(TargetError, match="svd"):
+        targets.get("onnx").lower(broken, tmp_path, name="model")
+    assert list(tmp_path.iterdir()) == []
