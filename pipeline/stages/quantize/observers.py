@@ -99,8 +99,8 @@ def affine_parameters(low: float, high: float) -> tuple[float, int]:
 
     >>> affine_parameters(0.0, 25.5)
     (0.1, -128)
-    >>> affine_parameters(-1.0, 1.55)
-    (0.01, -28)
+    >>> affine_parameters(-64.0, 63.5)
+    (0.5, 0)
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if high == low:

@@ -1,0 +1,120 @@
+"""Range methods and statistics against NumPy and hand-computed values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.stages.quantize.observers import (
+    BINS,
+    QMAX,
+    QMIN,
+    Statistics,
+    affine_parameters,
+    channel_scales,
+    fake_quantize,
+    minmax,
+    mse,
+    percentile,
+)
+
+
+def seen(*tensors: torch.Tensor) -> Statistics:
+    statistics = Statistics()
+    for tensor in tensors:
+        statistics.update(tensor)
+    return statistics
+
+
+def rounding_error(values: np.ndarray, low: float, high: float) -> float:
+    """Mean squared error of the int8 grid over [low, high], re-derived."""
+    scale = (high - low) / 255
+    zero_point = np.clip(np.rint(-128 - low / scale), -128, 127)
+    codes = np.clip(np.rint(values / scale) + zero_point, -128, 127)
+    return float(np.mean((values - (codes - zero_point) * scale) ** 2))
+
+
+def test_minmax_is_the_extremes_over_all_batches() -> None:
+    assert minmax(seen(torch.tensor([-1.0, 3.0]), torch.tensor([0.5, -4.0]))) == (-4.0, 3.0)
+
+
+def test_histogram_counts_stay_exact_when_the_range_doubles_twice() -> None:
+    statistics = seen(torch.tensor([0.1, -0.9, 1.0]), torch.tensor([3.5, -0.3]))
+    assert statistics.limit == 4.0
+    assert statistics.counts.sum() == 5
+    edges = np.linspace(-4, 4, BINS + 1)
+    expected, _ = np.histogram([0.1, -0.9, np.nextafter(1, 0), 3.5, -0.3], edges)  # a peak counts in the bin below it
+    np.testing.assert_array_equal(statistics.counts, expected)
+
+
+def test_statistics_size_does_not_grow_when_samples_are_added() -> None:
+    few, many = seen(torch.randn(10)), seen(*(torch.randn(1000) for _ in range(50)))
+    assert few.counts.nbytes == many.counts.nbytes
+
+
+def test_percentile_matches_numpy_within_a_bin() -> None:
+    values = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    low, high = percentile(seen(values), share=0.99)
+    expected = np.quantile(values.numpy(), [0.005, 0.995])
+    width = 2 * float(values.abs().max()) / BINS
+    assert abs(low - expected[0]) <= 1.01 * width
+    assert abs(high - expected[1]) <= 1.01 * width
+
+
+def test_percentile_is_the_extremes_when_there_are_few_values() -> None:
+    assert percentile(seen(torch.tensor([-1.0, 0.0, 2.0]))) == (-1.0, 2.0)
+
+
+def test_mse_clips_an_outlier_when_that_lowers_the_error() -> None:
+    values = torch.cat([torch.rand(400_000, generator=torch.Generator().manual_seed(1)), torch.tensor([1.6])])
+    low, high = mse(seen(values))
+    candidates = [a * 1.6 for a in np.arange(1, 0.2, -0.01)]
+    best = min(candidates, key=lambda top: rounding_error(values.numpy(), 0.0, top))
+    assert low == 0.0
+    assert high == pytest.approx(best, abs=0.017)
+    assert high < 1.1
+
+
+@pytest.mark.parametrize("method", [minmax, percentile, mse], ids=lambda method: method.__name__)
+def test_every_method_gives_a_usable_grid_when_a_tensor_is_always_zero(method) -> None:  # type: ignore[no-untyped-def]
+    assert affine_parameters(*method(seen(torch.zeros(8)))) == (1.0, QMIN)
+
+
+@pytest.mark.parametrize("method", [minmax, percentile, mse], ids=lambda method: method.__name__)
+def test_every_method_represents_a_constant(method) -> None:  # type: ignore[no-untyped-def]
+    scale, zero_point = affine_parameters(*method(seen(torch.full((8,), -3.0))))
+    code = np.clip(np.rint(-3.0 / scale) + zero_point, QMIN, QMAX)
+    assert (code - zero_point) * scale == pytest.approx(-3.0, abs=scale / 2)
+
+
+@given(st.floats(-1e6, 1e6, width=32), st.floats(-1e6, 1e6, width=32))
+def test_grid_holds_zero_and_rounds_within_half_a_step(first: float, second: float) -> None:
+    low, high = sorted((first, second))
+    scale, zero_point = affine_parameters(low, high)
+    assert scale > 0
+    assert QMIN <= zero_point <= QMAX
+    values = np.linspace(min(low, 0), max(high, 0), 101)
+    codes = np.rint(values / scale) + zero_point
+    inside = (codes >= QMIN) & (codes <= QMAX)
+    # The zero point is rounded, so one end of the range may lie up to half a step outside the grid.
+    restored = (np.clip(codes, QMIN, QMAX) - zero_point) * scale
+    assert np.all(np.abs(restored - values)[inside] <= scale / 2 * (1 + 1e-9))
+    assert np.all(np.abs(restored - values) <= scale * (1 + 1e-9))
+
+
+def test_channel_scales_are_the_peak_over_127_and_borrow_the_largest_for_a_dead_channel() -> None:
+    weight = torch.tensor([[1.27, -0.5], [0.0, 0.0], [-2.54, 1.0]])
+    torch.testing.assert_close(channel_scales(weight, 0), torch.tensor([0.01, 0.02, 0.02]))
+
+
+def test_channel_scales_are_one_over_127_when_the_whole_weight_is_zero() -> None:
+    torch.testing.assert_close(channel_scales(torch.zeros(2, 3), 0), torch.full((2,), 1 / 127))
+
+
+def test_fake_quantize_rounds_along_the_channel_axis() -> None:
+    weight = torch.tensor([[0.4, 1.2], [-0.6, 9.2]])
+    expected = torch.tensor([[0.0, 2.0], [-1.0, 10.0]])
+    torch.testing.assert_close(fake_quantize(weight, torch.tensor([1.0, 2.0]), 1), expected)

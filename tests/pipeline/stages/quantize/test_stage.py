@@ -1,0 +1,155 @@
+"""The stage on small real networks: the graph it writes, its record, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.core import DataError, ModelArtifact, TensorSpec
+from pipeline.data import from_dataset
+from pipeline.metrics import sqnr_db
+from pipeline.program import fixed_batch_size
+from pipeline.recipe import Budget, QuantizeConfig
+from pipeline.stages.quantize import quantize
+from tests.models import ARCHITECTURES
+
+QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
+WEIGHT_DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_channel.default
+SPEC = (TensorSpec(name="x", shape=(4,)),)
+
+
+def quantized(name: str = "resnet", **config: object) -> tuple[ModelArtifact, ModelArtifact]:
+    architecture = ARCHITECTURES[name]
+    original = architecture.artifact()
+    result = quantize(
+        original,
+        QuantizeConfig(**config),  # type: ignore[arg-type]
+        architecture.samples(32),
+        budget=Budget(metric="agreement"),
+        held_out=architecture.samples(32, seed=2),
+    )
+    return original, result
+
+
+@pytest.fixture(scope="module")
+def resnet() -> tuple[ModelArtifact, ModelArtifact]:
+    return quantized()
+
+
+def test_quantize_leaves_its_input_alone(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+    original, result = resnet
+    fresh = ARCHITECTURES["resnet"].artifact()
+    for name, value in original.module.state_dict().items():
+        torch.testing.assert_close(value, fresh.module.state_dict()[name], rtol=0, atol=0)
+    assert result.quantized
+    assert not original.quantized
+
+
+def test_quantized_outputs_follow_the_float_module(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+    original, result = resnet
+    images = next(iter(ARCHITECTURES["resnet"].samples(64, seed=3).batches(64))).inputs
+    with torch.no_grad():
+        assert sqnr_db(original.module(*images), result.module(*images)) > 24
+
+
+def test_program_takes_any_batch_size(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+    _, result = resnet
+    for size in (1, 5):
+        assert result.module(torch.zeros(size, 1, 28, 28)).shape == (size, 10)
+
+
+def test_every_weight_is_narrow_range_and_symmetric(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+    _, result = resnet
+    nodes = [node for node in result.module.graph.nodes if node.target == WEIGHT_DEQUANTIZE]
+    assert len(nodes) == 7  # stem, two blocks of two, one projection, classifier
+    for node in nodes:
+        assert node.args[3:6] == (0, -127, 127)
+        assert not getattr(result.module, node.args[2].target).any()
+
+
+def test_no_range_is_taken_between_an_operator_and_its_relu(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+    _, result = resnet
+    for node in result.module.graph.nodes:
+        if node.target == torch.ops.aten.relu.default:
+            assert node.all_input_nodes[0].target in (torch.ops.aten.conv2d.default, torch.ops.aten.add.Tensor)
+            assert [user.target for user in node.users] == [QUANTIZE]
+
+
+def test_record_tells_trials_choice_and_share_of_integer_macs(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+    _, result = resnet
+    (record,) = result.history
+    details = record.details
+    assert details["int8_macs_ratio"] == 1.0
+    assert [trial["method"] for trial in details["trials"]] == ["minmax", "percentile", "mse"]
+    within = [trial for trial in details["trials"] if trial["within_budget"]]
+    assert details["chosen"] == max(within or details["trials"], key=lambda trial: trial["sqnr_db"])
+    assert record.skipped == ()
+
+
+def test_named_modules_stay_in_float_and_are_listed() -> None:
+    _, result = quantized(skip=("classifier",), observers=("minmax",))
+    (record,) = result.history
+    assert [(entry.layer, entry.reason) for entry in record.skipped] == [("classifier", "left in float by the recipe")]
+    assert 0.9 < record.details["int8_macs_ratio"] < 1.0
+
+
+def test_hidden_values_share_parameters_when_an_operator_only_moves_them() -> None:
+    _, result = quantized("control_flow", observers=("minmax",))
+    pool = next(node for node in result.module.graph.nodes if "max_pool2d" in str(node.target))
+    (after,) = (user.args[1:3] for user in pool.users)
+    assert pool.all_input_nodes[0].args[1:3] == after
+
+
+class Values(torch.utils.data.Dataset[torch.Tensor]):
+    def __init__(self, *rows: list[float]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor(self.rows[index])
+
+
+def linear() -> ModelArtifact:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    return ModelArtifact(module=module, reference=copy.deepcopy(module), inputs=SPEC)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["nan", "inf"])
+def test_calibration_data_is_refused_naming_the_sample_when_it_is_not_finite(bad: float) -> None:
+    data = from_dataset(Values([1.0, 2.0, 3.0, 4.0], [1.0, bad, 0.0, 0.0]), SPEC)
+    with pytest.raises(DataError, match="sample 1 of 'x' holds NaN or infinity"):
+        quantize(linear(), QuantizeConfig(), data, budget=Budget(), held_out=data.take(1))
+
+
+def test_one_calibration_sample_is_enough() -> None:
+    data = from_dataset(Values([1.0, -2.0, 3.0, 4.0]), SPEC)
+    result = quantize(linear(), QuantizeConfig(), data, budget=Budget())
+    x = torch.tensor([[1.0, -2.0, 3.0, 4.0]])
+    with torch.no_grad():
+        assert sqnr_db(linear().module(x), result.module(x)) > 30
+
+
+def test_activations_that_never_fire_and_dead_channels_stay_finite() -> None:
+    artifact = linear()
+    with torch.no_grad():
+        artifact.module[0].bias.fill_(-100.0)  # type: ignore[index, union-attr, operator]
+        artifact.module[2].weight[1].zero_()  # type: ignore[index, union-attr, operator]
+    data = from_dataset(Values([1.0, -2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]), SPEC)
+    result = quantize(artifact, QuantizeConfig(), data, budget=Budget())
+    torch.testing.assert_close(
+        result.module(torch.zeros(2, 4)), artifact.module(torch.zeros(2, 4)), rtol=0.01, atol=0.01
+    )
+
+
+def test_batch_stays_dynamic_when_the_program_is_captured_again(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+    from pipeline.program import capture
+
+    _, result = resnet
+    assert fixed_batch_size(capture(result.module, result.inputs)) is None
+    assert fixed_batch_size(capture(result.module, result.inputs, batch_size=4)) == 4
