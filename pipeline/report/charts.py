@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WIDTH_IN = 4.6
 ROW_IN = 0.36
+SPAN_ROOM = 1.1
+CHARACTERS = 66  # of a row's label and text together
 
 # Placeholders that matplotlib can parse; `_svg` turns each into the CSS variable of that name.
 INK, MUTED, LINE, BEFORE, AFTER, SHADE = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
@@ -52,7 +54,7 @@ class Row:
         value: In the chart's unit; None where there is none.
         text: What stands at the row's right end: the rounded value, or why there is none.
         kind: ``before`` and ``after`` are measured models; ``estimated`` is drawn hollow, ``none`` not at all.
-        span: Tenth and 99th percentile, where samples exist.
+        span: From the 10th to the 90th percentile, where samples exist.
     """
 
     label: str
@@ -63,10 +65,14 @@ class Row:
 
 
 def bars(rows: Sequence[Row], *, name: str, alt: str) -> str:
-    """Horizontal bars from zero, with the samples' span where there is one."""
+    """Horizontal bars from zero, with the samples' span where there is one; an arrow where the span leaves the chart.
+
+    The longest value sets the scale, not the longest span: one disturbed measurement must not shrink all others.
+    """
     figure, axes = _rows(rows, foot_in=0.02)
-    longest = max((max(row.value, *(row.span or (0,))) for row in rows if row.value is not None), default=1.0)
-    axes.set_xlim(0, longest or 1.0)
+    room = SPAN_ROOM if any(row.span for row in rows) else 1.0
+    longest = max((row.value for row in rows if row.value is not None), default=0.0) * room or 1.0
+    axes.set_xlim(0, longest)
     for position, row in enumerate(rows):
         axes.plot([0, longest], [position, position], color=SHADE, linewidth=5, solid_capstyle="butt", zorder=0)
         if row.value is None:
@@ -75,8 +81,10 @@ def bars(rows: Sequence[Row], *, name: str, alt: str) -> str:
         hollow = {"facecolor": "none", "edgecolor": colour, "hatch": "//////", "linewidth": 0.8}
         axes.barh(position, row.value, 0.2, **(hollow if row.kind == "estimated" else {"color": colour}), zorder=1)
         if row.span is not None:
-            axes.plot(row.span, [position, position], color=INK, linewidth=0.9, zorder=2)
-            axes.plot(row.span, [position, position], "|", color=INK, markersize=5, markeredgewidth=0.9, zorder=2)
+            low, high = min(row.span[0], longest), min(row.span[1], longest)
+            axes.plot([low, high], [position, position], color=INK, linewidth=0.9, zorder=2)
+            for end, marker in ((low, "|"), (high, "|" if row.span[1] <= longest else ">")):
+                axes.plot(end, position, marker, color=INK, markersize=5, markeredgewidth=0.9, zorder=2, clip_on=False)
     axes.set_xticks([])
     return _svg(figure, name=name, alt=alt)
 

@@ -75,7 +75,6 @@ def render(report: Report) -> str:
         pictures=pictures(report),
         training=training_curve,
         details=details,
-        cell=cell,
     )
 
 
@@ -98,9 +97,30 @@ def page_template(name: str) -> Template:
         seconds=units.seconds,
         significant=units.significant,
         times=units.times,
-        yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(),
+        setting=as_setting,
+        yaml=as_yaml,
     )
     return environment.get_template(name)
+
+
+def as_yaml(value: Any) -> str:
+    """JSON values as YAML, innermost lists on one line.
+
+    >>> print(as_yaml({"name": "a", "shape": [1, 28, 28]}))
+    name: a
+    shape: [1, 28, 28]
+    """
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)).rstrip()
+
+
+def as_setting(value: Any) -> str:
+    """One setting on one line, written as in a recipe.
+
+    >>> as_setting(["minmax", "mse"]), as_setting(True), as_setting(0.0005)
+    ('[minmax, mse]', 'true', '0.0005')
+    """
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    return str(text).removesuffix("\n").removesuffix("\n...")
 
 
 def headline(report: Report) -> list[Line]:
@@ -109,7 +129,7 @@ def headline(report: Report) -> list[Line]:
     return [
         Line(
             name="original",
-            detail="FP32, PyTorch",
+            detail=_detail_of("FP32", original.latency),
             status="original",
             metric=original_metric(report),
             metric_source=None,
@@ -127,7 +147,7 @@ def _line(target: TargetRecord, report: Report) -> Line:
     metric, baseline = (target.metrics or {}).get(report.budget.metric), original_metric(report)
     return Line(
         name=target.target,
-        detail=variant(report),
+        detail=_detail_of(variant(report), target.latency),
         status=target.status,
         metric=metric,
         metric_source=target.metrics_source,
@@ -137,6 +157,12 @@ def _line(target: TargetRecord, report: Report) -> Line:
         parity=target.parity,
         within_budget=report.budget.met.get(target.target),
     )
+
+
+def _detail_of(kind: str, latencies: Sequence[Latency]) -> str:
+    """What an artefact is, and what runs it."""
+    quoted = single_thread(latencies)
+    return f"{kind}, {quoted.runtime}" if isinstance(quoted, Measured) else kind
 
 
 def _size(target: TargetRecord) -> int | None:
@@ -223,7 +249,7 @@ def pictures(report: Report) -> list[tuple[str, Markup, str]]:
 
 
 def _latency_groups(report: Report) -> Iterator[tuple[str, list[charts.Row], str]]:
-    """One picture per number of threads, and one for what was not measured: they share no scale."""
+    """One picture per number of threads, and one for estimates: they share no scale."""
     groups: dict[str, list[charts.Row]] = {}
     after = variant(report)
     models: list[tuple[str, Kind, tuple[Latency, ...]]] = [("original · FP32", "before", report.original.latency)]
@@ -233,19 +259,19 @@ def _latency_groups(report: Report) -> Iterator[tuple[str, list[charts.Row], str
     for label, kind, latencies in models:
         for latency in latencies:
             groups.setdefault(_group(latency), []).append(_latency_row(label, latency, kind))
-    for heading in sorted(groups, key=lambda heading: (heading == ELSEWHERE, heading != ONE_THREAD)):
-        yield heading, groups[heading], NOT_MEASURED if heading == ELSEWHERE else MEASURED
+    for heading in sorted(groups, key=lambda heading: (heading == ESTIMATED, heading != ONE_THREAD)):
+        yield heading, groups[heading], FROM_METHOD if heading == ESTIMATED else FROM_SAMPLES
 
 
-ONE_THREAD, ELSEWHERE = "Latency on one thread", "Latency not measured here"
-MEASURED = "One sample. Bar: median. Line: from the 10th to the 99th percentile."
-NOT_MEASURED = "One sample. Hatched: estimated; the method stands in the table below."
+ONE_THREAD, ESTIMATED = "Latency on one thread", "Estimated latency"
+FROM_SAMPLES = "One sample. Bar: median. Line: from the 10th to the 90th percentile; an arrow where it goes on."
+FROM_METHOD = "One sample. Hatched: estimated, not measured; the method stands in the table below."
 
 
 def _group(latency: Latency) -> str:
-    if not isinstance(latency, Measured):
-        return ELSEWHERE
-    return ONE_THREAD if latency.threads == 1 else f"Latency on {latency.threads} threads"
+    if isinstance(latency, Measured) and latency.threads != 1:
+        return f"Latency on {latency.threads} threads"
+    return ESTIMATED if isinstance(latency, Estimated) else ONE_THREAD
 
 
 def _dot(label: str, value: float | None, kind: Kind) -> charts.Row:
@@ -264,13 +290,14 @@ def _latency_row(label: str, latency: Latency, kind: Kind) -> charts.Row:
     where = f"{label} · {latency.runtime}"
     if isinstance(latency, Measured):
         text = units.milliseconds(latency.median_ns)
-        span = (percentile(latency.samples_ns, 10), float(latency.p99_ns))
+        span = (percentile(latency.samples_ns, 10), percentile(latency.samples_ns, 90))
         return charts.Row(label=where, value=latency.median_ns, text=text, kind=kind, span=span)
-    where = f"{where} · {latency.device}"
     if isinstance(latency, Estimated):
         text = f"≈ {units.milliseconds(latency.median_ns)} estimated"
-        return charts.Row(label=where, value=latency.median_ns, text=text, kind="estimated")
-    return charts.Row(label=where, value=None, text="skipped", kind="none")
+        return charts.Row(label=f"{where} · {latency.device}", value=latency.median_ns, text=text, kind="estimated")
+    reason = f"skipped: {latency.reason}"
+    fits = len(where) + len(reason) <= charts.CHARACTERS
+    return charts.Row(label=where, value=None, text=reason if fits else "skipped, reason above", kind="none")
 
 
 def percentile(samples: Sequence[int], rank: int) -> float:
@@ -303,12 +330,17 @@ def training_curve(stage: StageRecord, index: int) -> Markup | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detail:
-    """What a stage alone knows, ready to print: a single text, or a table."""
+    """What a stage alone knows, ready to print: a single text, or a table.
+
+    Attributes:
+        numbers: Which columns hold nothing but numbers.
+    """
 
     name: str
     text: str = ""
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
+    numbers: tuple[bool, ...] = ()
 
 
 def details(values: dict[str, Any]) -> list[Detail]:
@@ -321,15 +353,21 @@ def _detail(name: str, value: Any) -> Detail:
     if isinstance(value, list | tuple) and value and all(isinstance(entry, dict) for entry in value):
         columns = tuple(dict.fromkeys(key for entry in value for key in entry))
         rows = tuple(tuple(cell(key, entry.get(key)) for key in columns) for entry in value)
-        return Detail(name=title, columns=tuple(map(units.heading, columns)), rows=rows)
+        numbers = tuple(_numeric([entry.get(key) for entry in value]) for key in columns)
+        return Detail(name=title, columns=tuple(map(units.heading, columns)), rows=rows, numbers=numbers)
     if isinstance(value, dict) and value:
         if len(value) <= 6 and not any(isinstance(entry, dict | list | tuple) for entry in value.values()):
             return Detail(name=title, text="; ".join(f"{units.heading(k)}: {cell(k, v)}" for k, v in value.items()))
         entries = {key: entry if isinstance(entry, dict) else {"value": entry} for key, entry in value.items()}
         inner = tuple(dict.fromkeys(key for entry in entries.values() for key in entry))
         rows = tuple((key, *(cell(column, entry.get(column)) for column in inner)) for key, entry in entries.items())
-        return Detail(name=title, columns=("name", *map(units.heading, inner)), rows=rows)
+        numbers = (False, *(_numeric([entry.get(column) for entry in entries.values()]) for column in inner))
+        return Detail(name=title, columns=("name", *map(units.heading, inner)), rows=rows, numbers=numbers)
     return Detail(name=title, text=cell(name, value))
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
 
 
 def cell(name: str, value: Any) -> str:

@@ -104,7 +104,7 @@ def by_name(name: str, value: object) -> str:
     for word, formatted in _FORMATS.items():
         if word in words:
             return formatted(value)
-    return str(value) if isinstance(value, int) else significant(value, 4)
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def heading(name: str) -> str:

@@ -23,7 +23,13 @@ def test_size_changes_its_unit_when_a_thousand_is_reached(count: int, text: str)
 
 @pytest.mark.parametrize(
     ("name", "value", "text"),
-    [("converged", True, "yes"), ("sqnr_db", None, "–"), ("layer", "stem.0", "stem.0"), ("lr", 0.05, "0.05000")],
+    [
+        ("converged", True, "yes"),
+        ("sqnr_db", None, "–"),
+        ("layer", "stem.0", "stem.0"),
+        ("lr", 0.05, "0.05"),
+        ("loss", 0.081234, "0.08123"),
+    ],
 )
 def test_by_name_prints_any_json_scalar_when_its_name_says_no_unit(name: str, value: object, text: str) -> None:
     assert units.by_name(name, value) == text
