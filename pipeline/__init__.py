@@ -2,8 +2,6 @@
 
 Every stage is a function that other projects can call; names are imported when they are first used, so that
 ``import pipeline`` takes milliseconds and needs no torch.
-
->>> from pipeline import load, prune, distill, quantize, export, benchmark, run  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -21,8 +19,10 @@ if TYPE_CHECKING:
     from pipeline.data import from_dataset as from_dataset
     from pipeline.data import open_samples as open_samples
     from pipeline.recipe import Budget as Budget
+    from pipeline.recipe import DataSource as DataSource
     from pipeline.recipe import DistillConfig as DistillConfig
     from pipeline.recipe import ModelSource as ModelSource
+    from pipeline.recipe import Preprocessing as Preprocessing
     from pipeline.recipe import PruneConfig as PruneConfig
     from pipeline.recipe import QuantizeConfig as QuantizeConfig
     from pipeline.recipe import Recipe as Recipe
@@ -41,7 +41,8 @@ _HOMES = {
     "core": ("EdgewrightError", "ModelArtifact", "TensorSpec"),
     "data": ("SampleSet", "from_dataset", "open_samples"),
     "recipe": (
-        "Budget", "DistillConfig", "ModelSource", "PruneConfig", "QuantizeConfig", "Recipe", "read_recipe",
+        "Budget", "DataSource", "DistillConfig", "ModelSource", "Preprocessing", "PruneConfig", "QuantizeConfig",
+        "Recipe", "read_recipe",
     ),
     "report.model": ("Report", "read_report"),
     "runner": ("run",),

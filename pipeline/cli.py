@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from pipeline.core import EdgewrightError
-from pipeline.progress import console
 from pipeline.recipe import Recipe, read_recipe
+from pipeline.report import units
 from pipeline.report.model import Report, read_report
+from pipeline.report.schema import json_schema
 from pipeline.target import Measured
 
 app = typer.Typer(
@@ -63,8 +63,8 @@ def _run(path: Path, out: Path | None, store: Path | None) -> None:
 
     folder = out or Path("reports") / recipe.name
     report = runner.run(recipe, folder, root=path.parent, store=store)
-    console.print(summary(report))
-    typer.echo(folder / "report.html")
+    typer.echo(summary(report))
+    typer.echo(f"report: {folder / 'report.html'}")
 
 
 class Schema(StrEnum):
@@ -77,68 +77,61 @@ class Schema(StrEnum):
 @app.command()
 def schema(of: Annotated[Schema, typer.Argument(help="The recipe you write, or the report you get.")]) -> None:
     """Print a JSON Schema, for editors and programs."""
-    model = Recipe if of is Schema.RECIPE else Report
-    typer.echo(json.dumps(model.model_json_schema(), indent=2))
+    typer.echo(json.dumps(Recipe.model_json_schema() if of is Schema.RECIPE else json_schema(), indent=2))
 
 
 @app.command()
 def show(report: Annotated[Path, typer.Argument(help="A report.json.")]) -> None:
     """Print the headline of a report."""
-    console.print(summary(read_report(report)))
+    typer.echo(summary(read_report(report)))
 
 
-def summary(report: Report) -> Table:
-    """The headline table: the original and every target."""
-    metric = report.budget.metric
-    table = Table(title=report.run.id)
-    for column in (
-        "",
-        metric,
-        "size",
-        "latency, 1 thread",
-        "vs FP32, same runtime",
-        "agreement with the program",
-        "budget",
-    ):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_row(
-        "original, PyTorch FP32",
-        _percent(report.original.metrics.get(metric)),
-        _bytes(report.original.size_bytes),
-        *_latency(report.original.latency),
-        "",
-        "",
-    )
-    for target in report.targets:
-        if target.artifact is None:
-            table.add_row(target.target, f"{target.status}: {target.reason}")
-            continue
-        met = report.budget.met.get(target.target)
-        table.add_row(
-            target.target,
-            _percent((target.metrics or {}).get(metric)),
-            _bytes(target.artifact.size_bytes),
-            *_latency(target.latency),
-            _percent(target.parity.top1_agreement if target.parity else None),
-            "" if met is None else "met" if met else "exceeded",
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="The report.json to compare with.")],
+    after: Annotated[Path, typer.Argument(help="The report.json to judge.")],
+    html: Annotated[Path | None, typer.Option(help="Also write the comparison as an HTML page.")] = None,
+    fail_on_regression: Annotated[bool, typer.Option(help="Exit with code 1 when anything got worse, for CI.")] = False,
+) -> None:
+    """Compare two reports: accuracy, sizes, and latencies with the machine's drift taken out."""
+    from pipeline.report.compare import compare, render_html, render_text
+
+    comparison = compare(read_report(before), read_report(after))
+    typer.echo(render_text(comparison))
+    if html is not None:
+        html.write_text(render_html(comparison), encoding="utf-8")
+    if fail_on_regression and comparison.regressions:
+        raise typer.Exit(1)
+
+
+def summary(report: Report) -> str:
+    """The headline table: the original and every target, one line each."""
+    from pipeline.report.html import headline
+
+    rows = [("", report.budget.metric, "size", "latency", "vs FP32", "parity", "budget")]
+    for line in headline(report):
+        measured = line.latency if isinstance(line.latency, Measured) else None
+        speedup = measured.speedup_vs_fp32_same_runtime if measured else None
+        parity = line.parity.top1_agreement if line.parity else None
+        rows.append(
+            (
+                f"{line.name}, {line.detail}" if line.status in ("original", "ok") else f"{line.name}: {line.status}",
+                "-" if line.metric is None else units.percent(line.metric),
+                "-" if line.size_bytes is None else units.size(line.size_bytes),
+                "-" if measured is None else units.milliseconds(measured.median_ns),
+                "-" if speedup is None else units.times(speedup),
+                "-" if parity is None else units.percent(parity),
+                {True: "met", False: "exceeded", None: "-"}[line.within_budget],
+            )
         )
-    return table
-
-
-def _latency(records: tuple[object, ...]) -> tuple[str, str]:
-    for record in records:
-        if isinstance(record, Measured) and record.threads == 1:
-            speedup = record.speedup_vs_fp32_same_runtime
-            return f"{record.median_ns / 1e6:.3f} ms", "" if speedup is None else f"{speedup:.2f}x"
-    return "not measured", ""
-
-
-def _percent(ratio: float | None) -> str:
-    return "not measured" if ratio is None else f"{ratio:.2%}"
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1000:,.1f} kB"
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,6 +43,13 @@ def samples(split: str, scratch: Path) -> SampleSet:
     arrays = read_debian(split)
     np.savez(path, images=arrays["images"], labels=arrays["labels"])
     return from_source(NpzSource(path, ("images",), "labels"), (IMAGE,), PREPROCESSING, name=split)
+
+
+def load_trained() -> nn.Module:
+    """The trained network, in eval mode."""
+    model = resnet()
+    model.load_state_dict(load_file(HERE / "model.safetensors"))
+    return model.eval()
 
 
 def main() -> None:

@@ -1,0 +1,41 @@
+"""What README says is run as it stands there."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.recipe import parse_recipe
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_library_snippet_prints_metrics_when_run_as_printed(tmp_path: Path) -> None:
+    (snippet,) = blocks("python")
+    (tmp_path / "calibration_data").symlink_to(README.parent / "calibration_data")
+    result = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "top1" in result.stdout.splitlines()[-1]
+    assert (tmp_path / "out" / "onnx" / "model.onnx").exists()
+
+
+def test_recipe_in_readme_is_valid_when_parsed() -> None:
+    (recipe,) = blocks("yaml")
+    assert [step.name for step in parse_recipe(yaml.safe_load(recipe)).stages] == ["prune", "distill", "quantize"]
+
+
+def test_sample_report_is_valid_when_read_against_the_published_schema() -> None:
+    import jsonschema
+
+    root = README.parent
+    schema = json.loads((root / "pipeline" / "report" / "report.schema.json").read_text())
+    jsonschema.validate(json.loads((root / "reports" / "sample" / "report.json").read_text()), schema)
