@@ -15,6 +15,7 @@ from pipeline.core import ModelArtifact
 from pipeline.data import SampleSet
 from pipeline.program import capture
 from pipeline.stages.quantize.annotator import Int8Quantizer, Scheme, rule_of
+from pipeline.stages.quantize.biases import round_biases
 from pipeline.stages.quantize.correction import corrected_bias
 from pipeline.stages.quantize.observers import METHODS, ActivationObserver, PerChannelWeightObserver, fake_quantize
 
@@ -57,6 +58,7 @@ def convert(calibrated: Calibrated, *, method: str, bias_correction: bool) -> Gr
         for name, mean in calibrated.means.items():
             _correct(prepared, name, mean)
     converted: GraphModule = convert_pt2e(prepared, fold_quantize=False)
+    round_biases(converted)
     return converted
 
 
