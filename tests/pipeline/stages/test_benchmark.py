@@ -1,0 +1,69 @@
+import hashlib
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.stages.benchmark import ROUNDS, WARMUP_RUNS, Candidate, artifact_record, interleave, session_predictor
+from pipeline.target import measured
+
+
+def test_interleave_takes_blocks_in_turns_when_there_are_several_candidates() -> None:
+    order: list[str] = []
+    candidates = [
+        Candidate(runtime=name, device="test", call=lambda name=name: order.append(name)) for name in ("fast", "slow")
+    ]
+    taken = interleave(candidates, seconds_per_candidate=1e-9)  # so little that each block has the fewest runs: 3
+    assert [(len(warmup), len(samples)) for warmup, samples in taken] == [(WARMUP_RUNS, 3 * ROUNDS)] * 2
+    block = 3 + 1  # one more call is not timed: it fills the caches
+    turns = order[2 * WARMUP_RUNS :]
+    assert turns == (["fast"] * block + ["slow"] * block) * ROUNDS
+
+
+def test_interleave_measures_durations_when_calls_sleep() -> None:
+    taken = interleave([Candidate(runtime="", device="", call=lambda: time.sleep(0.002))], seconds_per_candidate=0.06)
+    ((_, samples),) = taken
+    assert min(samples) >= 2_000_000
+    assert len(samples) == 30
+
+
+def test_measured_statistics_equal_numpy_when_samples_are_random() -> None:
+    samples = tuple(np.random.default_rng(0).integers(1_000, 90_000, 101).tolist())
+    record = measured(runtime="r", device="d", threads=1, warmup_ns=(), samples_ns=samples)
+    for value, percentile in ((record.median_ns, 50), (record.p90_ns, 90), (record.p99_ns, 99)):
+        assert value == pytest.approx(np.percentile(samples, percentile), abs=0.5)
+
+
+class Doubler:
+    """A session that takes exactly ``batch_size`` samples."""
+
+    runtime, device, metrics_source = "test", "test", "measured"
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def run(self, inputs):  # type: ignore[no-untyped-def]
+        assert len(inputs[0]) == self.batch_size
+        return (inputs[0] * 2,)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+def test_session_predictor_returns_every_sample_when_the_batch_size_is_fixed(batch_size: int) -> None:
+    inputs = torch.arange(10.0).reshape(5, 2)
+    (outputs,) = session_predictor(Doubler(batch_size), batch_size)((inputs,))  # type: ignore[arg-type]
+    assert torch.equal(outputs, inputs * 2)
+
+
+def test_artifact_record_changes_when_a_file_inside_a_package_changes(tmp_path: Path) -> None:
+    package = tmp_path / "model.mlpackage"
+    (package / "data").mkdir(parents=True)
+    (package / "data" / "weights").write_bytes(b"1234")
+    (package / "manifest").write_bytes(b"12")
+    before = artifact_record(package, tmp_path)
+    assert (before.path, before.size_bytes) == ("model.mlpackage", 6)
+    (package / "data" / "weights").write_bytes(b"1235")
+    assert artifact_record(package, tmp_path).sha256 != before.sha256
+    single = artifact_record(package / "manifest", tmp_path)
+    assert single.sha256 == hashlib.sha256(b"12").hexdigest()
