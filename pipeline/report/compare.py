@@ -134,7 +134,7 @@ def _target_changes(
     yield from _metric_changes(name, old.metrics or {}, new.metrics or {}, _same_data(before, after), limits)
     kept, keeps = (report.budget.met.get(name) for report in (before, after))
     if kept is not None and keeps is not None and kept != keeps:
-        texts = ["kept" if within else "missed" for within in (kept, keeps)]
+        texts = ["met" if within else "exceeded" for within in (kept, keeps)]
         yield Change(
             subject=name, quantity="budget", before=texts[0], after=texts[1], verdict="better" if keeps else "worse"
         )

@@ -170,20 +170,20 @@ def _size(target: TargetRecord) -> int | None:
 
 
 def verdict(report: Report) -> Verdict:
-    """Whether every target kept the accuracy budget, and which did not or could not be judged."""
+    """Whether every target met the accuracy budget, and which did not or could not be judged."""
     met = report.budget.met
     allowed = f"the allowed drop of {units.points(report.budget.max_drop).lstrip('+')}"
-    kept, missed = ([name for name, within in met.items() if within is wanted] for wanted in (True, False))
+    kept, exceeded = ([name for name, within in met.items() if within is wanted] for wanted in (True, False))
     failed = [target.target for target in report.targets if target.status == "failed"]
     unjudged = [target.target for target in report.targets if target.target not in {*met, *failed}]
     sentences = (
-        f"Accuracy budget missed on {_listed(missed)}: more than {allowed}." if missed else None,
-        f"Accuracy budget kept on {_listed(kept)}: within {allowed}." if kept else None,
+        f"Accuracy budget exceeded on {_listed(exceeded)}: more than {allowed}." if exceeded else None,
+        f"Accuracy budget met on {_listed(kept)}: within {allowed}." if kept else None,
         f"Failed: {_listed(failed)}." if failed else None,
         f"Not judged here: {_listed(unjudged)}." if unjudged else None,
         None if report.targets else "The recipe names no target.",
     )
-    tone: Tone = "bad" if missed or failed else "good" if kept else "open"
+    tone: Tone = "bad" if exceeded or failed else "good" if kept else "open"
     return Verdict(tone, " ".join(filter(None, sentences)))
 
 

@@ -79,7 +79,7 @@ def test_report_is_quiet_when_opened_in_a_browser(report: Report, visit: Open) -
     found = visit(render(report))
     assert (found.console, found.requests) == ([], [])
     assert found.dom.count("<svg") == 6  # accuracy, size, latency on 1 and 2 threads, not measured, training
-    assert "Accuracy budget missed on tflite" in found.dom
+    assert "Accuracy budget exceeded on tflite" in found.dom
 
 
 def test_comparison_is_quiet_when_opened_in_a_browser(report: Report, visit: Open) -> None:

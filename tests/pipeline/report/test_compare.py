@@ -212,10 +212,10 @@ def test_target_that_stops_working_is_a_regression_when_it_worked_before(
     assert (found.before, found.after, found.verdict) == (was, now, verdict)
 
 
-def test_missed_budget_is_a_regression_when_it_was_kept(report: Report) -> None:
+def test_exceeded_budget_is_a_regression_when_it_was_met(report: Report) -> None:
     budget = report.budget.model_copy(update={"met": {"onnx": False, "tflite": False}})
     found = change(report, report.model_copy(update={"budget": budget}), "onnx", "budget")
-    assert (found.before, found.after, found.verdict) == ("kept", "missed", "worse")
+    assert (found.before, found.after, found.verdict) == ("met", "exceeded", "worse")
 
 
 def test_estimates_are_incomparable_when_their_methods_differ(report: Report) -> None:

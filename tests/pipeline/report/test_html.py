@@ -76,9 +76,9 @@ def test_headline_shows_each_model_when_all_three_targets_have_records(page: Pag
     assert page.row("original", "93.21", "708")[:3] == ["original FP32, PyTorch", "93.21 %", "708 kB checkpoint"]
     onnx = page.row("onnx INT8", "92.63")
     assert onnx[1:3] == ["92.63 % −0.58 pp", "78.4 kB 9.03× smaller"]
-    assert onnx[4:] == ["99.91 % 51.3 dB SQNR", "kept"]
+    assert onnx[4:] == ["99.91 % 51.3 dB SQNR", "met"]
     tflite = page.row("tflite INT8", "92.12")
-    assert tflite[4:] == ["100.00 % equal outputs", "missed"]
+    assert tflite[4:] == ["100.00 % equal outputs", "exceeded"]
     coreml = page.row("coreml INT8", "not measured")
     assert "≈ 0.0900 ms estimated, Fixture phone NPU" in coreml[3]
 
@@ -188,9 +188,9 @@ def test_nothing_breaks_out_when_every_text_of_the_report_is_hostile(report: Rep
 @pytest.mark.parametrize(
     ("met", "statuses", "tone", "sentence"),
     [
-        pytest.param({"onnx": True}, {"onnx": "ok"}, "good", "Accuracy budget kept on onnx: within", id="kept"),
-        pytest.param({"onnx": True, "a": True, "b": True}, {}, "good", "kept on onnx, a and b:", id="three kept"),
-        pytest.param({"onnx": True, "tflite": False}, {}, "bad", "missed on tflite: more than", id="one missed"),
+        pytest.param({"onnx": True}, {"onnx": "ok"}, "good", "Accuracy budget met on onnx: within", id="met"),
+        pytest.param({"onnx": True, "a": True, "b": True}, {}, "good", "met on onnx, a and b:", id="three met"),
+        pytest.param({"onnx": True, "tflite": False}, {}, "bad", "exceeded on tflite: more than", id="one exceeded"),
         pytest.param({"onnx": True}, {"coreml": "skipped"}, "good", "Not judged here: coreml.", id="one not judged"),
         pytest.param({"onnx": True}, {"tflite": "failed"}, "bad", "Failed: tflite.", id="one failed"),
         pytest.param({}, {"coreml": "ok"}, "open", "Not judged here: coreml.", id="none judged"),
