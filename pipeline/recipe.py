@@ -118,19 +118,38 @@ class TrainingConfig(Section):
     augment: Augmentation = Augmentation()
 
 
-class PruneConfig(Section):
-    """Structured pruning: whole channels are removed until the budget is met."""
+Importance = Literal["l1", "l2", "bn_scale", "taylor", "activation"]
 
-    macs_ratio: Ratio | None = Field(None, description="multiply-accumulates to keep, as a share of the model's")
-    parameters_ratio: Ratio | None = Field(None, description="parameters to keep, as a share of the model's")
+
+class PruneConfig(Section):
+    """Structured pruning: whole channels are removed until every budget is met. Ratios are shares of the original."""
+
+    macs_ratio: Ratio | None = Field(None, description="multiply-accumulates to keep")
+    parameters_ratio: Ratio | None = Field(None, description="parameters to keep")
+    size_ratio: Ratio | None = Field(None, description="bytes of FP32 weights to keep")
+    latency_ratio: Ratio | None = Field(None, description="FP32 latency on latency_target to keep")
+    max_macs: PositiveInt | None = None
+    max_parameters: PositiveInt | None = None
+    max_size_bytes: PositiveInt | None = None
+    max_latency_ns: PositiveInt | None = Field(None, description="FP32, one thread, batch 1, on this machine")
+    latency_target: Literal["onnx", "tflite", "coreml"] | None = Field(None, description="where latency is measured")
+    importance: Importance = Field("l2", description="what a channel is judged by")
+    allocation: Literal["importance", "sensitivity"] = Field(
+        "importance", description="how layers share the loss: by the importance of channels, or by measured sensitivity"
+    )
     round_to: PositiveInt = Field(8, description="kept channels are a multiple of this")
     max_layer_ratio: Ratio = Field(0.9, description="never remove more than this share of one layer")
     skip: tuple[str, ...] = Field((), description="names of modules to leave alone")
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> PruneConfig:
-        if self.macs_ratio is None and self.parameters_ratio is None:
-            raise ValueError("give a budget: macs_ratio or parameters_ratio")
+        timed = self.latency_ratio is not None or self.max_latency_ns is not None
+        counted = (self.macs_ratio, self.parameters_ratio, self.size_ratio)
+        limits = (self.max_macs, self.max_parameters, self.max_size_bytes)
+        if not timed and all(budget is None for budget in (*counted, *limits)):
+            raise ValueError("give a budget, such as macs_ratio")
+        if timed and self.latency_target is None:
+            raise ValueError("say where latency is measured: latency_target: onnx")
         return self
 
 
@@ -172,10 +191,28 @@ class CoremlConfig(Section):
     )
 
 
+EthosU = Literal[
+    "ethos-u55-32",
+    "ethos-u55-64",
+    "ethos-u55-128",
+    "ethos-u55-256",
+    "ethos-u65-256",
+    "ethos-u65-512",
+    "ethos-u85-128",
+    "ethos-u85-256",
+    "ethos-u85-512",
+    "ethos-u85-1024",
+    "ethos-u85-2048",
+]
+
+
 class TfliteConfig(Section):
     """The TFLite target's options."""
 
-    npu: tuple[str, ...] = Field((), description="Ethos-U accelerator configurations, such as ethos-u55-256")
+    npu: tuple[EthosU, ...] = Field((), description="Arm Ethos-U configurations to compile and estimate for")
+    optimize_for: Literal["cpu", "npu"] = Field(
+        "cpu", description="form of the operators that a phone's CPU delegate and an NPU want differently (hardswish)"
+    )
 
 
 class Budget(Section):

@@ -224,7 +224,7 @@ def _bind(step: StageStep, prepared: Prepared) -> tuple[Callable[[ModelArtifact]
     seed, held_out = prepared.recipe.seed, prepared.held_out
     if step.prune is not None:
         data = prepared.calibration or prepared.train
-        return partial(prune, config=step.prune, data=data, seed=seed), stages / "prune.py"
+        return partial(prune, config=step.prune, data=data, seed=seed), stages / "prune"
     if step.distill is not None:
         assert prepared.train is not None  # check() has seen to it
         return partial(distill, config=step.distill, data=prepared.train, held_out=held_out, seed=seed), (

@@ -11,7 +11,8 @@ from pipeline.checkpoint import from_module
 from pipeline.core import ModelArtifact, StageError
 from pipeline.program import count_macs, count_parameters, example_inputs
 from pipeline.recipe import PruneConfig
-from pipeline.stages.prune import CoupledChannels, prune, pruning_order
+from pipeline.stages.prune import prune
+from pipeline.stages.prune.channels import CoupledChannels, pruning_order
 from tests.networks import CNNS, IMAGE, build
 
 
@@ -26,7 +27,7 @@ def test_prune_meets_the_macs_budget_with_rounded_channels_when_the_network_is(n
     record = after.history[-1]
     assert record.macs == count_macs(after.module, after.inputs) <= 0.5 * count_macs(before.module, before.inputs)
     assert record.parameters == count_parameters(after.module) < count_parameters(before.module)
-    assert record.details["budgets"]["macs_ratio"]["reached"] == record.macs / count_macs(before.module, before.inputs)
+    assert record.details["budgets"]["macs"]["reached"] == record.macs / count_macs(before.module, before.inputs)
     for layer in record.details["layers"]:
         if layer["after"] != layer["before"]:
             assert layer["after"] % 8 == 0
@@ -156,7 +157,7 @@ def test_prune_says_which_layers_are_too_narrow_when_they_cannot_be_rounded() ->
 
 
 def test_prune_says_how_far_it_came_when_the_budget_cannot_be_reached() -> None:
-    with pytest.raises(StageError, match=r"the budget cannot be reached: .* macs_ratio is 0\.\d+, not 0\.01"):
+    with pytest.raises(StageError, match=r"the budget cannot be reached: .* macs is 0\.\d+, not 0\.010"):
         prune(artifact("residual"), PruneConfig(macs_ratio=0.01))
 
 
@@ -168,37 +169,35 @@ def test_prune_refuses_when_the_model_is_an_exported_program() -> None:
 
 
 @given(
-    widths=st.lists(
-        st.tuples(st.integers(1, 96), st.sampled_from([1, 2, 4])).map(lambda pair: (pair[0] * pair[1], pair[1])),
-        min_size=1,
-        max_size=4,
-    ),
-    round_to=st.sampled_from([1, 4, 8, 16]),
+    shapes=st.lists(st.tuples(st.integers(1, 96), st.sampled_from([1, 2, 4])), min_size=1, max_size=4),
+    multiple=st.sampled_from([1, 4, 8, 16]),
     max_layer_ratio=st.floats(0.1, 1.0),
     seed=st.integers(0, 99),
 )
-def test_pruning_order_keeps_layers_rounded_and_balanced_at_every_step(
-    widths: list[tuple[int, int]], round_to: int, max_layer_ratio: float, seed: int
+def test_pruning_order_keeps_every_group_a_multiple_and_above_its_floor_at_every_step(
+    shapes: list[tuple[int, int]], multiple: int, max_layer_ratio: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     groups = [
-        CoupledChannels(f"layer{i}", width, blocks, torch.rand(width // blocks, generator=generator))
-        for i, (width, blocks) in enumerate(widths)
+        CoupledChannels(
+            f"layer{i}",
+            tuple(tuple(unit + block * count for block in range(blocks)) for unit in range(count)),
+            torch.rand(count, generator=generator),
+            multiple=multiple,
+        )
+        for i, (count, blocks) in enumerate(shapes)
     ]
     removed: dict[str, set[int]] = {group.layer: set() for group in groups}
     last = -math.inf
-    for step in pruning_order(groups, round_to, max_layer_ratio):
-        group = next(group for group in groups if group.layer == step.layer)
-        assert step.importance >= last
-        last = step.importance
-        assert removed[step.layer].isdisjoint(step.channels)
-        removed[step.layer].update(step.channels)
-        kept = group.width - len(removed[step.layer])
+    for step in pruning_order(groups, max_layer_ratio):
+        count = len(step.group.units)
+        assert step.damage >= last
+        last = step.damage
+        assert removed[step.group.layer].isdisjoint(step.channels)
+        removed[step.group.layer].update(step.channels)
+        gone = [unit for unit in step.group.units if set(unit) <= removed[step.group.layer]]
+        assert sum(map(len, gone)) == len(removed[step.group.layer])  # whole units only
+        kept = count - len(gone)
         assert kept > 0
-        assert kept % math.lcm(round_to, group.blocks) == 0
-        assert kept >= group.width * (1 - max_layer_ratio) - 1e-9
-        per_block = group.width // group.blocks
-        counts = [
-            sum(channel // per_block == block for channel in removed[step.layer]) for block in range(group.blocks)
-        ]
-        assert len(set(counts)) == 1
+        assert kept % multiple == 0
+        assert kept >= count * (1 - max_layer_ratio) - 1e-9

@@ -1,0 +1,112 @@
+"""How important channels are: by their weights, by what the loss would feel, or by what flows through them.
+
+Every kind gives each *weight* a saliency; a channel's importance is that of all weights that leave with it, in every
+layer coupled to it (https://arxiv.org/abs/2301.12900, section 3.3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.core import StageError
+from pipeline.data import Batch, SampleSet
+from pipeline.metrics import classifies
+from pipeline.recipe import Importance
+from pipeline.stages.prune.channels import Conv, Score
+
+NEED_DATA = ("taylor", "activation")
+_SAMPLES = 512
+_BATCH = 64
+
+
+def scorer(kind: Importance, module: nn.Module, data: SampleSet | None) -> Score:
+    """A judge of the groups of ``module``, whose parameters this replaces by their saliencies.
+
+    * ``l1``, ``l2``: the weight's size (Li et al. 2017, https://arxiv.org/abs/1608.08710).
+    * ``bn_scale``: the scale of the batch norm behind it (Liu et al. 2017, https://arxiv.org/abs/1708.06519).
+    * ``taylor``: weight times gradient, the first-order change of the loss (https://arxiv.org/abs/1906.10771). The
+      loss is cross entropy with the labels, with the model's own answers where there are none, and the mean square of
+      the outputs where they are no logits.
+    * ``activation``: weight times the root mean square of its input (Wanda, https://arxiv.org/abs/2306.11695).
+
+    Raises:
+        StageError: ``taylor`` and ``activation`` need samples.
+    """
+    if kind in NEED_DATA:
+        if data is None:
+            raise StageError(f"importance {kind!r} needs samples", where="prune", fix="name data.calibration")
+        samples = data.take(_SAMPLES)
+        (_weigh_by_gradient if kind == "taylor" else _weigh_by_input)(module, samples)
+    power = 2 if kind == "l2" else 1
+    # A layer's values are divided by their mean, so that layers of different fan-in can be compared. A Taylor value
+    # is an estimate of the loss itself, and is compared as it is.
+    normalizer = None if kind == "taylor" else "mean"
+    weights: Score = tp.importance.GroupMagnitudeImportance(p=power, group_reduction="mean", normalizer=normalizer)
+    if kind != "bn_scale":
+        return weights
+    scales: Score = tp.importance.BNScaleImportance()
+
+    def by_scale(group: Any) -> Tensor | None:
+        """Groups without a batch norm are judged by their weights."""
+        found = scales(group)
+        return weights(group) if found is None else found
+
+    return by_scale
+
+
+@torch.no_grad()
+def _weigh_by_gradient(module: nn.Module, samples: SampleSet) -> None:
+    module.zero_grad()
+    for batch in samples.batches(_BATCH):
+        with torch.enable_grad():
+            torch.autograd.backward(_loss(module, batch))
+    for parameter in module.parameters():
+        parameter.mul_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        parameter.grad = None
+
+
+def _loss(module: nn.Module, batch: Batch) -> Tensor:
+    outputs = module(*batch.inputs)
+    outputs = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+    if classifies(outputs):
+        labels = outputs[0].argmax(1) if batch.labels is None else batch.labels
+        return functional.cross_entropy(outputs[0], labels, reduction="sum")
+    return torch.stack([output.square().flatten(1).mean(1).sum() for output in outputs]).sum()
+
+
+@torch.no_grad()
+def _weigh_by_input(module: nn.Module, samples: SampleSet) -> None:
+    squares: dict[nn.Module, Tensor] = {}
+    counts: dict[nn.Module, int] = {}
+
+    def observe(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (x,) = inputs
+        channels = x.movedim(1 if isinstance(layer, Conv) else -1, 0).flatten(1)  # (channels, everything else)
+        squares[layer] = squares.get(layer, 0) + channels.square().sum(1)
+        counts[layer] = counts.get(layer, 0) + channels.shape[1]
+
+    layers = [layer for layer in module.modules() if isinstance(layer, Conv | nn.Linear)]
+    handles = [layer.register_forward_pre_hook(observe) for layer in layers]
+    for batch in samples.batches(_BATCH):
+        module(*batch.inputs)
+    for handle in handles:
+        handle.remove()
+    for layer, total in squares.items():
+        layer.weight.mul_(_along_inputs(layer, (total / counts[layer]).sqrt()))  # type: ignore[operator]
+
+
+def _along_inputs(layer: nn.Module, values: Tensor) -> Tensor:
+    """One value per input channel, shaped to multiply the layer's weights."""
+    if isinstance(layer, nn.Linear):
+        return values
+    assert isinstance(layer, Conv)
+    trailing = (1,) * len(layer.kernel_size)
+    if layer.transposed:  # (in, out / groups, ...)
+        return values.view(-1, 1, *trailing)
+    per_group = values.view(layer.groups, 1, -1).expand(-1, layer.out_channels // layer.groups, -1)
+    return per_group.reshape(layer.out_channels, -1, *trailing)  # (out, in / groups, ...)
