@@ -181,7 +181,12 @@ class Measured(Record):
 
 
 class Estimated(Record):
-    """Latency that a named method predicts for a device that is not here."""
+    """Latency that a named method predicts for a device that is not here.
+
+    Attributes:
+        placement: Where the operators would run on that device, where the method tells.
+        figures: What else the method predicts, units in the names: cycles, memory in bytes …
+    """
 
     kind: Literal["estimated"] = "estimated"
     runtime: str
@@ -190,6 +195,8 @@ class Estimated(Record):
     median_ns: int
     method: str
     source: str
+    placement: Placement | None = None
+    figures: dict[str, float] = {}
 
 
 class Skipped(Record):

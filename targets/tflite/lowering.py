@@ -11,21 +11,22 @@ from torch import Tensor, nn
 from pipeline.core import ModelArtifact, TargetError
 from pipeline.program import capture, example_inputs
 from pipeline.target import Lowered
-from targets.tflite import flatbuffer
+from targets.tflite import flatbuffer, forms
 from targets.tflite.sdk import litert_torch, quiet
 
 BATCH_SIZE = 1
 
 
-def lower(artifact: ModelArtifact, out_dir: Path, *, name: str) -> Lowered:
+def lower(artifact: ModelArtifact, out_dir: Path, *, name: str, goal: forms.Goal = "cpu") -> Lowered:
     """Write ``out_dir/name.tflite`` for batch 1, its signature named as the model's inputs and outputs.
 
     Raises:
         TargetError: The converter has no TFLite form for the program; the message holds the converter's reason.
     """
     path = out_dir / f"{name}.tflite"
-    program = capture(artifact.module, artifact.inputs, batch_size=BATCH_SIZE)
-    content = convert(program.module(), example_inputs(artifact.inputs, BATCH_SIZE), quantized=artifact.quantized)
+    program = capture(artifact.module, artifact.inputs, batch_size=BATCH_SIZE).module()
+    forms.rewrite(program, goal)
+    content = convert(program, example_inputs(artifact.inputs, BATCH_SIZE), quantized=artifact.quantized)
     model = flatbuffer.read_model(content)
     name_signature(model, [spec.name for spec in artifact.inputs], artifact.outputs)
     flatbuffer.write_model(flatbuffer.serialize(model), path)

@@ -30,10 +30,12 @@ class TfliteTarget:
     def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str) -> Lowered:
         from targets.tflite.lowering import lower
 
-        return lower(artifact, out_dir, name=name)
+        return lower(artifact, out_dir, name=name, goal=self._config.optimize_for)
 
-    def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:  # noqa: ARG002
-        return ()
+    def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:
+        from targets.tflite.vela import estimate
+
+        return tuple(estimate(lowered.path, configuration) for configuration in self._config.npu)
 
     def load(self, lowered: Lowered, *, threads: int) -> Session:
         from targets.tflite.session import LitertSession

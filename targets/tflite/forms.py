@@ -1,0 +1,254 @@
+"""Integer forms: operators that the converter or the delegate would take out of int8, rewritten so that they stay.
+
+The converter knows an operator as integer only where it has an int8 kernel of its own, and XNNPACK delegates only some
+of those kernels. Every rewrite below keeps the real values of the program, up to the rounding of one more int8 tensor:
+
+1. ``hardsigmoid(x)`` is ``relu6(x + 3) * 1/6``, with ``relu6(x + 3)`` in steps of 6/255.
+2. ``hardswish(x)`` is ``x * relu6(x + 3) * 1/6`` for the CPU (XNNPACK has no int8 HARD_SWISH); an NPU keeps HARD_SWISH.
+3. ``silu(x)`` is ``x * sigmoid(x)``, with the sigmoid in the steps of 1/256 that LOGISTIC prescribes.
+4. The factor 1/6 costs nothing where the operators behind it can take it into their scales (see `absorb`).
+5. A max pool pads with zeros where no value is negative: PAD is delegated, PADV2 with minus infinity is not.
+6. An average pool is a depthwise convolution with equal weights for the CPU (XNNPACK has no int8 AVERAGE_POOL_2D).
+7. A ReLU that the quantizer behind it implies is dropped: that quantizer saturates at the same value.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
+from torch.fx import Graph, GraphModule, Node
+
+Goal = Literal["cpu", "npu"]
+
+aten = torch.ops.aten
+quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
+dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+quantize_per_channel = torch.ops.quantized_decomposed.quantize_per_channel.default
+dequantize_per_channel = torch.ops.quantized_decomposed.dequantize_per_channel.default
+
+QMIN, QMAX = -128, 127
+SIXTH = 1 / 6
+WEIGHTED = {aten.conv1d.default, aten.conv2d.default, aten.linear.default}
+LINEAR = {  # f(c x) = c f(x)
+    *(aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d.default),
+    *(aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default, aten.dropout.default),
+    *(aten.constant_pad_nd.default, aten.pad.default, aten.clone.default, aten.squeeze.dim, aten.unsqueeze.default),
+}
+
+
+def rewrite(program: GraphModule, goal: Goal) -> None:
+    """Bring a captured program's operators into the forms above, in place."""
+    for node in list(program.graph.nodes):
+        form = FORMS.get(node.target)
+        if form is not None and not node._erased:
+            form(program, node, goal)
+    program.graph.eliminate_dead_code()
+    program.graph.lint()
+    program.recompile()
+
+
+def _args(node: Node, *defaults: Any) -> tuple[Any, ...]:
+    """A node's arguments (which torch types as any of twenty things), with defaults for those left out."""
+    return (*node.args, *defaults[len(node.args) :])
+
+
+def _between_quantizers(node: Node) -> bool:
+    """Whether a node reads one dequantized tensor, and only quantizers read the node."""
+    return _is(_args(node)[0], dequantize) and bool(node.users) and all(_is(user, quantize) for user in node.users)
+
+
+def _is(value: object, target: object) -> bool:
+    return isinstance(value, Node) and value.target is target
+
+
+def _through_int8(graph: Graph, x: Node, scale: float, zero_point: int) -> Node:
+    parameters = (scale, zero_point, QMIN, QMAX, torch.int8)
+    return graph.call_function(dequantize, (graph.call_function(quantize, (x, *parameters)), *parameters))
+
+
+def _shifted_relu6(graph: Graph, x: Node) -> Node:
+    """``relu6(x + 3)`` in int8: one ADD with a fused clamp."""
+    shifted = graph.call_function(aten.add.Tensor, (x, 3.0))
+    return _through_int8(graph, graph.call_function(aten.relu6.default, (shifted,)), 6 / (QMAX - QMIN), QMIN)
+
+
+def _hardsigmoid(program: GraphModule, node: Node, goal: Goal) -> None:  # noqa: ARG001
+    if not _between_quantizers(node):
+        return
+    with program.graph.inserting_before(node):
+        gate = _shifted_relu6(program.graph, _args(node)[0])
+    _replace_by_sixth(program, node, gate)
+
+
+def _hardswish(program: GraphModule, node: Node, goal: Goal) -> None:
+    if goal == "npu" or not _between_quantizers(node):
+        return
+    x = _args(node)[0]
+    with program.graph.inserting_before(node):
+        product = program.graph.call_function(aten.mul.Tensor, (x, _shifted_relu6(program.graph, x)))
+    _replace_by_sixth(program, node, product)
+
+
+def _silu(program: GraphModule, node: Node, goal: Goal) -> None:  # noqa: ARG001
+    if not _between_quantizers(node):
+        return
+    graph, x = program.graph, _args(node)[0]
+    with graph.inserting_before(node):
+        gate = _through_int8(graph, graph.call_function(aten.sigmoid.default, (x,)), 1 / 256, QMIN)
+        node.replace_all_uses_with(graph.call_function(aten.mul.Tensor, (x, gate)))
+
+
+def _replace_by_sixth(program: GraphModule, node: Node, sixfold: Node) -> None:
+    """Let ``sixfold``, which computes six times the node's value, take its place."""
+    quantizers = list(node.users)
+    edits = absorb(program, quantizers, 6.0)
+    if edits is not None:
+        node.replace_all_uses_with(sixfold)
+        for edit in edits:
+            edit()
+        return
+    scale, zero_point = _args(quantizers[0])[1:3]
+    with program.graph.inserting_before(node):
+        if not _is(sixfold, dequantize):
+            sixfold = _through_int8(program.graph, sixfold, 6 * scale, zero_point)
+        node.replace_all_uses_with(program.graph.call_function(aten.mul.Tensor, (sixfold, SIXTH)))
+
+
+def absorb(program: GraphModule, quantizers: list[Node], factor: float) -> list[Callable[[], None]] | None:
+    """How to keep a program's results when what these quantizers read becomes ``factor`` times as large.
+
+    No integer changes: scales grow by the factor up to the next convolutions or linear layers, whose weight scales
+    shrink by it.
+
+    Returns:
+        The edits to make, or None where an operator on the way does not scale with its input.
+    """
+    edits: list[Callable[[], None]] = []
+    pending = list(quantizers)
+    seen: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            return None  # reached by two ways, so its value would grow by the factor twice, or by a part
+        seen.add(node)
+        if node.target in (quantize, dequantize):
+            edits.append(partial(_scale_by, node, factor))
+        for user in node.users:
+            if user.target in WEIGHTED and _args(user)[0] is node:
+                if not _has_own_quantized_weight(user):
+                    return None
+                edits.append(partial(_shrink_weight, program, user, factor))
+            elif user.target in (quantize, dequantize) or user.target in LINEAR or user.target is aten.mul.Tensor:
+                pending.append(user)
+            else:
+                return None
+    return edits
+
+
+def _scale_by(node: Node, factor: float) -> None:
+    node.update_arg(1, _args(node)[1] * factor)
+
+
+def _has_own_quantized_weight(node: Node) -> bool:
+    weight = _args(node)[1]
+    return (
+        _is(weight, dequantize_per_channel)
+        and len(weight.users) == 1
+        and _is(_args(weight)[0], quantize_per_channel)
+        and len(_args(weight)[0].users) == 1
+        and all(source.op == "get_attr" for source in _args(weight)[0].args[:2])
+    )
+
+
+def _shrink_weight(program: GraphModule, node: Node, factor: float) -> None:
+    """Divide a weight's values and scales, so that the integers stay what they are."""
+    dequantizer = _args(node)[1]
+    quantizer = _args(dequantizer)[0]
+    weight, scales, zero_points, axis, low, high, dtype = _args(quantizer)
+    values, steps = (operator.attrgetter(source.target)(program) for source in (weight, scales))
+    integers = torch.ops.quantized_decomposed.quantize_per_channel(
+        values, steps, operator.attrgetter(zero_points.target)(program), axis, low, high, dtype
+    )
+    per_channel = [-1 if dimension == axis else 1 for dimension in range(values.ndim)]
+    shrunk = steps / factor
+    with program.graph.inserting_before(quantizer):
+        new_weight = _constant(program, f"{node.name}_weight", integers.float() * shrunk.view(per_channel))
+        new_scales = _constant(program, f"{node.name}_scales", shrunk)
+    quantizer.args = (new_weight, new_scales, *_args(quantizer)[2:])
+    dequantizer.args = (quantizer, new_scales, *_args(dequantizer)[2:])
+
+
+def _constant(program: GraphModule, name: str, value: torch.Tensor) -> Node:
+    while hasattr(program, name):
+        name += "_"
+    program.register_buffer(name, value.detach())
+    return program.graph.get_attr(name)
+
+
+def _max_pool(program: GraphModule, node: Node, goal: Goal) -> None:  # noqa: ARG001
+    x, kernel, stride, padding, dilation, ceil_mode = _args(node, None, None, [], 0, 1, False)
+    height, width = (padding, padding) if isinstance(padding, int) else (padding[0], padding[-1])
+    if not (height or width) or ceil_mode or not _never_negative(x):
+        return
+    graph = program.graph
+    with graph.inserting_before(node):
+        padded = graph.call_function(aten.constant_pad_nd.default, (x, [width, width, height, height], 0.0))
+        if _is(x, dequantize):
+            padded = _through_int8(graph, padded, *_args(x)[1:3])
+        node.args = (padded, kernel, stride, 0, dilation, ceil_mode)
+
+
+def _never_negative(x: Node) -> bool:
+    return x.target in (aten.relu.default, aten.relu6.default) or (_is(x, dequantize) and _args(x)[2] == QMIN)
+
+
+def _avg_pool(program: GraphModule, node: Node, goal: Goal) -> None:
+    if goal == "npu" or not _between_quantizers(node):
+        return
+    x, kernel, stride, padding, ceil_mode, padding_counts, divisor = _args(node, None, None, [], 0, False, True, None)
+    if ceil_mode or divisor is not None or (padding not in (0, [0], [0, 0]) and not padding_counts):
+        return
+    height, width = (kernel, kernel) if isinstance(kernel, int) else (kernel[0], kernel[-1])
+    channels = node.meta["val"].shape[1]
+    graph = program.graph
+    with graph.inserting_before(node):
+        weight = _equal_weights(program, node.name, channels, height, width)
+        pooled = graph.call_function(
+            aten.conv2d.default, (x, weight, None, stride or [height, width], padding or [0, 0], [1, 1], channels)
+        )
+    node.replace_all_uses_with(pooled)
+
+
+def _equal_weights(program: GraphModule, name: str, channels: int, height: int, width: int) -> Node:
+    """Weights ``(channels, 1, height, width)`` of a mean, which int8 holds exactly: each is 127 steps."""
+    mean = 1 / (height * width)
+    values = (
+        _constant(program, f"{name}_weight", torch.full((channels, 1, height, width), mean)),
+        _constant(program, f"{name}_scales", torch.full((channels,), mean / QMAX)),
+        _constant(program, f"{name}_zero_points", torch.zeros(channels, dtype=torch.int64)),
+    )
+    settings = (0, -QMAX, QMAX, torch.int8)
+    quantized = program.graph.call_function(quantize_per_channel, (*values, *settings))
+    return program.graph.call_function(dequantize_per_channel, (quantized, *values[1:], *settings))
+
+
+def _relu(program: GraphModule, node: Node, goal: Goal) -> None:  # noqa: ARG001
+    if _between_quantizers(node) and all(_args(user)[2] == QMIN for user in node.users):
+        node.replace_all_uses_with(_args(node)[0])
+
+
+FORMS: dict[object, Callable[[GraphModule, Node, Goal], None]] = {
+    aten.hardsigmoid.default: _hardsigmoid,
+    aten.hardswish.default: _hardswish,
+    aten.hardswish_.default: _hardswish,
+    aten.silu.default: _silu,
+    aten.silu_.default: _silu,
+    aten.max_pool2d.default: _max_pool,
+    aten.avg_pool2d.default: _avg_pool,
+    aten.relu.default: _relu,
+}
