@@ -1,0 +1,160 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.metrics import sqnr_db
+from pipeline.program import capture, example_inputs
+from targets.tflite.forms import aten, quantize_per_channel, rewrite
+from tests.targets.tflite.programs import QuantizedConv, artifact, through_int8
+
+SHAPE = (8, 10, 10)
+STEP = 0.03
+
+
+class Activation(nn.Module):
+    """``function`` between int8 tensors, then whatever ``then`` does with its result."""
+
+    def __init__(self, function, then=None, zero_point=-100):
+        super().__init__()
+        self.function, self.then, self.zero_point = function, then, zero_point
+
+    def forward(self, x):
+        y = through_int8(self.function(through_int8(x, 0.05, 3)), STEP, self.zero_point)
+        return y if self.then is None else self.then(y)
+
+
+class SqueezeExcite(nn.Module):
+    """The hardswish's value goes both into the gate and through it, as in MobileNetV3."""
+
+    def __init__(self):
+        super().__init__()
+        self.reduce, self.project = QuantizedConv(8, 8), QuantizedConv(8, 8)
+
+    def forward(self, x):
+        squeezed = through_int8(F.adaptive_avg_pool2d(x, 1), 0.02, -100)
+        gate = through_int8(F.hardsigmoid(self.reduce(squeezed)), 1 / 256, -128)
+        return self.project(through_int8(x * gate, 0.02, -100))
+
+
+def captured(module):
+    return capture(module.eval(), artifact(module, SHAPE, quantized=True).inputs, batch_size=1).module()
+
+
+def rewritten(module, goal="cpu"):
+    program = captured(module)
+    rewrite(program, goal)
+    return program
+
+
+def targets(program):
+    return [node.target for node in program.graph.nodes if node.op == "call_function"]
+
+
+def constants(program):
+    return [
+        node.args[1]
+        for node in program.graph.nodes
+        if node.target is aten.mul.Tensor and isinstance(node.args[1], float)
+    ]
+
+
+def inputs():
+    return tuple(3 * x for x in example_inputs(artifact(nn.Identity(), SHAPE, quantized=True).inputs))
+
+
+@pytest.mark.parametrize("function", [F.hardswish, F.hardsigmoid, F.silu], ids=lambda function: function.__name__)
+def test_rewrite_keeps_the_values_within_one_step_when_an_activation_is_decomposed(function):
+    program = rewritten(Activation(function))
+    assert not {aten.hardswish.default, aten.hardsigmoid.default, aten.silu.default} & set(targets(program))
+    difference = (program(*inputs()) - Activation(function)(*inputs())).abs()
+    assert difference.max() <= STEP * 1.001
+    assert (difference == 0).float().mean() > 0.7
+
+
+def test_rewrite_keeps_hardswish_when_the_goal_is_an_npu():
+    assert aten.hardswish.default in targets(rewritten(Activation(F.hardswish), goal="npu"))
+
+
+def test_rewrite_multiplies_by_a_sixth_when_nothing_behind_can_absorb_it():
+    assert constants(rewritten(Activation(F.hardswish))) == [pytest.approx(1 / 6)]
+
+
+@pytest.mark.parametrize("then", [QuantizedConv(8, 8), SqueezeExcite()], ids=["convolution", "squeeze-excite"])
+def test_rewrite_absorbs_the_sixth_when_convolutions_follow(then):
+    module = Activation(F.hardswish, then)
+    program = rewritten(module)
+    assert constants(program) == []
+    expected = module(*inputs())
+    assert sqnr_db(expected, program(*inputs())) > 35  # a factor left out anywhere gives 2 dB
+
+
+def test_rewrite_keeps_every_weight_integer_when_scales_absorb_the_sixth():
+    conv = QuantizedConv(8, 8)
+    (before,) = quantized_weights(captured(Activation(F.hardswish, conv)))
+    (after,) = quantized_weights(rewritten(Activation(F.hardswish, conv)))
+    assert torch.equal(before, after)
+
+
+def quantized_weights(program):
+    """The integers of every weight in a program."""
+    found = []
+
+    class Recorder(torch.fx.Interpreter):
+        def call_function(self, target, args, kwargs):
+            result = super().call_function(target, args, kwargs)
+            if target is quantize_per_channel:
+                found.append(result)
+            return result
+
+    Recorder(program).run(*inputs())
+    return found
+
+
+@pytest.mark.parametrize(
+    "then",
+    [lambda y: y + y.flip(3), lambda y: y * y, lambda y: torch.cat([y, y], 1), torch.sigmoid],
+    ids=["add", "square", "concatenation", "sigmoid"],
+)
+def test_rewrite_does_not_absorb_when_an_operator_does_not_scale_with_its_input(then):
+    module = Activation(F.hardswish, then)
+    program = rewritten(module)
+    assert len(constants(program)) == 1
+    assert (program(*inputs()) - module(*inputs())).abs().max() <= 0.3
+
+
+def test_rewrite_pads_a_max_pool_with_zeros_only_when_no_value_is_negative():
+    pool = lambda y: through_int8(F.max_pool2d(y, 3, 2, 1), STEP, -128)  # noqa: E731
+    positive = Activation(F.relu, pool, zero_point=-128)
+    assert aten.constant_pad_nd.default in targets(rewritten(positive))
+    assert torch.equal(rewritten(positive)(*inputs()), positive(*inputs()))
+    signed = Activation(F.tanh, pool, zero_point=-100)
+    assert aten.constant_pad_nd.default not in targets(rewritten(signed))
+
+
+@pytest.mark.parametrize(
+    "pool", [lambda y: F.avg_pool2d(y, 2), lambda y: F.avg_pool2d(y, 3, 2, 1)], ids=["2", "3 s2 p1"]
+)
+def test_rewrite_makes_an_average_pool_a_convolution_with_the_same_values(pool):
+    module = Activation(pool)
+    program = rewritten(module)
+    assert aten.avg_pool2d.default not in targets(program)
+    assert (program(*inputs()) - module(*inputs())).abs().max() <= STEP * 1.001
+    assert aten.avg_pool2d.default in targets(rewritten(module, goal="npu"))
+
+
+def test_rewrite_leaves_an_average_pool_alone_when_its_padding_does_not_count():
+    module = Activation(lambda y: F.avg_pool2d(y, 3, 2, 1, count_include_pad=False))
+    assert aten.avg_pool2d.default in targets(rewritten(module))
+
+
+def test_rewrite_drops_a_relu_only_when_the_quantizer_behind_saturates_at_zero():
+    implied, needed = Activation(F.relu, zero_point=-128), Activation(F.relu, zero_point=-100)
+    assert aten.relu.default not in targets(rewritten(implied))
+    assert torch.equal(rewritten(implied)(*inputs()), implied(*inputs()))
+    assert aten.relu.default in targets(rewritten(needed))
+
+
+def test_rewrite_changes_nothing_when_the_program_is_float():
+    module = nn.Sequential(nn.Hardswish(), nn.AvgPool2d(2), nn.SiLU())
+    assert targets(rewritten(module)) == targets(captured(module))
