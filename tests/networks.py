@@ -78,16 +78,54 @@ class Concat(nn.Module):
         return self.classifier(self.up(merged).flatten(1))
 
 
+class Attention(nn.Module):
+    """Multi-head self-attention with separate projections."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.all_head_size = heads, width
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = (
+            layer(x).view(batch, tokens, self.num_heads, -1).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.output(mixed.transpose(1, 2).reshape(batch, tokens, self.all_head_size))
+
+
+class Transformer(nn.Module):
+    """Patches, one pre-norm encoder block and a classifier over the mean token."""
+
+    def __init__(self, width: int = 32, heads: int = 8) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 4, stride=4)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.fc1, self.fc2 = nn.Linear(width, 64), nn.Linear(64, width)
+        self.classifier = nn.Linear(width, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.patches(image).flatten(2).transpose(1, 2)
+        x = x + self.attention(self.norm1(x))
+        x = x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+        return self.classifier(x.mean(1))
+
+
 def residual() -> nn.Module:
     """The demo's network, narrow."""
     return ResNet(widths=(16, 32), blocks=1, classes=10)
 
 
-CNNS: dict[str, Callable[[], nn.Module]] = {
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual": residual,
     "mobile": Mobile,
     "grouped": Grouped,
     "concat": Concat,
+    "transformer": Transformer,
 }
 
 
@@ -95,7 +133,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
     """A seeded network in eval mode, its batch-norm statistics away from their initial zeros and ones."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    module = CNNS[name]()
+    module = NETWORKS[name]()
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean = torch.randn(part.num_features, generator=generator) * 0.1

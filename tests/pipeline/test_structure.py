@@ -11,10 +11,10 @@ from pipeline.program import example_inputs
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune import prune
 from pipeline.structure import restore_module, save_module
-from tests.networks import CNNS, IMAGE, build
+from tests.networks import NETWORKS, IMAGE, build
 
 
-@pytest.mark.parametrize("name", CNNS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_restore_module_is_bit_exact_when_a_pruned_module_goes_onto_a_fresh_factory_module(
     name: str, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from pipeline.metrics import classifies, predictor
 from pipeline.stages.prune.channels import CoupledChannels, remove, steps_of
 
 _RATIOS = (1 / 3, 2 / 3, 1.0)  # of a group's steps
-_SAMPLES = 256
+_SAMPLES = 128
 
 
 class Curve(Record):

@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.checkpoint import from_module
-from pipeline.core import ModelArtifact, StageError
+from pipeline.core import ModelArtifact, StageError, TensorSpec
 from pipeline.program import count_macs, count_parameters, example_inputs
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune import prune
 from pipeline.stages.prune.channels import CoupledChannels, pruning_order
-from tests.networks import CNNS, IMAGE, build
+from tests.networks import IMAGE, NETWORKS, build
 
 
 def artifact(name: str) -> ModelArtifact:
     return from_module(build(name), (IMAGE,))
 
 
-@pytest.mark.parametrize("name", CNNS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_prune_meets_the_macs_budget_with_rounded_channels_when_the_network_is(name: str) -> None:
     before = artifact(name)
     after = prune(before, PruneConfig(macs_ratio=0.5))
@@ -35,7 +35,7 @@ def test_prune_meets_the_macs_budget_with_rounded_channels_when_the_network_is(n
     assert after.module(*example_inputs((IMAGE,), 3)).shape == (3, 10)
 
 
-@pytest.mark.parametrize("name", CNNS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_prune_changes_no_bit_of_its_input_when_it_runs(name: str) -> None:
     before = artifact(name)
     weights = {key: value.clone() for key, value in before.module.state_dict().items()}
@@ -84,6 +84,12 @@ def missing(whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     return torch.tensor([i for i, value in enumerate(whole.tolist()) if value not in part.tolist()], dtype=torch.long)
 
 
+def missing_rows(whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Indices of the rows of ``whole`` that are not among those of ``part``."""
+    kept = {tuple(row) for row in part.tolist()}
+    return torch.tensor([i for i, row in enumerate(whole.tolist()) if tuple(row) not in kept], dtype=torch.long)
+
+
 def test_prune_equals_the_masked_original_when_channels_are_residual() -> None:
     before = artifact("residual")
     after = prune(before, PruneConfig(macs_ratio=0.4)).module
@@ -127,6 +133,28 @@ def test_prune_equals_the_masked_original_when_channels_are_depthwise_and_gated(
     torch.testing.assert_close(after(*images), masked(build("mobile"), edits)(*images), rtol=1e-4, atol=1e-5)
 
 
+def test_prune_equals_the_masked_original_when_whole_heads_and_hidden_units_leave() -> None:
+    before = artifact("transformer")
+    config = PruneConfig(parameters_ratio=0.6, skip=("patches",))  # layer norms make a narrower stream inexact
+    record = prune(before, config).history[-1]
+    after = prune(before, config).module
+    rows = missing_rows(before.module.attention.query.weight, after.attention.query.weight)
+    assert rows.view(-1, 4).eq(rows.view(-1, 4)[:, :1] + torch.arange(4)).all()  # heads of 4, whole and aligned
+    assert rows.view(-1, 4)[:, 0].remainder(4).eq(0).all()
+    assert after.attention.num_heads == 8 - len(rows) // 4
+    assert after.attention.all_head_size == 32 - len(rows)
+    assert record.details["heads"] == [{"module": "attention", "before": 8, "after": 8 - len(rows) // 4}]
+
+    def edits(module: nn.Module) -> list[tuple[nn.Module, torch.Tensor]]:
+        hidden = missing_rows(module.fc1.weight, after.fc1.weight)
+        assert len(rows) > 0
+        assert len(hidden) > 0
+        return [(module.attention.output, rows), (module.fc2, hidden)]
+
+    images = example_inputs((IMAGE,), 4)
+    torch.testing.assert_close(after(*images), masked(build("transformer"), edits)(*images), rtol=1e-4, atol=1e-5)
+
+
 def test_prune_leaves_named_layers_and_the_classifier_alone_and_says_why() -> None:
     before = artifact("residual")
     after = prune(before, PruneConfig(macs_ratio=0.7, skip=("layers.1.conv1",)))
@@ -159,6 +187,42 @@ def test_prune_says_which_layers_are_too_narrow_when_they_cannot_be_rounded() ->
 def test_prune_says_how_far_it_came_when_the_budget_cannot_be_reached() -> None:
     with pytest.raises(StageError, match=r"the budget cannot be reached: .* macs is 0\.\d+, not 0\.010"):
         prune(artifact("residual"), PruneConfig(macs_ratio=0.01))
+
+
+def test_prune_keeps_a_layer_whole_and_says_why_when_the_forward_needs_its_width() -> None:
+    class Rigid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.free, self.fixed, self.last = nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.fixed(self.free(x).relu()).view(len(x), 8, 8).flatten(1))
+
+    before = from_module(Rigid(), (TensorSpec(name="x", shape=(8,)),))
+    after = prune(before, PruneConfig(macs_ratio=0.5))
+    reasons = {layer.layer: layer.reason for layer in after.history[-1].skipped}
+    assert reasons.keys() == {"fixed", "last"}
+    assert reasons["fixed"].startswith("without some of its channels the model does not run: shape '[1, 8, 8]'")
+    assert after.module.fixed.out_features == 64
+    assert after.module.free.out_features < 64
+
+
+def test_prune_meets_absolute_limits_when_they_are_given() -> None:
+    before = artifact("residual")
+    limits = {"max_macs": 500_000, "max_parameters": 12_000, "max_size_bytes": 40_000}
+    record = prune(before, PruneConfig(**limits)).history[-1]
+    assert record.macs <= 500_000
+    assert record.parameters <= 10_000  # 4 bytes each, and the buffers of batch norms on top
+    assert record.details["budgets"].keys() == {"macs", "parameters", "size_bytes"}
+
+
+def test_prune_counts_shares_of_the_original_when_it_is_repeated() -> None:
+    before = artifact("residual")
+    whole = count_macs(before.module, before.inputs)
+    once = prune(before, PruneConfig(macs_ratio=0.8))
+    twice = prune(once, PruneConfig(macs_ratio=0.5))
+    assert 0.3 * whole < twice.history[-1].macs <= 0.5 * whole
+    assert len(twice.history) == 2
 
 
 def test_prune_refuses_when_the_model_is_an_exported_program() -> None:
