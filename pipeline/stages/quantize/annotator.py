@@ -23,8 +23,10 @@ from torchao.quantization.pt2e.quantizer import (
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from pipeline.core import SkippedLayer
-from pipeline.stages.quantize.capabilities import RULE_OF, Rule
+from pipeline.stages.quantize.capabilities import CREATES, RULE_OF, SPLITS, Rule
 from pipeline.stages.quantize.observers import QMAX, QMIN, WEIGHT_QMAX, ActivationObserver, PerChannelWeightObserver
+
+GETITEM = "<built-in function getitem>"
 
 ACTIVATION = QuantizationSpec(
     dtype=torch.int8,
@@ -42,12 +44,28 @@ class Scheme:
     Attributes:
         quantized: Nodes that run as integer operators.
         roots: The node whose parameters each quantized value uses (often its own).
+        requantized: Pairs of a value and a consumer that reads it with its own output's parameters.
         skipped: What stays in float, and why.
     """
 
     quantized: tuple[Node, ...]
     roots: dict[Node, Node]
+    requantized: tuple[tuple[Node, Node], ...]
     skipped: tuple[SkippedLayer, ...]
+
+    @property
+    def weighted(self) -> tuple[Node, ...]:
+        """The quantized convolutions and linear layers."""
+        return tuple(node for node in self.quantized if rule_of(node).kind == "weighted")
+
+    @property
+    def float_kernels(self) -> dict[str, tuple[str, ...]]:
+        """By target: the quantized layers whose kernel computes in float there, between integer values."""
+        found: dict[str, dict[str, None]] = {}
+        for node in self.quantized:
+            for target in rule_of(node).float_on:
+                found.setdefault(target, {})[f"{layer_name(node)}: {node.target}"] = None
+        return {target: tuple(layers) for target, layers in found.items()}
 
 
 class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type information
@@ -59,7 +77,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
 
     def __init__(self, skip: Iterable[str] = ()) -> None:
         self._skip = tuple(skip)
-        self.scheme = Scheme((), {}, ())
+        self.scheme = Scheme((), {}, (), ())
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Put a PT2E annotation on every node of the scheme."""
@@ -71,6 +89,9 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
         for value, root in self.scheme.roots.items():
             annotation = value.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
             annotation.output_qspec = _own_spec(value) if root is value else SharedQuantizationSpec(root)
+        for value, consumer in self.scheme.requantized:
+            shared = SharedQuantizationSpec(self.scheme.roots[consumer])
+            consumer.meta[Q_ANNOTATION_KEY].input_qspec_map[value] = shared
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -78,42 +99,47 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
 
 
 def plan(model: GraphModule, skip: tuple[str, ...]) -> Scheme:
-    """Decide the scheme of a functional ATen graph whose batch norms are folded."""
-    quantized, skipped = [], []
+    """Decide the scheme of a canonical graph."""
+    candidates, skipped = [], []
     for node in model.graph.nodes:
-        if node.op != "call_function" or not is_float_tensor(node):
+        if node.op != "call_function" or not is_float_tensor(node) or str(node.target) in CREATES:
             continue
-        layer = layer_name(node)
-        if any(layer == name or layer.startswith(f"{name}.") for name in skip):
-            skipped.append(SkippedLayer(layer=layer, reason="left in float by the recipe"))
-        elif str(node.target) not in RULE_OF:
-            skipped.append(SkippedLayer(layer=layer, reason=f"no integer kernel for {node.target}"))
+        reason = _why_float(node, skip)
+        if reason is None:
+            candidates.append(node)
         else:
-            quantized.append(node)
+            skipped.append(SkippedLayer(layer=layer_name(node), reason=reason))
 
     order = {node: position for position, node in enumerate(model.graph.nodes)}
-    candidates = set(quantized)
-    inner = {producer for node in quantized if (producer := _fused_producer(node, candidates)) is not None}
-    groups = _Groups(order)
-    anchored: set[Node] = set()
-    for node in quantized:
+    inner = _fused_producers(candidates)
+    groups, anchored, requantized = _Groups(order), set[Node](), []
+    for node in candidates:
         values = [value for value in activations(node) if value not in inner]
-        if rule_of(node).kind == "moves":
-            for value in values:
-                groups.join(value, node)
-        else:
+        if rule_of(node).kind != "moves":
             anchored.update(values if node in inner else [*values, node])
-    quantized_roots = {groups.root(value) for value in anchored}
+            continue
+        groups.add(node)
+        for value in values:
+            if len(values) > 1 and _has_fixed_parameters(groups.root(value)):
+                requantized.append((value, node))
+            else:
+                groups.join(value, node)
+    anchored.update(value for pair in requantized for value in pair)
+    used = {groups.root(value) for value in anchored}
     members = sorted(anchored | groups.members, key=order.__getitem__)
-    roots = {value: root for value in members if (root := groups.root(value)) in quantized_roots}
-    return Scheme(tuple(node for node in quantized if node in roots or node in inner), roots, tuple(skipped))
+    roots = {value: root for value in members if (root := groups.root(value)) in used}
+    quantized = tuple(node for node in candidates if node in roots or node in inner)
+    return Scheme(quantized, roots, tuple(requantized), tuple(dict.fromkeys(skipped)))
 
 
 def activations(node: Node) -> list[Node]:
     """The float tensors that an operator takes in, without its weight and bias."""
+    sources = node.all_input_nodes
     if rule_of(node).kind == "weighted":
-        return [value for value in node.all_input_nodes[:1] if is_float_tensor(value)]
-    return [value for value in node.all_input_nodes if is_float_tensor(value)]
+        sources = sources[:1]
+    elif str(node.target) == GETITEM:
+        sources = sources[0].all_input_nodes[:1]  # past the operator that split the tensor
+    return [value for value in sources if is_float_tensor(value)]
 
 
 def rule_of(node: Node) -> Rule:
@@ -134,20 +160,45 @@ def is_float_tensor(node: Node) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def _fused_producer(node: Node, quantized: set[Node]) -> Node | None:
-    """The operator that a clamp fuses into, where nothing else reads that operator's result."""
-    if rule_of(node).kind != "clamp":
-        return None
-    producer = node.all_input_nodes[0]
-    if producer not in quantized or len(producer.users) != 1:
-        return None
-    return producer if rule_of(producer).kind in ("weighted", "computes") else None
+def _why_float(node: Node, skip: tuple[str, ...]) -> str | None:
+    """Why an operator cannot run as integers; None where it can."""
+    layer, operator = layer_name(node), str(node.target)
+    if any(layer == name or layer.startswith(f"{name}.") for name in skip):
+        return "left in float by the recipe"
+    if operator not in RULE_OF or (operator == GETITEM and str(node.all_input_nodes[0].target) not in SPLITS):
+        return f"no integer kernel for {operator}"
+    if operator in ("aten.pad.default", "aten.constant_pad_nd.default") and not _pads_with_zero(node):
+        return "pads with a value other than zero"
+    if rule_of(node).kind == "weighted" and node.all_input_nodes[1].op != "get_attr":
+        return "its weight is computed"
+    return None
+
+
+def _pads_with_zero(node: Node) -> bool:
+    mode_or_value = node.args[2:]
+    return all(argument in ("constant", "reflect", "replicate", "circular", None, 0, 0.0) for argument in mode_or_value)
+
+
+def _fused_producers(candidates: list[Node]) -> set[Node]:
+    """The operators that the clamp after them fuses into, where nothing else reads their result."""
+    able, found = set(candidates), set()
+    for node in candidates:
+        if rule_of(node).kind == "clamp":
+            producer = node.all_input_nodes[0]
+            if producer in able and len(producer.users) == 1 and rule_of(producer).kind in ("weighted", "computes"):
+                found.add(producer)
+    return found
+
+
+def _has_fixed_parameters(root: Node) -> bool:
+    rule = RULE_OF.get(str(root.target))
+    return rule is not None and rule.kind == "fixed"
 
 
 def _own_spec(value: Node) -> QuantizationSpecBase:
-    rule = RULE_OF.get(str(value.target))
-    if rule is None or rule.kind != "fixed":
+    if not _has_fixed_parameters(value):
         return ACTIVATION
+    rule = rule_of(value)
     return FixedQParamsQuantizationSpec(
         dtype=torch.int8,
         scale=rule.scale,
@@ -180,13 +231,16 @@ class _Groups:
     def members(self) -> set[Node]:
         return set(self._parent)
 
+    def add(self, value: Node) -> None:
+        self._parent.setdefault(value, value)
+
     def root(self, value: Node) -> Node:
         while self._parent.get(value, value) is not value:
             value = self._parent[value]
         return value
 
     def join(self, first: Node, second: Node) -> None:
-        self._parent.setdefault(first, first)
-        self._parent.setdefault(second, second)
+        self.add(first)
+        self.add(second)
         earlier, later = sorted((self.root(first), self.root(second)), key=self._order.__getitem__)
         self._parent[later] = earlier

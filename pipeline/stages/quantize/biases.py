@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-WEIGHTED = ("aten.conv1d.default", "aten.conv2d.default", "aten.linear.default")
+from pipeline.stages.quantize.capabilities import RULES
+
+WEIGHTED = tuple(operator for rule in RULES if rule.kind == "weighted" for operator in rule.operators)
 LIMIT = 2**30  # a larger integer does not fit in int32 beside the products
 
 
@@ -32,8 +34,9 @@ def round_biases(program: GraphModule) -> None:
             quantized.dequantize_per_channel.default,
         )
         if from_integers and bias.op == "get_attr" and len(bias.users) == 1:
-            unit = activation.args[1] * _attribute(program, weight.args[1])
-            _set_attribute(program, bias, on_grid(_attribute(program, bias), unit))
+            values, scales = _attribute(program, bias), _attribute(program, weight.args[1])
+            groups = len(values) // len(scales)  # groups of a transposed convolution share their scales
+            _set_attribute(program, bias, on_grid(values, activation.args[1] * scales.repeat(groups)))
 
 
 def on_grid(bias: Tensor, unit: Tensor) -> Tensor:

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from pipeline.core import ModelArtifact
 from pipeline.data import SampleSet
-from pipeline.program import capture
-from pipeline.stages.quantize.annotator import Int8Quantizer, Scheme, rule_of
+from pipeline.stages.quantize.annotator import Int8Quantizer, Scheme
 from pipeline.stages.quantize.biases import round_biases
-from pipeline.stages.quantize.correction import corrected_bias
+from pipeline.stages.quantize.correction import mean_shift
 from pipeline.stages.quantize.observers import METHODS, ActivationObserver, PerChannelWeightObserver, fake_quantize
 
 
@@ -35,12 +33,11 @@ class Calibrated:
     means: dict[str, Tensor]
 
 
-def calibrate(artifact: ModelArtifact, data: SampleSet, *, batch_size: int, skip: tuple[str, ...] = ()) -> Calibrated:
-    """Capture the module, fold batch norms, insert observers, and run every sample through them."""
-    program = capture(artifact.module, artifact.inputs).run_decompositions({})
+def calibrate(graph: GraphModule, data: SampleSet, *, batch_size: int, skip: tuple[str, ...] = ()) -> Calibrated:
+    """Insert observers into a canonical graph (in place), and run every sample through them."""
     quantizer = Int8Quantizer(skip)
-    prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
-    weighted = frozenset(node.name for node in quantizer.scheme.quantized if rule_of(node).kind == "weighted")
+    prepared = prepare_pt2e(graph, quantizer)
+    weighted = frozenset(node.name for node in quantizer.scheme.weighted)
     run = _Calibration(prepared, weighted)
     with torch.no_grad():
         for batch in data.batches(batch_size):
@@ -85,8 +82,9 @@ def _correct(prepared: GraphModule, name: str, mean: Tensor) -> None:
     assert isinstance(observer, PerChannelWeightObserver)
     weight = _attribute(prepared, str(weight_node.args[0].target))
     rounded = fake_quantize(weight, observer.scales, observer.ch_axis)
-    bias = torch.zeros(len(observer.scales)) if bias_node is None else _attribute(prepared, str(bias_node.target))
-    corrected = corrected_bias(node.target, mean, weight, rounded, bias, tuple(node.args[3:]))
+    corrected = mean_shift(node.target, mean, weight - rounded, tuple(node.args[3:]))
+    if bias_node is not None:
+        corrected += _attribute(prepared, str(bias_node.target))
     attribute = f"{name}_corrected_bias"
     setattr(prepared, attribute, nn.Parameter(corrected, requires_grad=False))
     with prepared.graph.inserting_before(node):

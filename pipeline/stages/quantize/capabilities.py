@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 LITERT_SPEC = "https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec"
-ORT_GUIDE = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
+LITERT_KERNELS = "https://github.com/tensorflow/tensorflow/tree/master/tensorflow/lite/kernels"
+ORT_OPERATORS = "https://github.com/microsoft/onnxruntime/tree/main/onnxruntime/python/tools/quantization/operators"
 
 Kind = Literal["weighted", "clamp", "computes", "moves", "fixed"]
 """How an operator treats quantization parameters.
@@ -34,6 +35,7 @@ class Rule:
         channel_axis: Axis of a weight's output channels.
         scale: The output scale that the kernel prescribes (kind ``fixed``).
         zero_point: The output zero point that the kernel prescribes (kind ``fixed``).
+        float_on: Targets without an integer kernel: they compute this operator in float, between integer values.
         source: Who says that integer kernels work like this.
     """
 
@@ -42,22 +44,59 @@ class Rule:
     channel_axis: int = 0
     scale: float = 0.0
     zero_point: int = 0
+    float_on: tuple[str, ...] = ()
     source: str = LITERT_SPEC
 
 
 RULES = (
     Rule(("aten.conv1d.default", "aten.conv2d.default", "aten.linear.default"), "weighted"),
+    Rule(("aten.conv_transpose1d.default", "aten.conv_transpose2d.input"), "weighted", channel_axis=1),
     Rule(("aten.relu.default", "aten.relu6.default", "aten.hardtanh.default", "aten.clamp.default"), "clamp"),
-    Rule(("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor"), "computes"),
-    Rule(("aten.mean.dim", "aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default"), "computes"),
+    Rule(("aten.clamp_min.default", "aten.clamp_max.default"), "clamp"),
+    Rule(("aten.add.Tensor", "aten.add.Scalar", "aten.sub.Tensor", "aten.sub.Scalar", "aten.rsub.Scalar"), "computes"),
+    Rule(("aten.mul.Tensor", "aten.mul.Scalar"), "computes"),
+    Rule(("aten.matmul.default", "aten.bmm.default", "aten.mm.default"), "computes"),
+    Rule(("aten.mean.dim", "aten.sum.dim_IntList"), "computes", source=LITERT_KERNELS),
+    Rule(("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default"), "computes", source=LITERT_KERNELS),
+    Rule(("aten.leaky_relu.default", "aten.hardswish.default"), "computes", source=LITERT_KERNELS),
+    Rule(
+        ("aten.gelu.default", "aten.elu.default", "aten.prelu.default"),
+        "computes",
+        float_on=("onnx",),
+        source=LITERT_KERNELS,
+    ),
+    Rule(
+        ("aten.layer_norm.default", "aten.group_norm.default", "aten.rms_norm.default"),
+        "computes",
+        float_on=("onnx", "coreml", "tflite"),
+        source=ORT_OPERATORS,
+    ),
+    Rule(("aten.embedding.default",), "moves", source=ORT_OPERATORS),
     Rule(("aten.avg_pool1d.default", "aten.avg_pool2d.default"), "moves"),
-    Rule(("aten.max_pool1d.default", "aten.max_pool2d.default", "aten.adaptive_max_pool2d.default"), "moves"),
-    Rule(("aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten.clone.default"), "moves"),
-    Rule(("aten.permute.default", "aten.transpose.int", "aten.squeeze.dim", "aten.unsqueeze.default"), "moves"),
-    Rule(("aten.cat.default",), "moves"),
+    Rule(("aten.max_pool1d.default", "aten.max_pool2d.default"), "moves"),
+    Rule(("aten.adaptive_max_pool1d.default", "aten.adaptive_max_pool2d.default", "aten.amax.default"), "moves"),
+    Rule(("aten.maximum.default", "aten.minimum.default"), "moves"),
+    Rule(("aten.upsample_nearest2d.vec", "aten.upsample_nearest1d.vec", "aten.upsample_bilinear2d.vec"), "moves"),
+    Rule(
+        ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten.flatten.using_ints"), "moves"
+    ),
+    Rule(("aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.clone.default"), "moves"),
+    Rule(("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default", "aten.unsqueeze.default"), "moves"),
+    Rule(("aten.select.int", "aten.slice.Tensor", "aten.index_select.default", "aten.gather.default"), "moves"),
+    Rule(("aten.expand.default", "aten.repeat.default", "aten.flip.default", "aten.roll.default"), "moves"),
+    Rule(("aten.pixel_shuffle.default", "aten.pixel_unshuffle.default", "aten.channel_shuffle.default"), "moves"),
+    Rule(("aten.pad.default", "aten.constant_pad_nd.default"), "moves"),
+    Rule(("aten.cat.default", "aten.stack.default"), "moves"),
+    Rule(("<built-in function getitem>",), "moves"),
     Rule(("aten.sigmoid.default", "aten.softmax.int"), "fixed", scale=1 / 256, zero_point=-128),
     Rule(("aten.tanh.default",), "fixed", scale=1 / 128, zero_point=0),
 )
 
 RULE_OF = {operator: rule for rule in RULES for operator in rule.operators}
 """The rule of each ATen overload; an operator without one stays in float."""
+
+SPLITS = ("aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int")
+"""Operators that give several tensors at once: each is picked by a ``getitem``, which moves it."""
+
+CREATES = ("aten.zeros.default", "aten.ones.default", "aten.full.default")
+"""Operators that make constants: quantized where an integer operator reads them."""

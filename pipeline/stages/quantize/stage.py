@@ -13,6 +13,7 @@ from pipeline.metrics import Comparison, predictor
 from pipeline.program import count_macs, count_parameters
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize.calibration import calibrate, convert
+from pipeline.stages.quantize.canonical import canonical_graph
 from pipeline.stages.quantize.cost import integer_share
 from pipeline.stages.quantize.search import CalibrationConfig, search
 
@@ -41,7 +42,8 @@ def quantize(
     started = time.perf_counter()
     if held_out is None:
         data, held_out = data.split(max(1, len(data) // 4), seed) if len(data) > 1 else (data, data)
-    calibrated = calibrate(artifact, data, batch_size=config.batch_size, skip=config.skip)
+    graph = canonical_graph(artifact)
+    calibrated = calibrate(graph, data, batch_size=config.batch_size, skip=config.skip)
     calibration_s = time.perf_counter() - started
 
     judge = Judge(artifact.module, held_out, budget, config.batch_size)
@@ -62,6 +64,7 @@ def quantize(
         details={
             "int8_macs_ratio": integer_share(program, artifact.inputs),
             "parameter_sets": len(set(calibrated.scheme.roots.values())),
+            "float_kernels": calibrated.scheme.float_kernels,
             "calibration_samples": len(data),
             "calibration_s": calibration_s,
             "held_out": {"samples": len(held_out), "metric": judge.metric, "float": judge.baseline},

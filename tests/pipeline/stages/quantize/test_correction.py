@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.stages.quantize.correction import corrected_bias
+from pipeline.stages.quantize.correction import mean_shift
 
 aten = torch.ops.aten
 
@@ -21,7 +21,7 @@ aten = torch.ops.aten
     ],
     ids=["linear", "conv2d", "depthwise", "conv1d"],
 )
-def test_corrected_bias_restores_the_mean_output_of_every_channel(
+def test_mean_shift_restores_the_mean_output_of_every_channel(
     operator,
     shape,
     weight_shape,
@@ -33,7 +33,7 @@ def test_corrected_bias_restores_the_mean_output_of_every_channel(
     weight = torch.randn(weight_shape, generator=generator)
     rounded = (weight * 2).round() / 2
     bias = torch.randn(weight_shape[0], generator=generator)
-    corrected = corrected_bias(operator, x.mean(0, keepdim=True), weight, rounded, bias, arguments)
+    corrected = bias + mean_shift(operator, x.mean(0, keepdim=True), weight - rounded, arguments)
     before = operator(x, weight, bias, *arguments).mean(channels)
     uncorrected = operator(x, rounded, bias, *arguments).mean(channels)
     after = operator(x, rounded, corrected, *arguments).mean(channels)

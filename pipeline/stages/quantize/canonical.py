@@ -1,0 +1,147 @@
+"""The canonical graph: compound operators taken apart until integer kernels exist for what is left.
+
+Each rewriting computes the same function as the operator it replaces. It runs before quantization, because a range
+has to be taken of every intermediate that an integer kernel will round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._decomp import get_decompositions
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
+
+from pipeline.core import ModelArtifact
+from pipeline.program import capture
+
+aten = torch.ops.aten
+
+FOLD_BATCH_NORM = (
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.linear.default,
+)
+"""Operators that take the batch norm after them into their weights."""
+
+
+def canonical_graph(artifact: ModelArtifact) -> GraphModule:
+    """The module as a functional ATen graph without batch norms, recurrent cells, attention, SiLU or hardsigmoid.
+
+    Raises:
+        StageError: torch.export cannot trace the module.
+    """
+    program = capture(artifact.module, artifact.inputs).run_decompositions(decompositions())
+    graph: GraphModule = program.module(check_guards=False)
+    multiply_by_reciprocals(graph)
+    batch_norms_to_convolutions(graph)
+    _fuse_conv_bn_(graph)
+    _fuse_linear_bn_(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """How compound ATen operators are taken apart; LSTM and GRU are unrolled over time."""
+    return {
+        **get_decompositions([aten.lstm.input, aten.gru.input]),
+        aten.silu.default: silu,
+        aten.hardsigmoid.default: hardsigmoid,
+        aten.scaled_dot_product_attention.default: attention,
+    }
+
+
+def silu(x: Tensor) -> Tensor:
+    """``x * sigmoid(x)``: there are integer kernels for both, and none for the whole."""
+    return x * torch.sigmoid(x)
+
+
+def hardsigmoid(x: Tensor) -> Tensor:
+    """``relu6(x + 3) / 6``: the clamp gives the sum its range, and the factor only changes the scale."""
+    return torch.clamp(x + 3.0, 0.0, 6.0) * (1 / 6)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """``softmax(q s @ k^T) @ v``; the scale meets the query, the smaller factor. Masked attention stays whole.
+
+    An additive mask holds minus infinity, which no integer grid does.
+    """
+    if attn_mask is not None or is_causal or enable_gqa or dropout_p > 0:
+        return NotImplemented
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    return torch.softmax((query * factor) @ key.transpose(-2, -1), -1) @ value
+
+
+def multiply_by_reciprocals(graph: GraphModule) -> None:
+    """``x / c`` as ``x * (1 / c)`` for numbers c: integer runtimes multiply, and few of them divide."""
+    for node in graph.graph.nodes:
+        if node.target == aten.div.Tensor and not isinstance(node.args[1], Node):
+            node.target = aten.mul.Tensor
+            node.args = (node.args[0], 1 / node.args[1])
+
+
+def batch_norms_to_convolutions(graph: GraphModule) -> None:
+    """A batch norm that cannot fold into the operator before it as a 1x1 depthwise convolution: one rounding.
+
+    It cannot where something else reads that operator's result too; torchao folds it all the same, which is wrong.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target != aten._native_batch_norm_legit_no_training.default:
+            continue
+        source = node.args[0]
+        if source.target in FOLD_BATCH_NORM and len(source.users) == 1:
+            continue
+        spatial = source.meta["val"].ndim - 2
+        operator = {1: aten.conv1d.default, 2: aten.conv2d.default}.get(spatial)
+        normalised = [user for user in node.users if user.args[1] == 0]
+        if operator is None or len(normalised) != len(node.users):
+            continue
+        gamma, beta, mean, variance = (_tensor(graph, argument) for argument in node.args[1:5])
+        assert mean is not None
+        assert variance is not None
+        factor = (variance + node.args[6]).rsqrt() * (1.0 if gamma is None else gamma)
+        shift = (0.0 if beta is None else beta) - mean * factor
+        with graph.graph.inserting_before(node):
+            weight = _parameter(graph, f"{node.name}_weight", factor.reshape(-1, *[1] * (spatial + 1)))
+            bias = _parameter(graph, f"{node.name}_bias", shift)
+            ones, zeros = [1] * spatial, [0] * spatial
+            replacement = graph.graph.call_function(operator, (source, weight, bias, ones, zeros, ones, factor.numel()))
+        replacement.meta = {**normalised[0].meta, "nn_module_stack": node.meta.get("nn_module_stack", {})}
+        for user in normalised:
+            user.replace_all_uses_with(replacement)
+            graph.graph.erase_node(user)
+        graph.graph.erase_node(node)
+
+
+def _tensor(graph: GraphModule, node: Node | None) -> Tensor | None:
+    """The value of a ``get_attr`` node."""
+    if node is None:
+        return None
+    owner, _, name = str(node.target).rpartition(".")
+    value = getattr(graph.get_submodule(owner), name)
+    assert isinstance(value, Tensor)
+    return value.detach()
+
+
+def _parameter(graph: GraphModule, name: str, value: Tensor) -> Node:
+    graph.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    node = graph.graph.get_attr(name)
+    fake_mode = next(n.meta["val"].fake_mode for n in graph.graph.nodes if n.op == "placeholder" and "val" in n.meta)
+    node.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
+    return node

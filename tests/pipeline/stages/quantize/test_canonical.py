@@ -1,0 +1,83 @@
+"""Rewritings compute the same function; what must not change does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.core import ModelArtifact, TensorSpec
+from pipeline.stages.quantize.canonical import attention, canonical_graph, hardsigmoid, silu
+from tests.models import ARCHITECTURES, settle
+from tests.models import Architecture as Net
+
+GONE = ("batch_norm", "aten.lstm", "aten.gru", "scaled_dot_product", "aten.silu", "aten.hardsigmoid", "aten.div")
+
+
+def targets(graph: torch.fx.GraphModule) -> list[str]:
+    return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3", "efficientnet", "densenet", "vit", "gru", "bilstm"])
+def test_canonical_graph_computes_the_same_function(name: str) -> None:
+    architecture = ARCHITECTURES[name]
+    artifact = architecture.artifact()
+    graph = canonical_graph(artifact)
+    (batch,) = architecture.samples(6, seed=4).batches(6)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(*batch.inputs), artifact.module(*batch.inputs), rtol=1e-4, atol=1e-5)
+    assert not [target for target in targets(graph) if any(gone in target for gone in GONE)]
+
+
+def test_silu_and_hardsigmoid_are_torch_own() -> None:
+    x = torch.linspace(-8, 8, 101)
+    torch.testing.assert_close(silu(x), F.silu(x))
+    torch.testing.assert_close(hardsigmoid(x), F.hardsigmoid(x))
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_attention_is_torch_own(scale: float | None) -> None:
+    q, k, v = torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(attention(q, k, v, scale=scale), F.scaled_dot_product_attention(q, k, v, scale=scale))
+
+
+def test_masked_attention_is_left_whole() -> None:
+    class Causal(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    module = Causal()
+    artifact = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="x", shape=(5, 8)),))
+    assert any("scaled_dot_product" in target for target in targets(canonical_graph(artifact)))
+
+
+class SharedConvolution(nn.Module):
+    """The convolution's result is read by the batch norm and beside it, so the norm cannot fold into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return torch.relu(self.norm(y)) + y
+
+
+def test_batch_norm_becomes_a_depthwise_convolution_when_its_input_is_read_elsewhere() -> None:
+    net = Net("shared", SharedConvolution, (TensorSpec(name="x", shape=(3, 8, 8)),))
+    artifact = net.artifact()
+    graph = canonical_graph(artifact)
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x), artifact.module(x), rtol=1e-4, atol=1e-5)
+    convolutions = [node for node in graph.graph.nodes if node.target == torch.ops.aten.conv2d.default]
+    assert [node.args[6:] for node in convolutions] == [(), (6,)]
+
+
+def test_batch_norm_folds_when_it_follows_a_convolution() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)).eval()
+    inputs = (TensorSpec(name="x", shape=(3, 8, 8)),)
+    settle(module, Net("x", lambda: module, inputs).samples(4))
+    graph = canonical_graph(ModelArtifact(module=module, reference=module, inputs=inputs))
+    assert [target for target in targets(graph) if "sym_size" not in target] == ["aten.conv2d.default"]
