@@ -88,6 +88,7 @@ def page_template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
+        by_name=lambda value, name: units.by_name(name, value),
         bytes=units.size,
         heading=units.heading,
         milliseconds=units.milliseconds,

@@ -104,7 +104,7 @@ def by_name(name: str, value: object) -> str:
     for word, formatted in _FORMATS.items():
         if word in words:
             return formatted(value)
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+    return str(value) if isinstance(value, int) else f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
 
 
 def heading(name: str) -> str:

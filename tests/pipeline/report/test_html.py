@@ -13,6 +13,7 @@ from pipeline.core import SkippedLayer, StageRecord
 from pipeline.report import html
 from pipeline.report.html import details, render, verdict
 from pipeline.report.model import BudgetRecord, Report, TargetRecord
+from pipeline.target import Estimated, Fallback, Placement, measured
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -83,6 +84,34 @@ def test_headline_shows_each_model_when_all_three_targets_have_records(page: Pag
     assert "≈ 0.0900 ms estimated, Fixture phone NPU" in coreml[3]
 
 
+def test_one_thread_is_quoted_when_more_threads_were_measured_too(page: Page) -> None:
+    # medians of the fixture's raw samples on one thread: 124695 ns, 1433852 ns; 0.125 ms is 11.5 times as fast
+    assert page.row("original", "93.21")[3] == "1.43 ms"
+    assert page.row("onnx INT8", "92.63")[3] == "0.125 ms 11.5× the original’s speed 4.02× FP32 in the same runtime"
+
+
+def test_estimate_tells_its_method_figures_and_fallbacks_when_a_compiler_gave_them(report: Report) -> None:
+    estimate = Estimated(
+        runtime="Vela",
+        device="Ethos-U55-256",
+        median_ns=150_000,
+        method="Vela 5.2",
+        source="https://example.org/vela",
+        placement=Placement(
+            operators=22,
+            accelerated=20,
+            fallback=(Fallback(op="GATHER", count=2, reason="no NPU form"),),
+            source="Vela",
+        ),
+        figures={"cycles": 75_123.0, "sram_bytes": 1536.0},
+    )
+    target = report.targets[2].model_copy(update={"latency": (estimate,)})
+    page = Page(render(changed(report, targets=(target,))))
+    assert "Estimate for Ethos-U55-256 ≈ 0.150 ms, 20 of 22 operators accelerated" in " ".join(page.text.split())
+    assert "cycles 75123, sram 1.54 kB" in page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert page.row("GATHER") == ["GATHER", "2", "no NPU form"]
+
+
 def test_stage_table_tells_the_story_when_stages_ran(page: Page) -> None:
     assert page.row("prune", "61.2")[1:] == ["61.2 k 34.9 %", "8.20 M 40.0 %", "10.34 %", "1.84 s"]
     assert page.row("stages.0.conv1") == ["stages.0.conv1", "16", "8"]
@@ -111,8 +140,26 @@ def test_bars_have_the_lengths_of_their_values_when_drawn(text: str) -> None:
     assert chart is not None
     solid = re.findall(r'd="M ([\d.]+) [\d.]+ \nL ([\d.]+) [^"]*" clip-path[^>]*style="fill: var\(--', chart[0])
     lengths = [float(right) - float(left) for left, right in solid]
+    width = float(re.findall(r'viewBox="0 0 ([\d.]+) ', chart[0])[0])
+    assert lengths[1] == pytest.approx(width, rel=0.01)
     assert lengths[0] / lengths[1] == pytest.approx(708_344 / 712_880, abs=1e-4)
     assert lengths[2] / lengths[1] == pytest.approx(78_412 / 712_880, abs=1e-4)
+
+
+def test_latency_span_runs_from_the_10th_to_the_90th_percentile_when_drawn(report: Report) -> None:
+    """Samples 1 to 100 µs around a median of 50.5: the 10th percentile is 10.9, the 90th 90.1, the scale 1.1 × 50.5."""
+    latency = measured(runtime="r", device="d", threads=1, warmup_ns=(), samples_ns=tuple(range(1000, 100_001, 1000)))
+    original = report.original.model_copy(update={"latency": (latency,)})
+    text = render(changed(report, original=original, targets=()))
+    chart = re.search(r'<svg role="img" aria-label="Latency on one thread:.*?</svg>', text, re.DOTALL)
+    assert chart is not None
+    drawn = re.findall(
+        r'd="M ([\d.]+) [\d.]+ \nL ([\d.]+) [\d.]+ \n"[^>]*style="fill: none; stroke: var\(--ink\)', chart[0]
+    )
+    left, right = (float(end) for end in drawn[0])
+    width = float(re.findall(r'viewBox="0 0 ([\d.]+) ', chart[0])[0])
+    assert left / width == pytest.approx(10.9 / (1.1 * 50.5), abs=0.005)
+    assert right / width == pytest.approx(1, abs=0.005)  # cut off at the edge, where the arrow stands
 
 
 def test_page_asks_for_nothing_when_it_is_opened(text: str, page: Page) -> None:
@@ -127,6 +174,7 @@ def test_page_asks_for_nothing_when_it_is_opened(text: str, page: Page) -> None:
 
 def test_ids_are_unique_and_all_references_resolve_when_charts_share_a_page(text: str, page: Page) -> None:
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert not [name for name in ids if "figure" in (name or "") or "axes" in (name or "")]
     assert len(ids) == len(set(ids))
     assert set(re.findall(r"url\(#([^)]+)\)|xlink:href=\"#([^\"]+)\"", text)) != set()
     assert {a or b for a, b in re.findall(r"url\(#([^)]+)\)|xlink:href=\"#([^\"]+)\"", text)} <= set(ids)
@@ -178,10 +226,14 @@ def test_nothing_breaks_out_when_every_text_of_the_report_is_hostile(report: Rep
     evil = changed(
         evil, stages=(*evil.stages, stage), budget=BudgetRecord(metric="top1", max_drop=0.01, met={HOSTILE: True})
     )
-    page = Page(render(evil))
+    text = render(evil)
+    page = Page(text)
     assert not [tag for tag, _ in page.tags if tag in ("script", "img")]
     assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
     assert "49" not in re.findall(r"\{\{.{0,10}", page.text)
+    labels = [word for word in re.findall(r"<text[^>]*>([^<]*)</text>", text) if "frac" in word]
+    assert labels
+    assert all("$\\frac{1}{0}$" in label for label in labels)
     assert page.text.count("<script>alert(1)</script>") > 20  # shown as text
 
 

@@ -15,6 +15,7 @@ PUBLISHED = Path(pipeline.report.__file__).with_name("report.schema.json")
 
 
 def test_published_schema_equals_the_generated_one_when_the_model_is_as_committed() -> None:
+    """When a field is added: ``edgewright schema report > pipeline/report/report.schema.json``."""
     assert json.loads(PUBLISHED.read_text()) == json_schema()
 
 
