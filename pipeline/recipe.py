@@ -110,11 +110,18 @@ class TrainingConfig(Section):
 
     epochs: PositiveInt = 3
     batch_size: PositiveInt = 128
-    learning_rate: float = Field(0.05, gt=0, description="peak of the one-cycle schedule, for SGD with momentum")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(0.05, gt=0, description="peak of the one-cycle schedule; AdamW wants about 0.001")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     warmup_ratio: float = Field(0.2, ge=0, lt=1, description="share of all steps in which the rate rises")
     max_grad_norm: float | None = Field(5.0, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, per step")
+    early_stop: PositiveInt | None = Field(
+        None, description="stop after this many epochs without a better held-out metric, and keep the best epoch"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: mixed precision, where the device has it")
+    checkpoint_minutes: float = Field(5.0, ge=0, description="how often the state of a long training is saved")
     augment: Augmentation = Augmentation()
 
 
