@@ -1,51 +1,87 @@
-"""Core ML itself, through coremltools, on macOS."""
+"""Running a package: in Core ML on macOS, in the reference interpreter elsewhere."""
 
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING, Literal
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from pipeline.recipe import CoremlConfig
 from pipeline.target import Lowered
+from targets.coreml.interpreter import Interpreter
 from targets.coreml.sdk import coremltools, quiet
 
 if TYPE_CHECKING:
     from pipeline.target import Array
 
 
-class CoremlSession:
-    """A package loaded by Core ML."""
+class _NamedSession(Protocol):
+    """Cuts a batch into the sizes that the package takes, and passes arrays by name."""
+
+    lowered: Lowered
+    batch_sizes: tuple[int, ...]
+
+    @abstractmethod
+    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Outputs by name for one batch of a size that the package takes."""
+
+    def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """See `pipeline.target.Session.run`."""
+        results = []
+        start = 0
+        for size in chunks(len(inputs[0]), self.batch_sizes):
+            part = {
+                spec.name: array[start : start + size] for spec, array in zip(self.lowered.inputs, inputs, strict=True)
+            }
+            outputs = self.predict(part)
+            results.append([outputs[name] for name in self.lowered.outputs])
+            start += size
+        return tuple(np.concatenate(arrays) for arrays in zip(*results, strict=True))
+
+
+class CoremlSession(_NamedSession):
+    """A package loaded by Core ML through coremltools, on macOS."""
 
     metrics_source: Literal["measured", "reference"] = "measured"
 
     def __init__(self, lowered: Lowered, config: CoremlConfig) -> None:
         ct = coremltools()
         with quiet():
-            self._model = ct.models.MLModel(
-                str(lowered.path), compute_units=ct.ComputeUnit[config.compute_units.upper()]
-            )
-        self._lowered = lowered
-        self._batch_sizes = config.batch_sizes if lowered.batch_size is None else (lowered.batch_size,)
+            unit = ct.ComputeUnit[config.compute_units.upper()]
+            self._model = ct.models.MLModel(str(lowered.path), compute_units=unit)
+        self.lowered, self.batch_sizes = lowered, lowered_batch_sizes(lowered, config)
         self.runtime = f"Core ML on macOS {platform.mac_ver()[0]}"
         self.device = f"{platform.processor() or platform.machine()}, compute units {config.compute_units}"
 
-    def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        """See `pipeline.target.Session.run`; a batch is cut into the sizes that the model takes."""
-        parts = []
-        start = 0
-        for size in chunks(len(inputs[0]), self._batch_sizes):
-            part = {
-                spec.name: array[start : start + size].astype(
-                    np.float32 if spec.dtype.startswith("float") else np.int32
-                )
-                for spec, array in zip(self._lowered.inputs, inputs, strict=True)
-            }
-            outputs = self._model.predict(part)
-            parts.append([np.asarray(outputs[name]) for name in self._lowered.outputs])
-            start += size
-        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        given = {
+            spec.name: inputs[spec.name].astype(np.float32 if spec.dtype.startswith("float") else np.int32)
+            for spec in self.lowered.inputs
+        }
+        outputs: dict[str, Array] = self._model.predict(given)
+        return outputs
+
+
+class ReferenceSession(_NamedSession):
+    """A package run by our own interpreter, which rounds to FP16 wherever the program says FP16."""
+
+    metrics_source: Literal["measured", "reference"] = "reference"
+
+    def __init__(self, lowered: Lowered, config: CoremlConfig) -> None:
+        self._interpreter = Interpreter(lowered.path, precision="float16")
+        self.lowered, self.batch_sizes = lowered, lowered_batch_sizes(lowered, config)
+        self.runtime = "edgewright reference interpreter"
+        self.device = f"{platform.machine()} CPU"
+
+    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        return self._interpreter.run(inputs)
+
+
+def lowered_batch_sizes(lowered: Lowered, config: CoremlConfig) -> tuple[int, ...]:
+    """The batch sizes that a package takes."""
+    return config.batch_sizes if lowered.batch_size is None else (lowered.batch_size,)
 
 
 def chunks(count: int, sizes: tuple[int, ...]) -> list[int]:

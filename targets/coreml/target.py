@@ -13,7 +13,10 @@ from targets.coreml.capabilities import CAPABILITIES
 
 
 class CoremlTarget:
-    """Lowers to an ML Program; runs it in Core ML on macOS. See `pipeline.target.Target`."""
+    """Lowers to an ML Program; runs it in Core ML on macOS and in the reference interpreter elsewhere.
+
+    See `pipeline.target.Target`.
+    """
 
     name = "coreml"
     capabilities: Capabilities = CAPABILITIES
@@ -25,7 +28,7 @@ class CoremlTarget:
         return None if importlib.util.find_spec("coremltools") else "edgewright[coreml]"
 
     def cannot_run(self) -> str | None:
-        return None if sys.platform == "darwin" else "Core ML runs only on macOS"
+        return None
 
     def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str) -> Lowered:
         from targets.coreml.lowering import lower
@@ -33,12 +36,14 @@ class CoremlTarget:
         return lower(artifact, self._config, out_dir, name=name)
 
     def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:  # noqa: ARG002
-        return ()
+        if sys.platform == "darwin":
+            return ()
+        return (Skipped(runtime="Core ML", device="Apple Neural Engine", reason="Core ML runs only on macOS"),)
 
     def load(self, lowered: Lowered, *, threads: int) -> Session:  # noqa: ARG002  # Core ML has no thread setting
-        from targets.coreml.session import CoremlSession
+        from targets.coreml.session import CoremlSession, ReferenceSession
 
-        return CoremlSession(lowered, self._config)
+        return (CoremlSession if sys.platform == "darwin" else ReferenceSession)(lowered, self._config)
 
     def placement(self, lowered: Lowered) -> Placement | None:  # noqa: ARG002
         return None
