@@ -33,3 +33,7 @@ def test_size_changes_its_unit_when_a_thousand_is_reached(count: int, text: str)
 )
 def test_by_name_prints_any_json_scalar_when_its_name_says_no_unit(name: str, value: object, text: str) -> None:
     assert units.by_name(name, value) == text
+
+
+def test_significant_names_what_is_no_number_when_a_run_recorded_it() -> None:
+    assert (units.significant(float("inf")), units.significant(float("nan"))) == ("inf", "nan")

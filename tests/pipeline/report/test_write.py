@@ -18,7 +18,7 @@ def test_report_is_equal_again_when_written_and_read(report: Report, tmp_path: P
 
 
 def test_json_equals_the_plain_dump_when_parsed(report: Report) -> None:
-    odd = report.original.model_copy(update={"note": "[\n 1,\n 2]", "ratios": [0.1 + 0.2, 1e-9]})
+    odd = report.original.model_copy(update={"note": "[\n 1,\n 2] [ 1,  2]", "ratios": [0.1 + 0.2, 1e-9]})
     changed = report.model_copy(update={"original": odd})
     assert json.loads(to_json(changed)) == json.loads(changed.model_dump_json())
 
