@@ -9,14 +9,14 @@ demo: .venv/.ready  ## the main job on the embedded default: Fashion-MNIST, a re
 	$(BIN)/edgewright demo --out reports/demo
 
 test: .venv/.ready  ## the whole test suite, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term:skip-covered
 
 check: .venv/.ready  ## what pre-commit and CI run first
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 bench: .venv/.ready-bench  ## side by side with the field's other tools; prints ratios
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
