@@ -196,7 +196,8 @@ def _stage(
     )
 
     def compute(folder: Path) -> None:
-        result = _checked(call, artifact, step.name)
+        training = {"checkpoint": store.under_way(stage_key)} if step.distill is not None else {}
+        result = _checked(partial(call, **training), artifact, step.name)
         record = result.history[-1]
         metrics = evaluate(result.module, prepared.evaluation, reference=artifact.reference)
         (folder / "record.json").write_text(record.model_copy(update={"metrics": metrics}).model_dump_json())
@@ -224,7 +225,8 @@ def _bind(step: StageStep, prepared: Prepared) -> tuple[Callable[[ModelArtifact]
     seed, held_out = prepared.recipe.seed, prepared.held_out
     if step.prune is not None:
         data = prepared.calibration or prepared.train
-        return partial(prune, config=step.prune, data=data, seed=seed), stages / "prune"
+        timed_on = next((target for target in prepared.targets if target.name == step.prune.latency_target), None)
+        return partial(prune, config=step.prune, data=data, target=timed_on, seed=seed), stages / "prune"
     if step.distill is not None:
         assert prepared.train is not None  # check() has seen to it
         return partial(distill, config=step.distill, data=prepared.train, held_out=held_out, seed=seed), (

@@ -52,6 +52,11 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def under_way(self, key: str) -> Path:
+        """Where a stage that takes long may keep its state until the result of that key is finished."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f"{key}.under_way"
+
     def entry(self, key: str, compute: Callable[[Path], None]) -> tuple[Path, bool]:
         """The folder of a result, computed where it is not there yet, and whether it was.
 

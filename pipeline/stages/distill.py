@@ -2,13 +2,15 @@
 
 The student keeps the weights of the *last* epoch: the one-cycle schedule ends at a rate near zero, where the last
 epoch is also the best up to noise, and choosing among epochs by a held-out metric would only select that noise.
-The metric of every epoch stands in the record, so a reader can check this.
+The metric of every epoch stands in the record, so a reader can check this. Where ``early_stop`` is set, the epoch
+with the best held-out metric is kept instead.
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from pipeline.data import Batch, SampleSet
 from pipeline.metrics import classifies, evaluate
 from pipeline.program import count_macs, count_parameters
 from pipeline.recipe import DistillConfig
-from pipeline.training import StepLoss, fit
+from pipeline.training import StepLoss, best_epoch, fit
 
 
 def distill(
@@ -30,6 +32,7 @@ def distill(
     *,
     held_out: SampleSet | None = None,
     seed: int = 0,
+    checkpoint: Path | None = None,
 ) -> ModelArtifact:
     """Train the current model to answer as the original does, and as the labels say where there are any.
 
@@ -37,10 +40,14 @@ def distill(
         data: What to train on.
         held_out: Other samples of the training data, on which each epoch is scored: top-1 where they are labelled,
             agreement with the teacher where not.
+        checkpoint: Where the training's state is kept, so that a killed one goes on; removed at the end.
 
     Raises:
-        StageError: The model is a program, which cannot be trained, or the loss diverges.
+        StageError: The model is a program, which cannot be trained, or the loss diverges, or ``early_stop`` has
+            nothing to choose by.
     """
+    if config.early_stop is not None and held_out is None:
+        raise StageError("early_stop needs held-out samples", where="distill", fix="remove it, or add training data")
     started = time.monotonic()
     _refuse_programs(artifact)
     student = copy.deepcopy(artifact.module).requires_grad_(True)
@@ -55,6 +62,7 @@ def distill(
         seed=seed,
         validate=None if held_out is None else lambda module: _score(module, teacher, held_out),
         label="distill",
+        checkpoint=checkpoint,
     )
     student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs leave it out
     record = StageRecord(
@@ -67,7 +75,7 @@ def distill(
             "samples": len(data),
             "held_out": 0 if held_out is None else len(held_out),
             "epochs": [{"epoch": log.epoch, "loss": log.loss, "metric": log.metric} for log in logs],
-            "kept": "last epoch",
+            "kept_epoch": logs[-1].epoch if config.early_stop is None else best_epoch(logs),
         },
     )
     return artifact.after(student, record)

@@ -101,7 +101,7 @@ def test_distill_moves_the_student_to_the_teacher_and_records_every_epoch_when(l
     assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3, 4, 5, 6]
     assert epochs[-1]["loss"] < epochs[0]["loss"]
     assert all(0 <= epoch["metric"] <= 1 for epoch in epochs)
-    assert record.details["kept"] == "last epoch"
+    assert record.details["kept_epoch"] == 6
     assert (record.macs, record.parameters) == (before.history[-1].macs, before.history[-1].parameters)
 
 
