@@ -45,6 +45,11 @@ def samples(split: str, scratch: Path) -> SampleSet:
     return from_source(NpzSource(path, ("images",), "labels"), (IMAGE,), PREPROCESSING, name=split)
 
 
+def committed_samples(name: str) -> SampleSet:
+    """The part of a split that this folder keeps: ``train`` (16,000 images) or ``test`` (all 10,000)."""
+    return from_source(NpzSource(HERE / f"{name}.npz", ("images",), "labels"), (IMAGE,), PREPROCESSING, name=name)
+
+
 def load_trained() -> nn.Module:
     """The trained network, in eval mode."""
     model = resnet()

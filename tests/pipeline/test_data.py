@@ -76,6 +76,23 @@ def test_from_dataset_yields_inputs_and_labels_when_given_a_torch_dataset() -> N
     assert torch.equal(torch.cat([batch.inputs[0] for batch in batches]), images)
 
 
+def test_factory_is_imported_from_the_working_directory_when_the_recipe_names_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_data.py").write_text(
+        "import torch\n"
+        "def numbers(count):\n"
+        "    images = torch.arange(count * 16.0).reshape(count, 1, 4, 4)\n"
+        "    return torch.utils.data.TensorDataset(images, torch.arange(count))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    samples = open_set(DataSource(factory="my_data:numbers", kwargs={"count": 3}), scale=2.0)
+    (batch,) = samples.batches(3)
+    assert batch.inputs[0].flatten().tolist() == [2.0 * value for value in range(48)]
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [0, 1, 2]
+
+
 def test_integers_pass_unchanged_when_preprocessing_is_for_images(tmp_path: Path) -> None:
     tokens = np.array([[3, 1, 2]])
     source = npz(tmp_path, images=tokens)
