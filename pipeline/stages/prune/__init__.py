@@ -76,9 +76,10 @@ def prune(
 
     if not fits(len(order)):
         least = pruned(len(order))
+        kept = ", ".join(f"{budget.name} is {budget.kept(least):.3f}, not {budget.share:.3f}" for budget in budgets)
+        left = "; ".join(f"{layer.layer}: {layer.reason}" for layer in skipped)
         raise StageError(
-            "the budget cannot be reached: with everything removed that may be, "
-            + ", ".join(f"{budget.name} is {budget.kept(least):.3f}, not {budget.share:.3f}" for budget in budgets),
+            f"the budget cannot be reached: with everything removed that may be, {kept} (left alone: {left})",
             where="prune",
             fix="raise the budget or max_layer_ratio, or lower round_to",
         )
