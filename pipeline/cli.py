@@ -104,6 +104,30 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="An .onnx, .tflite or .mlpackage.")],
+    input: Annotated[Path, typer.Option("--input", "-i", help="npz with one array (N, ...) per input, by its name.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="npz to write, one array per output.")],
+) -> None:
+    """Run a deployed file in its own runtime; Core ML without a Mac: in the reference interpreter."""
+    from pipeline import artefact
+
+    for name, array in artefact.predict(model, input, output).items():
+        typer.echo(f"{name}: {array.dtype} {list(array.shape)}")
+
+
+@app.command()
+def inspect(model: Annotated[Path, typer.Argument(help="An .onnx, .tflite or .mlpackage.")]) -> None:
+    """Show which operators of a deployed file run accelerated, and why the others do not."""
+    from pipeline import artefact
+
+    placement = artefact.inspect(model)
+    typer.echo(f"{placement.accelerated} of {placement.operators} operators accelerated ({placement.source})")
+    for fallback in placement.fallback:
+        typer.echo(f"  {fallback.count} x {fallback.op}: {fallback.reason}")
+
+
 def summary(report: Report) -> str:
     """The headline table: the original and every target, one line each."""
     from pipeline.report.html import headline

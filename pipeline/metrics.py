@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from pipeline.data import SampleSet
+from pipeline.target import Session
 
 Predict = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 """Outputs ``(N, …)``, always a tuple, for a batch of inputs ``(N, …)``."""
@@ -21,6 +23,24 @@ def predictor(module: nn.Module) -> Predict:
         with torch.inference_mode():
             outputs = module(*inputs)
         return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+
+    return predict
+
+
+def session_predictor(session: Session, fixed_batch_size: int | None) -> Predict:
+    """A session's forward pass on tensors, in steps of its batch size where that is fixed (the last step is padded)."""
+
+    def predict(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        count = len(inputs[0])
+        step = fixed_batch_size or count
+        parts = []
+        for start in range(0, count, step):
+            arrays = tuple(tensor[start : start + step].numpy() for tensor in inputs)
+            missing = step - len(arrays[0])
+            if missing:
+                arrays = tuple(np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays)
+            parts.append([output[: step - missing] for output in session.run(arrays)])
+        return tuple(torch.from_numpy(np.concatenate(outputs)) for outputs in zip(*parts, strict=True))
 
     return predict
 

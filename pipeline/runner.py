@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import cpuinfo
 import torch
 from pydantic import TypeAdapter
 
@@ -21,13 +20,14 @@ import targets
 from pipeline import checkpoint
 from pipeline.core import ModelArtifact, RecipeError, StageError, StageRecord
 from pipeline.data import SampleSet, open_samples
+from pipeline.machine import all_cores, cpu_features, cpu_name
 from pipeline.metrics import classifies, evaluate, predictor
 from pipeline.program import capture, example_inputs
 from pipeline.progress import console
 from pipeline.recipe import Recipe, StageStep
 from pipeline.report.model import BudgetRecord, DataRecord, Environment, Report, RunInfo, TargetRecord
 from pipeline.report.write import write_report
-from pipeline.stages.benchmark import all_cores, benchmark, cpu_name
+from pipeline.stages.benchmark import benchmark
 from pipeline.stages.distill import distill
 from pipeline.stages.export import export
 from pipeline.stages.prune import prune
@@ -41,7 +41,6 @@ PACKAGES = (
     "edgewright", "torch", "torchao", "torch-pruning", "neural-compressor", "onnx", "onnxruntime", "coremltools",
     "tensorflow", "litert-torch", "ai-edge-litert", "ethos-u-vela", "numpy",
 )  # fmt: skip
-CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,11 +326,10 @@ def _budget(recipe: Recipe, original: dict[str, float], records: tuple[TargetRec
 
 
 def _environment() -> Environment:
-    flags = set(cpuinfo.get_cpu_info().get("flags", ()))
     return Environment(
         packages=_package_versions(),
         cpu=cpu_name(),
-        cpu_features=tuple(feature for feature in CPU_FEATURES if feature in flags),
+        cpu_features=cpu_features(),
         cores=all_cores(),
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),

@@ -133,6 +133,14 @@ class Target(Protocol):
         """
         ...
 
+    def open(self, path: Path) -> Lowered:
+        """An artefact that was written earlier, by anyone: its interface is read from the file itself.
+
+        Raises:
+            TargetError: The file is missing, or not one of this target's.
+        """
+        ...
+
     def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:
         """Latency on devices that are not here: predicted by a named method, or skipped with the reason."""
         ...

@@ -8,18 +8,15 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
-import cpuinfo
-import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from pipeline.core import ModelArtifact, TensorSpec
 from pipeline.data import Batch, SampleSet
-from pipeline.metrics import Comparison, Predict, predictor
+from pipeline.machine import all_cores, cpu_name
+from pipeline.metrics import Comparison, predictor, session_predictor
 from pipeline.program import count_macs, count_parameters, example_inputs
 from pipeline.progress import Progress
 from pipeline.report.model import ArtifactRecord, OriginalRecord, Parity, TargetRecord
@@ -80,17 +77,6 @@ class _Artefacts:
         )
 
 
-def all_cores() -> int:
-    """Physical cores of this machine."""
-    return psutil.cpu_count(logical=False) or 1
-
-
-@cache
-def cpu_name() -> str:
-    """The processor's brand string."""
-    return str(cpuinfo.get_cpu_info().get("brand_raw", "unknown CPU"))
-
-
 def _score(artifact: ModelArtifact, ready: Sequence[_Artefacts], samples: SampleSet, size: int) -> dict[str, float]:
     """Run the evaluation set once through everything; returns the original's metrics."""
     original, program = predictor(artifact.reference), predictor(artifact.module)
@@ -113,24 +99,6 @@ def _score_batch(run: _Run, batch: Batch, expected: tuple[Tensor, ...], quantize
     outputs = session_predictor(run.session, run.lowered.batch_size)(batch.inputs)
     run.against_original.update(outputs, expected, batch.labels)
     run.against_program.update(outputs, quantized)
-
-
-def session_predictor(session: Session, fixed_batch_size: int | None) -> Predict:
-    """A session's forward pass on tensors, in steps of its batch size where that is fixed (the last step is padded)."""
-
-    def predict(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        count = len(inputs[0])
-        step = fixed_batch_size or count
-        parts = []
-        for start in range(0, count, step):
-            arrays = tuple(tensor[start : start + step].numpy() for tensor in inputs)
-            missing = step - len(arrays[0])
-            if missing:
-                arrays = tuple(np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays)
-            parts.append([output[: step - missing] for output in session.run(arrays)])
-        return tuple(torch.from_numpy(np.concatenate(outputs)) for outputs in zip(*parts, strict=True))
-
-    return predict
 
 
 @dataclass(frozen=True)

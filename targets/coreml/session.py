@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import platform
 from abc import abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+import torch
 
+from pipeline.core import TargetError, TensorSpec
 from pipeline.recipe import CoremlConfig
 from pipeline.target import Lowered
 from targets.coreml.interpreter import Interpreter
+from targets.coreml.interpreter.package import read_package
+from targets.coreml.interpreter.program import read_program
 from targets.coreml.sdk import coremltools, quiet
 
 if TYPE_CHECKING:
@@ -100,3 +105,22 @@ def chunks(count: int, sizes: tuple[int, ...]) -> list[int]:
     if count:
         raise ValueError(f"{count} samples are left over: the model takes batches of {sorted(sizes)}")
     return taken
+
+
+def read_interface(path: Path) -> Lowered:
+    """What a saved package takes and gives. See `pipeline.target.Target.open`."""
+    program = read_program(read_package(path))
+    inputs = []
+    for name, form in program.inputs.items():
+        if form.shape is None or None in form.shape[1:]:
+            raise TargetError(f"input {name!r} has a dynamic shape", where=str(path))
+        dtype = {torch.int32: "int32", torch.float32: "float32"}.get(form.held)
+        inputs.append(TensorSpec.model_validate({"name": name, "shape": form.shape[1:], "dtype": dtype}))
+    first = next(iter(program.inputs.values())).shape
+    return Lowered(
+        path=path,
+        variant="int8" if "quantize" in program.count_operators() else "fp32",
+        inputs=tuple(inputs),
+        outputs=program.body.outputs,
+        batch_size=first[0] if first else None,
+    )

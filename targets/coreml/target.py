@@ -35,6 +35,11 @@ class CoremlTarget:
 
         return lower(artifact, self._config, out_dir, name=name)
 
+    def open(self, path: Path) -> Lowered:
+        from targets.coreml.session import read_interface
+
+        return read_interface(path)
+
     def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:  # noqa: ARG002
         if sys.platform == "darwin":
             return ()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import platform
-from functools import cache
 from typing import Literal
-
-import cpuinfo
 
 Cpu = Literal["x86", "arm"]
 
@@ -16,9 +13,3 @@ def deployment_cpu(wanted: Cpu | None) -> Cpu:
     if wanted is not None:
         return wanted
     return "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86"
-
-
-@cache
-def cpu_name() -> str:
-    """This machine's processor, as it calls itself."""
-    return str(cpuinfo.get_cpu_info().get("brand_raw", platform.processor() or platform.machine()))

@@ -33,6 +33,11 @@ class OnnxTarget:
 
         return lower(artifact, self._config, out_dir, name=name)
 
+    def open(self, path: Path) -> Lowered:
+        from targets.onnx.session import read_interface
+
+        return read_interface(path)
+
     def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:  # noqa: ARG002
         return ()
 

@@ -32,6 +32,11 @@ class TfliteTarget:
 
         return lower(artifact, out_dir, name=name, goal=self._config.optimize_for)
 
+    def open(self, path: Path) -> Lowered:
+        from targets.tflite.session import read_interface
+
+        return read_interface(path)
+
     def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:
         from targets.tflite.vela import estimate
 

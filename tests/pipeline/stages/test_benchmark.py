@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.stages.benchmark import ROUNDS, WARMUP_RUNS, Candidate, artifact_record, interleave, session_predictor
+from pipeline.metrics import session_predictor
+from pipeline.stages.benchmark import ROUNDS, WARMUP_RUNS, Candidate, artifact_record, interleave
 from pipeline.target import measured
 
 
