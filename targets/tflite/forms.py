@@ -3,13 +3,11 @@
 The converter knows an operator as integer only where it has an int8 kernel of its own, and XNNPACK delegates only some
 of those kernels. Every rewrite below keeps the real values of the program, up to the rounding of one more int8 tensor:
 
-1. ``hardsigmoid(x)`` is ``relu6(x + 3) * 1/6``, with ``relu6(x + 3)`` in steps of 6/255.
-2. ``hardswish(x)`` is ``x * relu6(x + 3) * 1/6`` for the CPU (XNNPACK has no int8 HARD_SWISH); an NPU keeps HARD_SWISH.
-3. ``silu(x)`` is ``x * sigmoid(x)``, with the sigmoid in the steps of 1/256 that LOGISTIC prescribes.
-4. The factor 1/6 costs nothing where the operators behind it can take it into their scales (see `absorb`).
-5. A max pool pads with zeros where no value is negative: PAD is delegated, PADV2 with minus infinity is not.
-6. An average pool is a depthwise convolution with equal weights for the CPU (XNNPACK has no int8 AVERAGE_POOL_2D).
-7. A ReLU that the quantizer behind it implies is dropped: that quantizer saturates at the same value.
+1. ``hardswish(x)`` is ``x * relu6(x + 3) / 6`` for the CPU, with ``relu6(x + 3)`` in steps of 6/255 (XNNPACK has no
+   int8 HARD_SWISH); an NPU keeps HARD_SWISH. The division costs nothing where the operators behind it can take the
+   factor into their scales (see `absorb`).
+2. A max pool pads with zeros where no value is negative: PAD is delegated, PADV2 with minus infinity is not.
+3. An average pool is a depthwise convolution with equal weights for the CPU (XNNPACK has no int8 AVERAGE_POOL_2D).
 """
 
 from __future__ import annotations
@@ -32,7 +30,6 @@ quantize_per_channel = torch.ops.quantized_decomposed.quantize_per_channel.defau
 dequantize_per_channel = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
 QMIN, QMAX = -128, 127
-SIXTH = 1 / 6
 WEIGHTED = {aten.conv1d.default, aten.conv2d.default, aten.linear.default}
 LINEAR = {  # f(c x) = c f(x)
     *(aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d.default),
@@ -71,52 +68,20 @@ def _through_int8(graph: Graph, x: Node, scale: float, zero_point: int) -> Node:
     return graph.call_function(dequantize, (graph.call_function(quantize, (x, *parameters)), *parameters))
 
 
-def _shifted_relu6(graph: Graph, x: Node) -> Node:
-    """``relu6(x + 3)`` in int8: one ADD with a fused clamp."""
-    shifted = graph.call_function(aten.add.Tensor, (x, 3.0))
-    return _through_int8(graph, graph.call_function(aten.relu6.default, (shifted,)), 6 / (QMAX - QMIN), QMIN)
-
-
-def _hardsigmoid(program: GraphModule, node: Node, goal: Goal) -> None:  # noqa: ARG001
-    if not _between_quantizers(node):
-        return
-    with program.graph.inserting_before(node):
-        gate = _shifted_relu6(program.graph, _args(node)[0])
-    _replace_by_sixth(program, node, gate)
-
-
 def _hardswish(program: GraphModule, node: Node, goal: Goal) -> None:
     if goal == "npu" or not _between_quantizers(node):
         return
-    x = _args(node)[0]
-    with program.graph.inserting_before(node):
-        product = program.graph.call_function(aten.mul.Tensor, (x, _shifted_relu6(program.graph, x)))
-    _replace_by_sixth(program, node, product)
-
-
-def _silu(program: GraphModule, node: Node, goal: Goal) -> None:  # noqa: ARG001
-    if not _between_quantizers(node):
-        return
     graph, x = program.graph, _args(node)[0]
     with graph.inserting_before(node):
-        gate = _through_int8(graph, graph.call_function(aten.sigmoid.default, (x,)), 1 / 256, QMIN)
+        shifted = graph.call_function(aten.relu6.default, (graph.call_function(aten.add.Tensor, (x, 3.0)),))
+        gate = _through_int8(graph, shifted, 6 / (QMAX - QMIN), QMIN)
+        edits = absorb(program, list(node.users), 6.0)
+        if edits is None:  # a sixth of x has the integers of x, in steps of a sixth
+            scale, zero_point = _args(x)[1:3]
+            x = _through_int8(graph, graph.call_function(aten.mul.Tensor, (x, 1 / 6)), scale / 6, zero_point)
         node.replace_all_uses_with(graph.call_function(aten.mul.Tensor, (x, gate)))
-
-
-def _replace_by_sixth(program: GraphModule, node: Node, sixfold: Node) -> None:
-    """Let ``sixfold``, which computes six times the node's value, take its place."""
-    quantizers = list(node.users)
-    edits = absorb(program, quantizers, 6.0)
-    if edits is not None:
-        node.replace_all_uses_with(sixfold)
-        for edit in edits:
-            edit()
-        return
-    scale, zero_point = _args(quantizers[0])[1:3]
-    with program.graph.inserting_before(node):
-        if not _is(sixfold, dequantize):
-            sixfold = _through_int8(program.graph, sixfold, 6 * scale, zero_point)
-        node.replace_all_uses_with(program.graph.call_function(aten.mul.Tensor, (sixfold, SIXTH)))
+    for edit in edits or ():
+        edit()
 
 
 def absorb(program: GraphModule, quantizers: list[Node], factor: float) -> list[Callable[[], None]] | None:
@@ -237,18 +202,9 @@ def _equal_weights(program: GraphModule, name: str, channels: int, height: int, 
     return program.graph.call_function(dequantize_per_channel, (quantized, *values[1:], *settings))
 
 
-def _relu(program: GraphModule, node: Node, goal: Goal) -> None:  # noqa: ARG001
-    if _between_quantizers(node) and all(_args(user)[2] == QMIN for user in node.users):
-        node.replace_all_uses_with(_args(node)[0])
-
-
 FORMS: dict[object, Callable[[GraphModule, Node, Goal], None]] = {
-    aten.hardsigmoid.default: _hardsigmoid,
     aten.hardswish.default: _hardswish,
     aten.hardswish_.default: _hardswish,
-    aten.silu.default: _silu,
-    aten.silu_.default: _silu,
     aten.max_pool2d.default: _max_pool,
     aten.avg_pool2d.default: _avg_pool,
-    aten.relu.default: _relu,
 }

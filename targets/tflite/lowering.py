@@ -77,7 +77,7 @@ def _reason(error: Exception, native_log: str) -> str:
 
 
 def name_signature(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Give the default signature's ``args_<i>`` and ``output_<i>`` the model's own names, in the model's order.
+    """Give the default signature's ``args_<i>`` and ``output_<i>`` the model's own names and order.
 
     Raises:
         TargetError: The converter dropped an input that no operator reads.
@@ -91,3 +91,5 @@ def name_signature(model: Any, inputs: Sequence[str], outputs: Sequence[str]) ->
             )
         for port, port_name in zip(ports, names, strict=True):
             port.name = port_name.encode()
+    model.subgraphs[0].inputs = [port.tensorIndex for port in signature.inputs]
+    model.subgraphs[0].outputs = [port.tensorIndex for port in signature.outputs]

@@ -33,7 +33,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x):
         squeezed = through_int8(F.adaptive_avg_pool2d(x, 1), 0.02, -100)
-        gate = through_int8(F.hardsigmoid(self.reduce(squeezed)), 1 / 256, -128)
+        gate = through_int8(torch.sigmoid(self.reduce(squeezed)), 1 / 256, -128)
         return self.project(through_int8(x * gate, 0.02, -100))
 
 
@@ -63,11 +63,10 @@ def inputs():
     return tuple(3 * x for x in example_inputs(artifact(nn.Identity(), SHAPE, quantized=True).inputs))
 
 
-@pytest.mark.parametrize("function", [F.hardswish, F.hardsigmoid, F.silu], ids=lambda function: function.__name__)
-def test_rewrite_keeps_the_values_within_one_step_when_an_activation_is_decomposed(function):
-    program = rewritten(Activation(function))
-    assert not {aten.hardswish.default, aten.hardsigmoid.default, aten.silu.default} & set(targets(program))
-    difference = (program(*inputs()) - Activation(function)(*inputs())).abs()
+def test_rewrite_keeps_the_values_within_one_step_when_hardswish_is_taken_apart():
+    program = rewritten(Activation(F.hardswish))
+    assert aten.hardswish.default not in targets(program)
+    difference = (program(*inputs()) - Activation(F.hardswish)(*inputs())).abs()
     assert difference.max() <= STEP * 1.001
     assert (difference == 0).float().mean() > 0.7
 
@@ -148,13 +147,6 @@ def test_rewrite_leaves_an_average_pool_alone_when_its_padding_does_not_count():
     assert aten.avg_pool2d.default in targets(rewritten(module))
 
 
-def test_rewrite_drops_a_relu_only_when_the_quantizer_behind_saturates_at_zero():
-    implied, needed = Activation(F.relu, zero_point=-128), Activation(F.relu, zero_point=-100)
-    assert aten.relu.default not in targets(rewritten(implied))
-    assert torch.equal(rewritten(implied)(*inputs()), implied(*inputs()))
-    assert aten.relu.default in targets(rewritten(needed))
-
-
 def test_rewrite_changes_nothing_when_the_program_is_float():
-    module = nn.Sequential(nn.Hardswish(), nn.AvgPool2d(2), nn.SiLU())
+    module = nn.Sequential(nn.Hardswish(), nn.AvgPool2d(2), nn.ReLU())
     assert targets(rewritten(module)) == targets(captured(module))

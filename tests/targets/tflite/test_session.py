@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.metrics import predictor
 from targets.tflite import TfliteTarget
-from targets.tflite.session import LitertSession, _Port
+from targets.tflite.session import LitertSession, Port
 from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, artifact, ops
 
 STEP = 0.1  # of QuantizedConv's output
@@ -60,7 +60,7 @@ def test_run_follows_the_program_within_one_step_on_a_convolution(tmp_path, stri
     st.integers(-128, 127),
 )
 def test_port_encodes_exactly_as_torch_for_any_scale(values, scale, zero_point):
-    port = _Port({"index": 0, "dtype": np.int8, "quantization": (scale, zero_point)})
+    port = Port({"index": 0, "dtype": np.int8, "quantization": (scale, zero_point)})
     x = torch.tensor(values)
     expected = ops.quantize_per_tensor.default(x, scale, zero_point, -128, 127, torch.int8)
     assert port.encode(x.numpy()).tolist() == expected.tolist()
