@@ -22,6 +22,8 @@ from pipeline.recipe import OnnxConfig
 from pipeline.target import Lowered
 from targets.onnx.cpu import deployment_cpu
 from targets.onnx.passes.fold_weights import FoldWeights
+from targets.onnx.passes.pack_stem import PackStem
+from targets.onnx.passes.pad_depthwise import PadDepthwise
 from targets.onnx.passes.quantize_biases import QuantizeBiases
 from targets.onnx.passes.reencode_activations import ReencodeActivations
 from targets.onnx.passes.remove_implied_clamps import RemoveImpliedClamps
@@ -99,6 +101,7 @@ def fuse(model: ir.Model, *, unsigned_activations: bool) -> None:
         RemoveRequantization(),
         RemoveImpliedClamps(),
         QuantizeBiases(),
+        *([PackStem(), PadDepthwise()] if unsigned_activations else []),
         common.RemoveUnusedNodesPass(),
         common.DeduplicateInitializersPass(),
     )(model)

@@ -7,9 +7,13 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from targets.onnx.passes.fold_weights import FoldWeights
+from targets.onnx.passes.pack_stem import PackStem
+from targets.onnx.passes.pad_depthwise import PadDepthwise
 from targets.onnx.passes.quantize_biases import LIMIT, QuantizeBiases
 from targets.onnx.passes.reencode_activations import ReencodeActivations
 from targets.onnx.passes.remove_implied_clamps import RemoveImpliedClamps
@@ -22,6 +26,10 @@ HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
 
 def graph_of(text: str) -> ir.Model:
     return ir.from_onnx_text(f"{HEADER}\n{text}")
+
+
+def inferred(model: ir.Model) -> ir.Model:
+    return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model)))
 
 
 def operators(model: ir.Model) -> list[str]:
@@ -215,3 +223,111 @@ def test_use_global_pooling_only_when_the_mean_is_over_height_and_width(
     UseGlobalPooling()(model)
     assert operators(model)[:-1] == expected
     np.testing.assert_allclose(run(model, x=values), before, rtol=1e-6, atol=1e-6)
+
+
+def strided(size: int, kernel: int, stride: int, before: int, after: int, channels: int = 3) -> ir.Model:
+    generator = np.random.default_rng(0)
+    weights = ", ".join(map(str, generator.integers(-127, 128, 4 * channels * kernel * kernel)))
+    return graph_of(f"""
+    model (float[N, {channels}, {size}, {size}] x) => (float[N, 4, H, W] y)
+    <float s = {{0.02}}, uint8 z = {{100}}, int8[4, {channels}, {kernel}, {kernel}] w = {{{weights}}},
+     float[4] t = {{0.01, 0.02, 0.03, 0.04}}, int8[4] u = {{0, 0, 0, 0}}, float[4] b = {{1, 2, 3, 4}}>
+    {{
+        q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)
+        v = DequantizeLinear <axis = 0> (w, t, u)
+        y = Conv <strides = [{stride}, {stride}], pads = [{before}, {before}, {after}, {after}]> (d, v, b)
+    }}
+    """)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    blocks=st.integers(4, 6),
+    kernel=st.integers(1, 7),
+    stride=st.integers(2, 4),
+    before=st.integers(0, 3),
+    after=st.integers(0, 3),
+)
+def test_pack_stem_computes_the_same_sums_for_any_kernel_stride_and_padding(
+    blocks: int, kernel: int, stride: int, before: int, after: int
+) -> None:
+    model = inferred(strided(blocks * stride, kernel, stride, before, after))
+    values = np.random.default_rng(1).normal(size=(2, 3, blocks * stride, blocks * stride)).astype(np.float32)
+    expected = run(model, x=values)
+    modified = PackStem()(model).modified
+    assert operators(model).count("SpaceToDepth") == int(modified)
+    np.testing.assert_allclose(run(model, x=values), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "channels", "packed"),
+    [
+        pytest.param(8, 2, 3, True, id="image"),
+        pytest.param(8, 1, 3, False, id="no stride"),
+        pytest.param(7, 2, 3, False, id="odd side"),
+        pytest.param(8, 2, 5, False, id="many channels"),
+    ],
+)
+def test_pack_stem_only_when_an_image_is_strided_over(size: int, stride: int, channels: int, packed: bool) -> None:
+    model = inferred(strided(size, 3, stride, 1, 1, channels))
+    assert PackStem()(model).modified is packed
+
+
+def separable(middle: str, channels: int = 5, depthwise: str = "[1, 1]") -> ir.Model:
+    """1x1 convolution to ``channels``, depthwise 3x3, ``middle`` from ``h`` to ``m``, 1x1 convolution back."""
+    generator = np.random.default_rng(0)
+
+    def integers(name: str, *shape: int) -> str:
+        values = ", ".join(map(str, generator.integers(-127, 128, int(np.prod(shape)))))
+        return f"int8[{', '.join(map(str, shape))}] {name} = {{{values}}}"
+
+    def floats(name: str, count: int) -> str:
+        values = ", ".join(f"{value:.4f}" for value in generator.uniform(0.001, 0.01, count))
+        return f"float[{count}] {name} = {{{values}}}"
+
+    c = channels
+    zeros = ", ".join(["0"] * c)
+    return inferred(
+        graph_of(f"""
+        model (uint8[N, 3, 6, 6] x) => (float[N, 3, 6, 6] y)
+        <float s = {{0.02}}, uint8 z = {{100}}, {integers("w1", c, 3, 1, 1)}, {integers("w2", c, 1, 3, 3)},
+         {integers("w3", 3, c, 1, 1)}, {floats("t1", c)}, {floats("t2", c)}, {floats("t3", 3)}, {floats("b1", c)},
+         int32[{c}] b2 = {{{zeros}}}, int8[{c}] u = {{{zeros}}}, int8[3] u3 = {{0, 0, 0}}>
+        {{
+            d = DequantizeLinear (x, s, z)
+            v1 = DequantizeLinear <axis = 0> (w1, t1, u)  c1 = Conv (d, v1, b1)
+            q1 = QuantizeLinear (c1, s, z)  d1 = DequantizeLinear (q1, s, z)
+            v2 = DequantizeLinear <axis = 0> (w2, t2, u)  v2b = DequantizeLinear <axis = 0> (b2, t2)
+            c2 = Conv <group = {c}, pads = [1, 1, 1, 1], strides = {depthwise}> (d1, v2, v2b)
+            q2 = QuantizeLinear (c2, s, z)  h = DequantizeLinear (q2, s, z)
+            {middle}
+            v3 = DequantizeLinear <axis = 0> (w3, t3, u3)  y = Conv (m, v3)
+        }}
+        """)
+    )
+
+
+SQUEEZE = "p = GlobalAveragePool (h)  g = HardSigmoid (p)  k = HardSwish (h)  m = Mul (k, g)"
+
+
+@pytest.mark.parametrize(("middle", "channels"), [("m = HardSwish (h)", 5), (SQUEEZE, 5), (SQUEEZE, 24)])
+def test_pad_depthwise_gives_the_same_output_when_channels_fill_the_registers(middle: str, channels: int) -> None:
+    model = separable(middle, channels)
+    values = np.random.default_rng(1).integers(0, 256, (2, 3, 6, 6), dtype=np.uint8)
+    expected = run(model, x=values)
+    assert PadDepthwise()(model).modified
+    groups = [node.attributes.get_int("group", 1) for node in model.graph if node.op_type == "Conv"]
+    assert groups == [1, -(-channels // 16) * 16, 1]
+    np.testing.assert_allclose(run(model, x=values), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("middle", "channels"),
+    [
+        pytest.param("m = Identity (h)", 16, id="full already"),
+        pytest.param("m = Transpose <perm = [0, 1, 3, 2]> (h)", 5, id="unknown reader"),
+        pytest.param("a = Shape (h)  f = Cast <to = 1> (a)  r = ReduceSum (f)  m = Mul (h, r)", 5, id="shape is read"),
+    ],
+)
+def test_pad_depthwise_changes_nothing_when_the_channels_cannot_be_widened(middle: str, channels: int) -> None:
+    assert not PadDepthwise()(separable(middle, channels)).modified
