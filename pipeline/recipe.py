@@ -174,6 +174,9 @@ class QuantizeConfig(Section):
         ("minmax", "percentile", "mse"), min_length=1, description="calibration candidates, tried in this order"
     )
     bias_correction: bool = True
+    mixed_precision: bool = Field(True, description="leave the most sensitive layers in float where the budget asks")
+    sensitivity: bool = Field(False, description="measure every layer's sensitivity even where the budget is met")
+    sensitivity_samples: PositiveInt = Field(64, description="held-out samples to measure sensitivities on")
     batch_size: PositiveInt = 64
     skip: tuple[str, ...] = Field((), description="names of modules to leave in float")
 

@@ -7,10 +7,12 @@ clamp has no parameters of its own: its range is the clamp's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import (
     FixedQParamsQuantizationSpec,
@@ -24,7 +26,8 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from pipeline.core import SkippedLayer
 from pipeline.stages.quantize.capabilities import CREATES, RULE_OF, SPLITS, Rule
-from pipeline.stages.quantize.observers import QMAX, QMIN, WEIGHT_QMAX, ActivationObserver, PerChannelWeightObserver
+from pipeline.stages.quantize.grids import ActivationGrid, PerChannelWeightGrid
+from pipeline.stages.quantize.observers import QMAX, QMIN, WEIGHT_QMAX
 
 GETITEM = "<built-in function getitem>"
 
@@ -33,7 +36,7 @@ ACTIVATION = QuantizationSpec(
     quant_min=QMIN,
     quant_max=QMAX,
     qscheme=torch.per_tensor_affine,
-    observer_or_fake_quant_ctr=ActivationObserver,
+    observer_or_fake_quant_ctr=ActivationGrid,
 )
 
 
@@ -72,11 +75,12 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
     """Static int8: affine per-tensor activations, symmetric narrow-range per-channel weights, float biases.
 
     Args:
+        ranges: Gives the range of a set of values from their names, in the units of the tensors.
         skip: Names of modules to leave in float, with everything inside them.
     """
 
-    def __init__(self, skip: Iterable[str] = ()) -> None:
-        self._skip = tuple(skip)
+    def __init__(self, ranges: Callable[[list[str]], tuple[float, float]], skip: tuple[str, ...] = ()) -> None:
+        self._ranges, self._skip = ranges, skip
         self.scheme = Scheme((), {}, (), ())
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -94,21 +98,35 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
             consumer.meta[Q_ANNOTATION_KEY].input_qspec_map[value] = shared
         return model
 
+    def prepare_obs_or_fq_callback(self, model: GraphModule, grids: dict[Any, Any]) -> None:
+        """Give every grid its parameters: an activation's from its range, a weight's from the weight."""
+        values: dict[ActivationGrid, list[str]] = {}
+        for place, grid in grids.items():
+            if isinstance(grid, PerChannelWeightGrid):
+                grid.set_weight(tensor_of(model, place[0]))
+            elif isinstance(grid, ActivationGrid) and isinstance(place, Node):
+                values.setdefault(grid, []).append(place.name)
+        for grid, names in values.items():
+            grid.set_range(*self._ranges(names))
+
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: the scheme is complete by construction."""
 
 
-def plan(model: GraphModule, skip: tuple[str, ...]) -> Scheme:
+def plan(model: GraphModule, skip: tuple[str, ...] = ()) -> Scheme:
     """Decide the scheme of a canonical graph."""
-    candidates, skipped = [], []
+    candidates, left_in_float, skipped = [], set[Node](), []
     for node in model.graph.nodes:
         if node.op != "call_function" or not is_float_tensor(node) or str(node.target) in CREATES:
             continue
         reason = _why_float(node, skip)
-        if reason is None:
-            candidates.append(node)
-        else:
+        if reason is not None:
+            left_in_float.add(node)
             skipped.append(SkippedLayer(layer=layer_name(node), reason=reason))
+        elif rule_of(node).kind == "clamp" and node.all_input_nodes[0] in left_in_float:
+            left_in_float.add(node)  # a clamp stays with the operator before it, so that no range is taken between
+        else:
+            candidates.append(node)
 
     order = {node: position for position, node in enumerate(model.graph.nodes)}
     inner = _fused_producers(candidates)
@@ -158,6 +176,14 @@ def is_float_tensor(node: Node) -> bool:
     """Whether a node's value is one floating-point tensor."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def tensor_of(model: GraphModule, node: Node) -> Tensor:
+    """The value of a ``get_attr`` node."""
+    owner, _, name = str(node.target).rpartition(".")
+    value = getattr(model.get_submodule(owner), name)
+    assert isinstance(value, Tensor)
+    return value.detach()
 
 
 def _why_float(node: Node, skip: tuple[str, ...]) -> str | None:
@@ -216,7 +242,7 @@ def _weight_spec(rule: Rule) -> QuantizationSpec:
         quant_max=WEIGHT_QMAX,
         qscheme=torch.per_channel_symmetric,
         ch_axis=rule.channel_axis,
-        observer_or_fake_quant_ctr=PerChannelWeightObserver,
+        observer_or_fake_quant_ctr=PerChannelWeightGrid,
     )
 
 

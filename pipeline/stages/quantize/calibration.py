@@ -1,4 +1,4 @@
-"""Calibration: the captured graph with observers in it, run once over the samples."""
+"""Calibration: one run of the float graph over the samples, and the programs that its statistics make."""
 
 from __future__ import annotations
 
@@ -11,91 +11,115 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from pipeline.core import StageError
 from pipeline.data import SampleSet
-from pipeline.stages.quantize.annotator import Int8Quantizer, Scheme
+from pipeline.stages.quantize.annotator import Int8Quantizer, Scheme, layer_name, plan, rule_of, tensor_of
 from pipeline.stages.quantize.biases import round_biases
+from pipeline.stages.quantize.capabilities import RULE_OF
 from pipeline.stages.quantize.correction import mean_shift
-from pipeline.stages.quantize.observers import METHODS, ActivationObserver, PerChannelWeightObserver, fake_quantize
+from pipeline.stages.quantize.observers import METHODS, Statistics, channel_scales, fake_quantize, merge
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """A prepared graph that has seen the calibration samples.
+    """A canonical graph and what the calibration samples showed of it.
 
     Attributes:
-        prepared: The graph with observers; `convert` works on copies of it.
-        scheme: What runs as integers; its nodes are those of the graph before preparation.
+        graph: The float graph; programs are made from copies of it.
+        scheme: What runs as integers where nothing is left in float on purpose.
+        statistics: Of every value that needs its own range, by node name.
         means: Mean over the samples of the input of each weighted operator, ``(1, …)``, by node name.
     """
 
-    prepared: GraphModule
+    graph: GraphModule
     scheme: Scheme
+    statistics: dict[str, Statistics]
     means: dict[str, Tensor]
 
 
-def calibrate(graph: GraphModule, data: SampleSet, *, batch_size: int, skip: tuple[str, ...] = ()) -> Calibrated:
-    """Insert observers into a canonical graph (in place), and run every sample through them."""
-    quantizer = Int8Quantizer(skip)
-    prepared = prepare_pt2e(graph, quantizer)
-    weighted = frozenset(node.name for node in quantizer.scheme.weighted)
-    run = _Calibration(prepared, weighted)
+def calibrate(graph: GraphModule, data: SampleSet, *, batch_size: int) -> Calibrated:
+    """Run every sample through a canonical graph.
+
+    Raises:
+        DataError: A sample holds NaN or infinity.
+        StageError: An operator's result does.
+    """
+    scheme = plan(graph)
+    run = _Watching(graph, scheme)
     with torch.no_grad():
         for batch in data.batches(batch_size):
             run.run(*batch.inputs)
-    return Calibrated(prepared, quantizer.scheme, {name: total / len(data) for name, total in run.totals.items()})
+    return Calibrated(graph, scheme, run.statistics, {name: total / len(data) for name, total in run.totals.items()})
 
 
-def convert(calibrated: Calibrated, *, method: str, bias_correction: bool) -> GraphModule:
-    """The quantized program: a Q/DQ graph whose activation ranges are read by one of `METHODS`."""
-    prepared = copy.deepcopy(calibrated.prepared)
-    for module in prepared.modules():
-        if isinstance(module, ActivationObserver):
-            module.method = METHODS[method]
+def prepare(calibrated: Calibrated, *, method: str, bias_correction: bool, skip: tuple[str, ...] = ()) -> GraphModule:
+    """A copy of the graph with a grid wherever a tensor becomes integers; ranges are read by one of `METHODS`."""
+    graph = copy.deepcopy(calibrated.graph)
+    read = METHODS[method]
+
+    def ranges(names: list[str]) -> tuple[float, float]:
+        return read(merge(calibrated.statistics[name] for name in names if name in calibrated.statistics))
+
     if bias_correction:
-        for name, mean in calibrated.means.items():
-            _correct(prepared, name, mean)
+        for node in plan(graph, skip).weighted:
+            correct_bias(graph, node, calibrated.means[node.name])
+        graph.recompile()
+    prepared: GraphModule = prepare_pt2e(graph, Int8Quantizer(ranges, skip))
+    return prepared
+
+
+def convert(prepared: GraphModule) -> GraphModule:
+    """The quantized program of a prepared graph, which is used up: Q/DQ operators in place of grids."""
     converted: GraphModule = convert_pt2e(prepared, fold_quantize=False)
     round_biases(converted)
     return converted
 
 
-class _Calibration(Interpreter):
-    """Runs the prepared graph and sums the inputs of weighted operators over the samples."""
+def correct_bias(graph: GraphModule, node: Node, mean: Tensor) -> None:
+    """Let a weighted operator's bias take back the mean shift that rounding its weight causes."""
+    arguments: Any = node.args
+    operator: Any = node.target
+    weight, axis = tensor_of(graph, arguments[1]), rule_of(node).channel_axis
+    lost = weight - fake_quantize(weight, channel_scales(weight, axis), axis)
+    bias = mean_shift(operator, mean, lost, tuple(arguments[3:]))
+    if len(arguments) > 2 and arguments[2] is not None:
+        bias = bias + tensor_of(graph, arguments[2])
+    name = f"{node.name}_corrected_bias"
+    graph.register_parameter(name, nn.Parameter(bias, requires_grad=False))
+    with graph.graph.inserting_before(node):
+        node.args = (*arguments[:2], graph.graph.get_attr(name), *arguments[3:])
 
-    def __init__(self, prepared: GraphModule, weighted: frozenset[str]) -> None:
-        super().__init__(prepared)
-        self._weighted = weighted
+
+class _Watching(Interpreter):
+    """Runs the graph, keeps statistics of values, and sums the inputs of weighted operators over the samples."""
+
+    def __init__(self, graph: GraphModule, scheme: Scheme) -> None:
+        super().__init__(graph)
+        self._weighted = frozenset(scheme.weighted)
+        requantizing = {consumer for _, consumer in scheme.requantized}
+        # What only moves has the range of what it moves, unless it takes that in with other parameters.
+        self._watched = {
+            value for value, root in scheme.roots.items() if value is root or value in requantizing or not _moves(value)
+        }
+        self.statistics: dict[str, Statistics] = {}
         self.totals: dict[str, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
-        if n.name in self._weighted:
-            total = self.env[n.all_input_nodes[0]].detach().sum(0, keepdim=True)
+        if n in self._weighted:
+            total = self.env[n.all_input_nodes[0]].sum(0, keepdim=True)
             self.totals[n.name] = self.totals[n.name] + total if n.name in self.totals else total
-        return super().run_node(n)
+        value = super().run_node(n)
+        if n in self._watched and not (n.op == "get_attr" and n.name in self.statistics):
+            statistics = self.statistics.setdefault(n.name, Statistics())
+            if not statistics.update(value):
+                raise StageError(
+                    f"{n.target} gives NaN or infinity on the calibration samples",
+                    where=layer_name(n),
+                    fix="check the model's weights, or leave this module in float: quantize: {skip: [...]}",
+                )
+        return value
 
 
-def _correct(prepared: GraphModule, name: str, mean: Tensor) -> None:
-    """Give one weighted operator of a prepared graph its corrected bias."""
-    node: Any = next(node for node in prepared.graph.nodes if node.name == name)
-    weight_node, bias_node = node.args[1], node.args[2] if len(node.args) > 2 else None
-    observer = prepared.get_submodule(str(weight_node.target))
-    assert isinstance(observer, PerChannelWeightObserver)
-    weight = _attribute(prepared, str(weight_node.args[0].target))
-    rounded = fake_quantize(weight, observer.scales, observer.ch_axis)
-    corrected = mean_shift(node.target, mean, weight - rounded, tuple(node.args[3:]))
-    if bias_node is not None:
-        corrected += _attribute(prepared, str(bias_node.target))
-    attribute = f"{name}_corrected_bias"
-    setattr(prepared, attribute, nn.Parameter(corrected, requires_grad=False))
-    with prepared.graph.inserting_before(node):
-        node.args = (node.args[0], node.args[1], prepared.graph.get_attr(attribute), *node.args[3:])
-    if bias_node is not None and not bias_node.users:
-        prepared.graph.erase_node(bias_node)
-    prepared.recompile()
-
-
-def _attribute(module: nn.Module, path: str) -> Tensor:
-    owner, _, name = path.rpartition(".")
-    value = getattr(module.get_submodule(owner), name)
-    assert isinstance(value, Tensor)
-    return value.detach()
+def _moves(node: Node) -> bool:
+    rule = RULE_OF.get(str(node.target))
+    return rule is not None and rule.kind == "moves"

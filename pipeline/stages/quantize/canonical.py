@@ -17,6 +17,7 @@ from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
 
 from pipeline.core import ModelArtifact
 from pipeline.program import capture
+from pipeline.stages.quantize.annotator import tensor_of
 
 aten = torch.ops.aten
 
@@ -112,9 +113,8 @@ def batch_norms_to_convolutions(graph: GraphModule) -> None:
         normalised = [user for user in node.users if user.args[1] == 0]
         if operator is None or len(normalised) != len(node.users):
             continue
-        gamma, beta, mean, variance = (_tensor(graph, argument) for argument in node.args[1:5])
-        assert mean is not None
-        assert variance is not None
+        mean, variance = tensor_of(graph, node.args[3]), tensor_of(graph, node.args[4])
+        gamma, beta = (None if argument is None else tensor_of(graph, argument) for argument in node.args[1:3])
         factor = (variance + node.args[6]).rsqrt() * (1.0 if gamma is None else gamma)
         shift = (0.0 if beta is None else beta) - mean * factor
         with graph.graph.inserting_before(node):
@@ -127,16 +127,6 @@ def batch_norms_to_convolutions(graph: GraphModule) -> None:
             user.replace_all_uses_with(replacement)
             graph.graph.erase_node(user)
         graph.graph.erase_node(node)
-
-
-def _tensor(graph: GraphModule, node: Node | None) -> Tensor | None:
-    """The value of a ``get_attr`` node."""
-    if node is None:
-        return None
-    owner, _, name = str(node.target).rpartition(".")
-    value = getattr(graph.get_submodule(owner), name)
-    assert isinstance(value, Tensor)
-    return value.detach()
 
 
 def _parameter(graph: GraphModule, name: str, value: Tensor) -> Node:

@@ -1,19 +1,19 @@
 """Observers: what calibration remembers of each tensor, and the ranges that can be read from it.
 
-An activation's observer keeps its extremes and a histogram of fixed size, so memory does not grow with the samples,
-and one pass over the calibration data serves every range method.
+Extremes and a histogram of fixed size: memory does not grow with the samples, and one pass over the calibration data
+serves every range method and every scheme.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchao.quantization.pt2e.observer import ObserverBase
 
 QMIN, QMAX = -128, 127
 WEIGHT_QMAX = 127
@@ -35,26 +35,50 @@ class Statistics:
         self.limit = 0.0
         self.counts: Histogram = np.zeros(BINS)
 
-    def update(self, values: Tensor) -> None:
-        """Take in a tensor of any shape."""
+    def update(self, values: Tensor) -> bool:
+        """Take in a tensor of any shape; False, and nothing taken, where a value is not finite."""
         low, high = (float(extreme) for extreme in values.aminmax())
+        if not math.isfinite(high - low):
+            return False
         self.low, self.high = min(self.low, low), max(self.high, high)
         peak = max(-low, high)
         if peak == 0:
             self.counts[BINS // 2] += values.numel()
-            return
+            return True
+        self.widen(peak)
+        self.counts += torch.histc(values.float(), BINS, -self.limit, self.limit).numpy()
+        return True
+
+    def widen(self, limit: float) -> None:
+        """Double the histogram's limit until it covers ``limit``."""
         if self.limit == 0:
-            self.limit = peak
-        while peak > self.limit:
+            self.limit = limit
+        while limit > self.limit:
             merged = self.counts.reshape(-1, 2).sum(1)
             self.counts = np.concatenate([np.zeros(BINS // 4), merged, np.zeros(BINS // 4)])
             self.limit *= 2
-        self.counts += torch.histc(values.float(), BINS, -self.limit, self.limit).numpy()
 
     @property
     def centres(self) -> Histogram:
         """The middle of each bin, ``(BINS,)``, in the units of the tensor."""
         return np.asarray((np.arange(BINS) + 0.5 - BINS / 2) * (2 * self.limit / BINS), dtype=np.float64)
+
+
+def merge(parts: Iterable[Statistics]) -> Statistics:
+    """Statistics of several tensors together, as when they share one set of parameters.
+
+    The histogram takes each bin's centre for its values, so counts may move to a neighbouring bin.
+    """
+    parts = list(parts)
+    if len(parts) == 1:
+        return parts[0]
+    merged = Statistics()
+    merged.low, merged.high = min(part.low for part in parts), max(part.high for part in parts)
+    merged.limit = max(part.limit for part in parts)
+    edges = np.linspace(-merged.limit, merged.limit, BINS + 1)
+    for part in parts:
+        merged.counts += np.histogram(part.centres, edges, weights=part.counts)[0] if merged.limit else part.counts
+    return merged
 
 
 def minmax(statistics: Statistics) -> tuple[float, float]:
@@ -122,42 +146,3 @@ def fake_quantize(weight: Tensor, scales: Tensor, axis: int) -> Tensor:
     shape[axis] = -1
     steps = scales.view(shape)
     return torch.clamp(torch.round(weight / steps), -WEIGHT_QMAX, WEIGHT_QMAX) * steps
-
-
-class ActivationObserver(ObserverBase):  # type: ignore[misc]  # torchao has no type information
-    """Watches one set of quantization parameters; several tensors may share it."""
-
-    def __init__(self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **_: Any) -> None:
-        super().__init__(dtype)
-        self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
-        self.statistics = Statistics()
-        self.method: RangeMethod = minmax
-
-    def forward(self, values: Tensor) -> Tensor:
-        self.statistics.update(values.detach())
-        return values
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, each of shape ``(1,)``."""
-        scale, zero_point = affine_parameters(*self.method(self.statistics))
-        return torch.tensor([scale], dtype=torch.float32), torch.tensor([zero_point])
-
-
-class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]  # torchao has no type information
-    """Takes one scale per output channel from the weight itself."""
-
-    def __init__(
-        self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, ch_axis: int, **_: Any
-    ) -> None:
-        super().__init__(dtype)
-        self.quant_min, self.quant_max, self.qscheme, self.ch_axis = quant_min, quant_max, qscheme, ch_axis
-        self.scales = torch.ones(0)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        if self.scales.numel() == 0:
-            self.scales = channel_scales(weight, self.ch_axis)
-        return weight
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scales and zero points ``(C,)``."""
-        return self.scales, torch.zeros(len(self.scales), dtype=torch.int64)

@@ -9,25 +9,43 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neural_compressor.common.base_config import BaseConfig, register_config
 from neural_compressor.common.base_tuning import TuningConfig, init_tuning
 from torch.fx import GraphModule
+
+from pipeline.stages.quantize.observers import METHODS
 
 logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # importing it sets its own level
 
 
 @register_config(framework_name="edgewright", algo_name="static_int8")
 class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor has no type information
-    """One way to turn calibration statistics into a quantized program."""
+    """One way to turn calibration statistics into a quantized program.
+
+    Args:
+        method: How ranges are read from the statistics.
+        bias_correction: Whether biases take back the mean shift of rounded weights.
+        equalised: Whether channels were equalised before calibration.
+        float_layers: Modules left in float.
+    """
 
     name = "static_int8"
-    params_list = ["method", "bias_correction"]
+    params_list = ["method", "bias_correction", "equalised", "float_layers"]
+    non_tunable_params = ["white_list", *params_list]  # every configuration is listed, none is expanded
 
-    def __init__(self, method: str = "minmax", bias_correction: bool = True, white_list: object = None) -> None:
+    def __init__(
+        self,
+        method: str = "minmax",
+        bias_correction: bool = True,
+        equalised: bool = False,
+        float_layers: tuple[str, ...] = (),
+        white_list: object = None,
+    ) -> None:
         super().__init__(white_list=white_list)
-        self.method, self.bias_correction = method, bias_correction
+        self.method, self.bias_correction, self.equalised = method, bias_correction, equalised
+        self.float_layers = float_layers
 
     @classmethod
     def register_supported_configs(cls) -> None:
@@ -36,7 +54,7 @@ class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor 
     @classmethod
     def get_config_set_for_tuning(cls) -> list[CalibrationConfig]:
         """Every range method with bias correction."""
-        return [cls(method) for method in ("minmax", "percentile", "mse")]
+        return [cls(method) for method in METHODS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +63,22 @@ class Trial:
 
     method: str
     bias_correction: bool
+    equalised: bool
+    float_layers: tuple[str, ...]
     metric: float
     sqnr_db: float
     within_budget: bool
     duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The outcome of a search: the chosen program, its configuration and trial, and all trials in order."""
+
+    program: GraphModule
+    config: CalibrationConfig
+    chosen: Trial
+    trials: tuple[Trial, ...]
 
 
 def search(
@@ -58,8 +88,9 @@ def search(
     *,
     baseline: float,
     max_drop: float,
-) -> tuple[GraphModule, Trial, list[Trial]]:
-    """Try every configuration; of those within the budget take the one with the highest SQNR.
+    stop_when_met: bool,
+) -> Found:
+    """Try configurations in order; of those within the budget take the one with the highest SQNR.
 
     Top-1 on a few hundred held-out samples moves in steps too coarse to rank close configurations by, so it only says
     which of them meet the budget. Where none does, the highest metric wins.
@@ -69,15 +100,14 @@ def search(
         judge: Metric (a ratio) and SQNR in dB of a program on the held-out samples.
         baseline: The float model's metric.
         max_drop: How far below the baseline the metric may fall, absolute.
-
-    Returns:
-        The chosen program, its trial, and all trials in order.
+        stop_when_met: End with the first configuration within the budget, for lists ordered by what they cost.
     """
     tolerable_loss = max_drop / baseline if baseline > 0 else 1.0  # neural-compressor's loss is relative
     tuning = TuningConfig(config_set=list(configs), tolerable_loss=tolerable_loss, max_trials=len(configs))
     loader, _, monitor = init_tuning(tuning)
     monitor.set_baseline(baseline)
-    results: list[tuple[GraphModule, Trial]] = []
+    best: tuple[GraphModule, CalibrationConfig, Trial] | None = None
+    trials: list[Trial] = []
     for index, config in enumerate(loader, start=1):
         started = time.perf_counter()
         program = build(config)
@@ -86,14 +116,26 @@ def search(
         trial = Trial(
             config.method,
             config.bias_correction,
+            config.equalised,
+            config.float_layers,
             metric,
             sqnr,
             within_budget=metric >= baseline - max_drop,
             duration_s=time.perf_counter() - started,
         )
-        results.append((program, trial))
-    program, chosen = max(results, key=lambda result: _rank(result[1]))
-    return program, chosen, [trial for _, trial in results]
+        trials.append(trial)
+        if best is None or _rank(trial) > _rank(best[2]):
+            best = program, config, trial
+        if stop_when_met and monitor.need_stop():
+            break
+    assert best is not None  # there is at least one configuration
+    return Found(*best, tuple(trials))
+
+
+def better(first: Found, second: Found) -> Found:
+    """The better of two searches, with the trials of both."""
+    winner = max(first, second, key=lambda found: _rank(found.chosen))
+    return replace(winner, trials=first.trials + second.trials)
 
 
 def _rank(trial: Trial) -> tuple[bool, float, float]:

@@ -6,16 +6,19 @@ import time
 from dataclasses import asdict
 
 from torch import nn
+from torch.fx import GraphModule
 
-from pipeline.core import ModelArtifact, StageRecord
+from pipeline.core import ModelArtifact, SkippedLayer, StageRecord
 from pipeline.data import SampleSet
 from pipeline.metrics import Comparison, predictor
 from pipeline.program import count_macs, count_parameters
 from pipeline.recipe import Budget, QuantizeConfig
-from pipeline.stages.quantize.calibration import calibrate, convert
+from pipeline.stages.quantize.annotator import plan
+from pipeline.stages.quantize.calibration import calibrate, convert, prepare
 from pipeline.stages.quantize.canonical import canonical_graph
 from pipeline.stages.quantize.cost import integer_share
-from pipeline.stages.quantize.search import CalibrationConfig, search
+from pipeline.stages.quantize.search import CalibrationConfig, Found, better, search
+from pipeline.stages.quantize.sensitivity import Sensitivity, sensitivities
 
 
 def quantize(
@@ -42,37 +45,69 @@ def quantize(
     started = time.perf_counter()
     if held_out is None:
         data, held_out = data.split(max(1, len(data) // 4), seed) if len(data) > 1 else (data, data)
-    graph = canonical_graph(artifact)
-    calibrated = calibrate(graph, data, batch_size=config.batch_size, skip=config.skip)
+    batch_size = config.batch_size
+    calibrated = calibrate(canonical_graph(artifact), data, batch_size=batch_size)
     calibration_s = time.perf_counter() - started
+    judge = Judge(artifact.module, held_out, budget, batch_size)
 
-    judge = Judge(artifact.module, held_out, budget, config.batch_size)
-    program, chosen, trials = search(
-        [CalibrationConfig(method, config.bias_correction) for method in config.observers],
-        lambda trial: convert(calibrated, method=trial.method, bias_correction=trial.bias_correction),
-        judge,
-        baseline=judge.baseline,
-        max_drop=budget.max_drop,
-    )
+    def build(trial: CalibrationConfig) -> GraphModule:
+        skip = (*config.skip, *trial.float_layers)
+        return convert(prepare(calibrated, method=trial.method, bias_correction=trial.bias_correction, skip=skip))
+
+    def run(configs: list[CalibrationConfig], *, stop_when_met: bool) -> Found:
+        return search(
+            configs, build, judge, baseline=judge.baseline, max_drop=budget.max_drop, stop_when_met=stop_when_met
+        )
+
+    found = run([CalibrationConfig(method, config.bias_correction) for method in config.observers], stop_when_met=False)
+    ranking: list[Sensitivity] = []
+    if config.sensitivity or (config.mixed_precision and not found.chosen.within_budget):
+        chosen = prepare(calibrated, method=found.config.method, bias_correction=False, skip=config.skip)
+        some = held_out.take(config.sensitivity_samples)
+        ranking = sensitivities(chosen, [batch.inputs for batch in some.batches(batch_size)])
+    if config.mixed_precision and not found.chosen.within_budget:
+        found = better(found, run(fewer_float_layers(found.config, ranking), stop_when_met=True))
+
+    scheme = plan(calibrated.graph, (*config.skip, *found.config.float_layers))
     record = StageRecord(
         stage="quantize",
         config=config.model_dump(mode="json"),
         duration_s=time.perf_counter() - started,
-        parameters=count_parameters(program),
+        parameters=count_parameters(found.program),
         macs=count_macs(artifact.module, artifact.inputs),
-        skipped=calibrated.scheme.skipped,
+        skipped=explained(scheme.skipped, found.config.float_layers),
         details={
-            "int8_macs_ratio": integer_share(program, artifact.inputs),
-            "parameter_sets": len(set(calibrated.scheme.roots.values())),
-            "float_kernels": calibrated.scheme.float_kernels,
+            "int8_macs_ratio": integer_share(found.program, artifact.inputs),
+            "parameter_sets": len(set(scheme.roots.values())),
+            "float_kernels": scheme.float_kernels,
             "calibration_samples": len(data),
             "calibration_s": calibration_s,
             "held_out": {"samples": len(held_out), "metric": judge.metric, "float": judge.baseline},
-            "trials": [asdict(trial) for trial in trials],
-            "chosen": asdict(chosen),
+            "trials": [asdict(trial) for trial in found.trials],
+            "chosen": asdict(found.chosen),
+            "sensitivities": [asdict(entry) for entry in ranking],
         },
     )
-    return artifact.after(program, record, quantized=True)
+    return artifact.after(found.program, record, quantized=True)
+
+
+def fewer_float_layers(config: CalibrationConfig, ranking: list[Sensitivity]) -> list[CalibrationConfig]:
+    """Candidates with the 1, 2, 3, 4, 6, 8, 12 … most sensitive layers in float, cheapest first; never all of them."""
+    counts = sorted({*range(1, 4), *(2**power for power in range(2, 10)), *(3 * 2**power for power in range(1, 9))})
+    layers = tuple(entry.layer for entry in ranking)
+    return [
+        CalibrationConfig(config.method, config.bias_correction, config.equalised, layers[:count])
+        for count in counts
+        if count < len(layers)
+    ]
+
+
+def explained(skipped: tuple[SkippedLayer, ...], float_layers: tuple[str, ...]) -> tuple[SkippedLayer, ...]:
+    """The skipped layers, where those that the search spared say so."""
+    reason = "left in float by the search: the accuracy budget needs it"
+    return tuple(
+        SkippedLayer(layer=entry.layer, reason=reason) if entry.layer in float_layers else entry for entry in skipped
+    )
 
 
 class Judge:

@@ -1,0 +1,69 @@
+"""Grids: the modules that PT2E inserts where a tensor becomes integers.
+
+Unlike PT2E's own observers they watch nothing: their parameters come from statistics that are already there, so that
+one calibration serves many programs. They can simulate the rounding, with a straight-through gradient (Bengio et al.
+2013, https://arxiv.org/abs/1308.3432), for sensitivities, AdaRound and quantization-aware training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchao.quantization.pt2e.observer import ObserverBase
+
+from pipeline.stages.quantize.observers import affine_parameters, channel_scales
+
+
+class ActivationGrid(ObserverBase):  # type: ignore[misc]  # torchao has no type information
+    """One scale and zero point; several tensors may share it."""
+
+    def __init__(self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **_: Any) -> None:
+        super().__init__(dtype)
+        self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
+        self.scale, self.zero_point = 1.0, 0
+        self.simulate = False
+
+    def set_range(self, low: float, high: float) -> None:
+        """Span ``[low, high]``."""
+        self.scale, self.zero_point = affine_parameters(low, high)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.simulate:
+            return values
+        return torch.fake_quantize_per_tensor_affine(
+            values, self.scale, self.zero_point, self.quant_min, self.quant_max
+        )
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, each of shape ``(1,)``."""
+        return torch.tensor([self.scale], dtype=torch.float32), torch.tensor([self.zero_point])
+
+
+class PerChannelWeightGrid(ObserverBase):  # type: ignore[misc]  # torchao has no type information
+    """One symmetric scale per output channel: the weight's own unless `scales` are set."""
+
+    def __init__(
+        self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, ch_axis: int, **_: Any
+    ) -> None:
+        super().__init__(dtype)
+        self.quant_min, self.quant_max, self.qscheme, self.ch_axis = quant_min, quant_max, qscheme, ch_axis
+        self.scales = torch.ones(1)
+        self.simulate = False
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Span a weight."""
+        self.scales = channel_scales(weight, self.ch_axis)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.simulate:
+            return weight
+        zeros = torch.zeros(len(self.scales), dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(
+            weight, self.scales, zeros, self.ch_axis, self.quant_min, self.quant_max
+        )
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scales and zero points ``(C,)``."""
+        return self.scales, torch.zeros(len(self.scales), dtype=torch.int64)
