@@ -13,13 +13,13 @@ IMAGE = TensorSpec(name="image", shape=(1, 28, 28))
 
 
 class HandQuantized(nn.Module):
-    """A convolution and a linear layer in the Q/DQ form that PT2E produces."""
+    """A convolution and a linear layer in the Q/DQ form that PT2E produces; every scale is a power of two."""
 
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.conv_weight = nn.Parameter(torch.randn(8, 1, 3, 3, generator=generator))
-        self.conv_bias = nn.Parameter(torch.randn(8, generator=generator))
+        self.conv_bias = nn.Parameter(torch.randn(8, generator=generator).mul(64).round() / 64)
         self.linear_weight = nn.Parameter(torch.randn(10, 8, generator=generator))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class HandQuantized(nn.Module):
         return ops.dequantize_per_tensor.default(ops.quantize_per_tensor.default(x, *form), *form)
 
     def _weight(self, weight: Tensor) -> Tensor:
-        scale = weight.detach().abs().flatten(1).amax(1) / 127
+        scale = torch.exp2(torch.log2(weight.detach().abs().flatten(1).amax(1) / 127).ceil())
         form = (scale, torch.zeros_like(scale, dtype=torch.int64), 0, -127, 127, torch.int8)
         ops = torch.ops.quantized_decomposed
         return ops.dequantize_per_channel.default(ops.quantize_per_channel.default(weight, *form), *form)

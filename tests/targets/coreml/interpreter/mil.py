@@ -126,11 +126,15 @@ def onnx_runs(op: str, *, opset: int = 20, outputs: int = 1, **attributes: Any) 
             for name, array in zip(names, inputs, strict=True)
             if array is not None
         ]
-        results = [helper.make_tensor_value_info(f"y{index}", onnx.TensorProto.UNDEFINED, None) for index in range(outputs)]
+        results = [
+            helper.make_tensor_value_info(f"y{index}", onnx.TensorProto.UNDEFINED, None) for index in range(outputs)
+        ]
         graph = helper.make_graph([node], "one", given, [onnx.ValueInfoProto(name=value.name) for value in results])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
         session = onnxruntime.InferenceSession(model.SerializeToString())
-        values = session.run(None, {name: array for name, array in zip(names, inputs, strict=True) if array is not None})
+        values = session.run(
+            None, {name: array for name, array in zip(names, inputs, strict=True) if array is not None}
+        )
         return tuple(values) if outputs > 1 else values[0]
 
     return run_onnx
