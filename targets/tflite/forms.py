@@ -21,6 +21,8 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch.fx import Graph, GraphModule, Node
 
+from targets.tflite.sdk import litert_torch
+
 Goal = Literal["cpu", "npu"]
 
 aten = torch.ops.aten
@@ -82,6 +84,29 @@ def _hardswish(program: GraphModule, node: Node, goal: Goal) -> None:
         node.replace_all_uses_with(graph.call_function(aten.mul.Tensor, (x, gate)))
     for edit in edits or ():
         edit()
+
+
+def keep_requantizations_apart(program: GraphModule) -> int:
+    """Put a barrier at every change of quantization parameters, in place, and return how many there are.
+
+    The converter takes a tensor that is quantized anew for the tensor itself, and refuses where an operator that has to
+    keep its parameters, such as PAD or CONCATENATION, stands next to it. Behind the barrier it makes a DEQUANTIZE and a
+    QUANTIZE of the change.
+    """
+    litert_torch()  # registers the barrier
+    barrier = torch.ops.litert_torch.optimization_barrier.default
+    changes = [
+        node
+        for node in program.graph.find_nodes(op="call_function", target=quantize)
+        if _is(_args(node)[0], dequantize) and _args(_args(node)[0])[1:3] != _args(node)[1:3]
+    ]
+    for node in changes:
+        with program.graph.inserting_before(node):
+            x = _args(node)[0]
+            held = program.graph.call_function(barrier, ([x, x],))  # its lowering takes no fewer than two
+            node.update_arg(0, program.graph.call_function(operator.getitem, (held, 0)))
+    program.recompile()
+    return len(changes)
 
 
 def absorb(program: GraphModule, quantizers: list[Node], factor: float) -> list[Callable[[], None]] | None:

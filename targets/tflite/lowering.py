@@ -15,6 +15,7 @@ from targets.tflite import flatbuffer, forms
 from targets.tflite.sdk import litert_torch, quiet
 
 BATCH_SIZE = 1
+SAME_SCALE = "violate the same scale constraint"  # the converter merged two sets of parameters that are meant to differ
 
 
 def lower(artifact: ModelArtifact, out_dir: Path, *, name: str, goal: forms.Goal = "cpu") -> Lowered:
@@ -26,7 +27,16 @@ def lower(artifact: ModelArtifact, out_dir: Path, *, name: str, goal: forms.Goal
     path = out_dir / f"{name}.tflite"
     program = capture(artifact.module, artifact.inputs, batch_size=BATCH_SIZE).module()
     forms.rewrite(program, goal)
-    content = convert(program, example_inputs(artifact.inputs, BATCH_SIZE), quantized=artifact.quantized)
+    inputs = example_inputs(artifact.inputs, BATCH_SIZE)
+    notes: tuple[str, ...] = ()
+    try:
+        content = convert(program, inputs, quantized=artifact.quantized)
+    except TargetError as error:
+        if SAME_SCALE not in error.problem:
+            raise
+        apart = forms.keep_requantizations_apart(program)
+        notes = (f"{apart} changes of quantization parameters pass through float",)
+        content = convert(program, inputs, quantized=artifact.quantized)
     model = flatbuffer.read_model(content)
     name_signature(model, [spec.name for spec in artifact.inputs], artifact.outputs)
     flatbuffer.write_model(flatbuffer.serialize(model), path)
@@ -36,6 +46,7 @@ def lower(artifact: ModelArtifact, out_dir: Path, *, name: str, goal: forms.Goal
         inputs=artifact.inputs,
         outputs=artifact.outputs,
         batch_size=BATCH_SIZE,
+        notes=notes,
     )
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from pipeline.core import TargetError
 from targets.tflite import TfliteTarget, flatbuffer
-from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, artifact
+from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, artifact, through_int8
 
 
 @pytest.fixture
@@ -77,6 +77,23 @@ def test_lower_gives_the_converters_reason_when_an_operator_has_no_form(target, 
     with pytest.raises(TargetError, match=r"litert-torch cannot lower this model: .*bessel_j0"):
         target.lower(artifact(Unsupported(), (2,), quantized=False), tmp_path, name="model")
     assert not list(tmp_path.iterdir())
+
+
+def test_lower_passes_through_float_when_parameters_change_next_to_a_pad(target, tmp_path):
+    class Requantized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = QuantizedConv(stride=2)  # on an even size, so that it pads in an operator of its own
+
+        def forward(self, x):
+            return self.conv(through_int8(x, 0.07, 9))
+
+    module = Requantized()
+    lowered = target.lower(artifact(module, (3, 8, 8), quantized=True), tmp_path, name="model")
+    assert lowered.notes == ("1 changes of quantization parameters pass through float",)
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    (output,) = target.load(lowered, threads=1).run((x.numpy(),))
+    assert np.abs(output - module(x).detach().numpy()).max() <= 0.1 * 1.001
 
 
 def test_write_model_leaves_no_file_when_the_content_is_no_model(tmp_path):
