@@ -21,13 +21,15 @@ from pipeline.program import capture, fixed_batch_size
 from pipeline.recipe import OnnxConfig
 from pipeline.target import Lowered
 from targets.onnx.cpu import deployment_cpu
+from targets.onnx.passes.clamp_integers import ClampIntegers
 from targets.onnx.passes.fold_weights import FoldWeights
+from targets.onnx.passes.keep_softmax_in_float import KeepSoftmaxInFloat
 from targets.onnx.passes.pack_stem import PackStem
 from targets.onnx.passes.pad_depthwise import PadDepthwise
 from targets.onnx.passes.quantize_biases import QuantizeBiases
 from targets.onnx.passes.reencode_activations import ReencodeActivations
-from targets.onnx.passes.remove_implied_clamps import RemoveImpliedClamps
 from targets.onnx.passes.remove_requantization import RemoveRequantization
+from targets.onnx.passes.use_gemm import UseGemm
 from targets.onnx.passes.use_global_pooling import UseGlobalPooling
 
 OPSET = 21  # the first with per-channel and int8 DequantizeLinear in all its present forms; onnxruntime >= 1.20
@@ -99,7 +101,9 @@ def fuse(model: ir.Model, *, unsigned_activations: bool) -> None:
         FoldWeights(),
         *([ReencodeActivations()] if unsigned_activations else []),
         RemoveRequantization(),
-        RemoveImpliedClamps(),
+        ClampIntegers(),
+        KeepSoftmaxInFloat(),
+        UseGemm(),
         QuantizeBiases(),
         *([PackStem(), PadDepthwise()] if unsigned_activations else []),
         common.RemoveUnusedNodesPass(),

@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from targets.onnx.passes.clamp_integers import ClampIntegers
 from targets.onnx.passes.fold_weights import FoldWeights
+from targets.onnx.passes.keep_softmax_in_float import KeepSoftmaxInFloat
 from targets.onnx.passes.pack_stem import PackStem
 from targets.onnx.passes.pad_depthwise import PadDepthwise
 from targets.onnx.passes.quantize_biases import LIMIT, QuantizeBiases
 from targets.onnx.passes.reencode_activations import ReencodeActivations
-from targets.onnx.passes.remove_implied_clamps import RemoveImpliedClamps
 from targets.onnx.passes.remove_requantization import RemoveRequantization
+from targets.onnx.passes.use_gemm import UseGemm
 from targets.onnx.passes.use_global_pooling import UseGlobalPooling
 from targets.onnx.qdq import constant, encoding
 
@@ -121,22 +123,23 @@ def clamped(clamp: str, scale: str, zero_point: int) -> ir.Model:
         pytest.param("Clip (x, , high)", "0.02", 9, True, id="no lower bound"),
     ],
 )
-def test_remove_implied_clamps_only_when_the_range_implies_them(
+def test_clamp_integers_removes_the_clamp_only_when_the_range_implies_it(
     clamp: str, scale: str, zero_point: int, removed: bool
 ) -> None:
     model = clamped(clamp, scale, zero_point)
     values = np.linspace(-20, 20, 4001, dtype=np.float32)
     before = run(model, x=values)
-    assert RemoveImpliedClamps()(model).modified is removed
+    ClampIntegers()(model)
+    assert ("Clip" not in operators(model)) is removed
     np.testing.assert_array_equal(run(model, x=values), before)
 
 
-def test_remove_implied_clamps_changes_nothing_when_someone_else_reads_the_clamped_value() -> None:
+def test_clamp_integers_changes_nothing_when_someone_else_reads_the_clamped_value() -> None:
     model = graph_of("""
     model (float[N] x) => (float[N] y, float[N] c) <float s = {0.1}, uint8 z = {0}>
     { c = Relu (x)  q = QuantizeLinear (c, s, z)  y = DequantizeLinear (q, s, z) }
     """)
-    assert not RemoveImpliedClamps()(model).modified
+    assert not ClampIntegers()(model).modified
 
 
 @pytest.mark.parametrize(("second", "removed"), [("0.5", True), ("0.25", False)])
@@ -331,3 +334,66 @@ def test_pad_depthwise_gives_the_same_output_when_channels_fill_the_registers(mi
 )
 def test_pad_depthwise_changes_nothing_when_the_channels_cannot_be_widened(middle: str, channels: int) -> None:
     assert not PadDepthwise()(separable(middle, channels)).modified
+
+
+def test_clamp_integers_clips_behind_the_quantizer_when_the_range_is_wider() -> None:
+    model = clamped("Clip (x, low, high)", "0.1", 50)
+    values = np.linspace(-20, 20, 4001, dtype=np.float32)
+    before = run(model, x=values)
+    ClampIntegers()(model)
+    assert operators(model) == ["QuantizeLinear", "Clip", "DequantizeLinear"]
+    assert [int(constant(value)) for value in model.graph[1].inputs[1:]] == [50, 110]
+    np.testing.assert_array_equal(run(model, x=values), before)
+
+
+def linear(rank3: str, transposed: bool, bias: str = "b") -> ir.Model:
+    weight, shape, axis = ("t", "[2, 3]", 0) if transposed else ("v", "[3, 2]", 1)
+    return inferred(
+        graph_of(f"""
+        model (uint8{rank3} x) => (float[N, 5, 2] y)
+        <float s = {{0.02}}, uint8 z = {{100}}, int8{shape} w = {{1, -2, 3, 40, 50, -60}}, float[2] ws = {{0.1, 0.2}},
+         int8[2] u = {{0, 0}}, float[2] b = {{0.5, -0.5}}, float[5, 2] c = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10}}>
+        {{
+            d = DequantizeLinear (x, s, z)  v = DequantizeLinear <axis = {axis}> (w, ws, u)
+            t = Transpose <perm = [1, 0]> (v)  m = MatMul (d, {weight})  a = Add (m, {bias})
+            q = QuantizeLinear (a, s, z)  y = DequantizeLinear (q, s, z)
+        }}
+        """)
+    )
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_use_gemm_gives_the_same_rows_when_a_linear_layer_has_three_axes(transposed: bool) -> None:
+    model = linear("[N, 5, 3]", transposed)
+    values = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    before = run(model, x=values)
+    assert UseGemm()(model).modified
+    RemoveUnusedNodesPass()(model)
+    assert "MatMul" not in operators(model)
+    np.testing.assert_array_equal(run(model, x=values), before)
+
+
+@pytest.mark.parametrize(("rank3", "bias"), [("[N, K, 3]", "b"), ("[N, 5, 3]", "c")], ids=["dynamic", "bias matrix"])
+def test_use_gemm_changes_nothing_when_it_cannot_reshape_or_add(rank3: str, bias: str) -> None:
+    assert not UseGemm()(linear(rank3, True, bias)).modified
+
+
+def test_keep_softmax_in_float_gives_the_same_numbers_and_no_integer_softmax() -> None:
+    model = inferred(
+        graph_of("""
+        model (uint8[N, 4] x) => (float[N, 4] y)
+        <float s = {0.03}, uint8 z = {100}, float o = {0.00390625}, uint8 e = {0}>
+        {
+            d = DequantizeLinear (x, s, z)  p = Softmax (d)
+            q = QuantizeLinear (p, o, e)  y = DequantizeLinear (q, o, e)
+        }
+        """)
+    )
+    values = np.random.default_rng(0).integers(0, 256, (50, 4), dtype=np.uint8)
+    before = run(model, x=values)
+    assert KeepSoftmaxInFloat()(model).modified
+    RemoveUnusedNodesPass()(model)
+    np.testing.assert_array_equal(run(model, x=values), before)
+    proto = ir.to_proto(model).SerializeToString()
+    fused = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"]).run(None, {"x": values})[0]
+    np.testing.assert_array_equal(fused, before)
