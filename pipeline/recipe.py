@@ -185,6 +185,7 @@ class OnnxConfig(Section):
     """The ONNX Runtime target's options."""
 
     cpu: Literal["x86", "arm"] | None = Field(None, description="deployment CPU; the host's when absent")
+    vnni: bool | None = Field(None, description="whether an x86 deployment CPU has VNNI; as the host when absent")
 
 
 class CoremlConfig(Section):

@@ -20,7 +20,7 @@ from pipeline.core import ModelArtifact, TargetError
 from pipeline.program import capture, fixed_batch_size
 from pipeline.recipe import OnnxConfig
 from pipeline.target import Lowered
-from targets.onnx.cpu import deployment_cpu
+from targets.onnx.cpu import Cpu, deployment_cpu
 from targets.onnx.passes.clamp_integers import ClampIntegers
 from targets.onnx.passes.fold_weights import FoldWeights
 from targets.onnx.passes.keep_softmax_in_float import KeepSoftmaxInFloat
@@ -28,6 +28,7 @@ from targets.onnx.passes.pack_stem import PackStem
 from targets.onnx.passes.pad_depthwise import PadDepthwise
 from targets.onnx.passes.quantize_biases import QuantizeBiases
 from targets.onnx.passes.reencode_activations import ReencodeActivations
+from targets.onnx.passes.reencode_weights import ReencodeWeights
 from targets.onnx.passes.remove_requantization import RemoveRequantization
 from targets.onnx.passes.use_gemm import UseGemm
 from targets.onnx.passes.use_global_pooling import UseGlobalPooling
@@ -38,13 +39,13 @@ PRODUCER = "edgewright"
 
 def lower(artifact: ModelArtifact, config: OnnxConfig, out_dir: Path, *, name: str) -> Lowered:
     """Write ``out_dir/name.onnx``. See `pipeline.target.Target.lower`."""
-    cpu = deployment_cpu(config.cpu)
+    cpu = deployment_cpu(config)
     program = capture(artifact.module, artifact.inputs)
     model = to_onnx(program, artifact)
     notes: list[str] = []
     if artifact.quantized:
-        fuse(model, unsigned_activations=cpu == "x86")
-        notes.append(f"activations are {'uint8' if cpu == 'x86' else 'int8'}, weights int8 per channel ({cpu} kernels)")
+        fuse(model, cpu)
+        notes.append(cpu.encoding)
     path = out_dir / f"{name}.onnx"
     write(model, path)
     return Lowered(
@@ -94,18 +95,20 @@ def to_onnx(program: ExportedProgram, artifact: ModelArtifact) -> ir.Model:
     return model
 
 
-def fuse(model: ir.Model, *, unsigned_activations: bool) -> None:
+def fuse(model: ir.Model, cpu: Cpu) -> None:
     """Bring a quantized program into the form that onnxruntime fuses into integer kernels."""
+    x86 = cpu.family == "x86"
     ir.passes.Sequential(
         UseGlobalPooling(),
         FoldWeights(),
-        *([ReencodeActivations()] if unsigned_activations else []),
+        *([ReencodeActivations()] if x86 else []),
         RemoveRequantization(),
         ClampIntegers(),
         KeepSoftmaxInFloat(),
         UseGemm(),
         QuantizeBiases(),
-        *([PackStem(), PadDepthwise()] if unsigned_activations else []),
+        *([PackStem(), PadDepthwise()] if x86 else []),
+        *([ReencodeWeights()] if cpu.saturates else []),
         common.RemoveUnusedNodesPass(),
         common.DeduplicateInitializersPass(),
     )(model)

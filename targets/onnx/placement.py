@@ -21,6 +21,23 @@ INTEGER_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQ
 EIGHT_BITS = ("int8", "uint8")
 RUNS = 5
 
+_NO_KERNEL = "the runtime has no integer kernel for it"
+REASONS = {
+    "QuantizeLinear": "converts around operators that run in float",
+    "DequantizeLinear": "converts around operators that run in float",
+    "Softmax": "the integer kernel is slower, and its rounding is not the program's",
+    "HardSigmoid": _NO_KERNEL,
+    "HardSwish": _NO_KERNEL,
+    "Gelu": _NO_KERNEL,
+    "QuickGelu": _NO_KERNEL,
+    "Erf": _NO_KERNEL,
+    "Tanh": _NO_KERNEL,
+    "LayerNormalization": _NO_KERNEL,
+    "SkipLayerNormalization": _NO_KERNEL,
+    "InstanceNormalization": _NO_KERNEL,
+    "ReduceMean": _NO_KERNEL,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -50,9 +67,7 @@ class Kernel:
     @property
     def reason(self) -> str:
         """Why it is not an integer kernel."""
-        if self.op in ("QuantizeLinear", "DequantizeLinear"):
-            return "converts around operators that run in float"
-        return "runs in float: not quantized in the program, or without an integer kernel in this runtime"
+        return REASONS.get(self.op, "runs in float: the program leaves it unquantized here")
 
 
 def placement(lowered: Lowered) -> Placement:

@@ -176,3 +176,16 @@ def test_lower_names_the_operator_when_it_has_no_onnx_form(artifact: ModelArtifa
     with pytest.raises(TargetError, match="svd"):
         targets.get("onnx").lower(broken, tmp_path, name="model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lower_stores_uint8_weights_with_the_same_output_when_the_cpu_has_no_vnni(
+    artifact: ModelArtifact, images: Tensor, lowered: Lowered, tmp_path: Path
+) -> None:
+    safe = targets.get("onnx", OnnxConfig(cpu="x86", vnni=False))
+    other = safe.lower(artifact, tmp_path, name="model")
+    types = {item.name: item.data_type for item in onnx.load(other.path).graph.initializer}
+    assert onnx.TensorProto.INT8 not in types.values()
+    assert "saturate" in other.notes[0]
+    (expected,), (logits,) = (safe.load(item, threads=1).run((images.numpy(),)) for item in (lowered, other))
+    np.testing.assert_array_equal(logits, expected)
+    assert safe.placement(other).fallback == ()
