@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
+from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 
 from pipeline.core import ModelArtifact, TargetError, TensorSpec
@@ -82,7 +84,7 @@ def _convert(
     try:
         with quiet():
             return ct.convert(
-                program.run_decompositions({}),
+                program.run_decompositions(_recurrent_decompositions()),
                 inputs=[
                     ct.TensorType(name=spec.name, shape=shape(spec), dtype=_interface_dtype(spec))
                     for spec in artifact.inputs
@@ -99,6 +101,12 @@ def _convert(
             where=where,
             fix="replace the operator in the model, or leave coreml out of targets",
         ) from error
+
+
+def _recurrent_decompositions() -> dict[Any, Any]:
+    """Recurrent layers unrolled into products and gates: the converter takes neither LSTM nor GRU from torch.export."""
+    aten = torch.ops.aten
+    return dict(get_decompositions([aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input]))
 
 
 def _interface_dtype(spec: TensorSpec) -> type[np.generic]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class CoremlSession(_NamedSession):
         with quiet():
             unit = ct.ComputeUnit[config.compute_units.upper()]
             self._model = ct.models.MLModel(str(lowered.path), compute_units=unit)
-        self.lowered, self.batch_sizes = lowered, lowered_batch_sizes(lowered, config)
+        self.lowered, self.batch_sizes = lowered, batch_sizes(self._model.get_spec().description)
         self.runtime = f"Core ML on macOS {platform.mac_ver()[0]}"
         self.device = f"{platform.processor() or platform.machine()}, compute units {config.compute_units}"
 
@@ -74,9 +74,9 @@ class ReferenceSession(_NamedSession):
 
     metrics_source: Literal["measured", "reference"] = "reference"
 
-    def __init__(self, lowered: Lowered, config: CoremlConfig) -> None:
+    def __init__(self, lowered: Lowered) -> None:
         self._interpreter = Interpreter(lowered.path, precision="float16")
-        self.lowered, self.batch_sizes = lowered, lowered_batch_sizes(lowered, config)
+        self.lowered, self.batch_sizes = lowered, batch_sizes(self._interpreter.description)
         self.runtime = "edgewright reference interpreter"
         self.device = f"{platform.machine()} CPU"
 
@@ -84,9 +84,20 @@ class ReferenceSession(_NamedSession):
         return self._interpreter.run(inputs)
 
 
-def lowered_batch_sizes(lowered: Lowered, config: CoremlConfig) -> tuple[int, ...]:
-    """The batch sizes that a package takes."""
-    return config.batch_sizes if lowered.batch_size is None else (lowered.batch_size,)
+def batch_sizes(description: Any) -> tuple[int, ...]:
+    """The batch sizes that a package says it takes; of a range, its smallest and 32.
+
+    Args:
+        description: A ``ModelDescription`` (https://apple.github.io/coremltools/mlmodel/Format/Model.html).
+    """
+    form = description.input[0].type.multiArrayType
+    kind = form.WhichOneof("ShapeFlexibility")
+    if kind == "enumeratedShapes":
+        return tuple(shape.shape[0] for shape in form.enumeratedShapes.shapes)
+    if kind == "shapeRange":
+        batch = form.shapeRange.sizeRanges[0]
+        return (batch.lowerBound, min(32, batch.upperBound) if batch.upperBound > 0 else 32)
+    return (form.shape[0],)
 
 
 def chunks(count: int, sizes: tuple[int, ...]) -> list[int]:

@@ -48,7 +48,7 @@ class CoremlTarget:
     def load(self, lowered: Lowered, *, threads: int) -> Session:  # noqa: ARG002  # Core ML has no thread setting
         from targets.coreml.session import CoremlSession, ReferenceSession
 
-        return (CoremlSession if sys.platform == "darwin" else ReferenceSession)(lowered, self._config)
+        return CoremlSession(lowered, self._config) if sys.platform == "darwin" else ReferenceSession(lowered)
 
     def placement(self, lowered: Lowered) -> Placement | None:  # noqa: ARG002
         return None

@@ -36,7 +36,9 @@ class Interpreter:
 
     def __init__(self, package: Path, *, precision: Precision = "float32") -> None:
         self.where = str(package)
-        self.program: Program = read_program(read_package(package))
+        read = read_package(package)
+        self.description = read.specification.description
+        self.program: Program = read_program(read)
         self._rounds = precision == "float16"
         _refuse_unknown(self.program, self.where)
         self._constants: dict[str, Value] = {}

@@ -24,13 +24,13 @@ def gather(
     chosen = _checked(indices, x.shape[along])
     if batches == 0:
         taken = x.index_select(along, chosen.flatten())
-        return taken.reshape(*x.shape[:along], *indices.shape, *x.shape[along + 1 :])
+        return taken.reshape((*x.shape[:along], *indices.shape, *x.shape[along + 1 :]))
     batch_shape = x.shape[:batches]
     rows = x.flatten(0, batches - 1) if batches > 1 else x
     picks = chosen.reshape(rows.shape[0], *indices.shape[batches:])
     inner = torch.tensor(along - batches)
     gathered = torch.stack([gather(row, pick, inner) for row, pick in zip(rows, picks, strict=True)])
-    return gathered.reshape(*batch_shape, *gathered.shape[1:])
+    return gathered.reshape((*batch_shape, *gathered.shape[1:]))
 
 
 def gather_along_axis(

@@ -20,7 +20,7 @@ from targets.coreml.sdk import coremltools, quiet
 
 ct = coremltools()
 with quiet():
-    from coremltools.converters.mil.mil import Builder as mb
+    from coremltools.converters.mil.mil import Builder as mb  # noqa: N813  # as its own documentation does
     from coremltools.converters.mil.mil import types
 
 gc.freeze()  # coremltools collects garbage at every conversion; without the imported modules that takes no time

@@ -11,6 +11,7 @@ import pytest
 from tests.targets.coreml.interpreter.mil import Array, Case, floats, integers, mb, onnx_runs, run
 
 X = floats(2, 3, 4)
+COLUMN = floats(3, 1, seed=1)
 POSITIVE = floats(2, 3, 4, low=0.1, high=5.0)
 SHARE = floats(2, 3, 4, low=-0.99, high=0.99)
 
@@ -19,12 +20,12 @@ def _unary(name: str, oracle: Any, values: Array = X, **kwargs: Any) -> Case:
     return Case(name, lambda x: getattr(mb, name.split(" ")[0])(x=x, **kwargs), oracle, (values,))
 
 
-def _binary(name: str, oracle: Any, x: Array = X, y: Array = floats(3, 1, seed=1)) -> Case:
+def _binary(name: str, oracle: Any, x: Array = X, y: Array = COLUMN) -> Case:
     return Case(name, lambda x, y: getattr(mb, name.split(" ")[0])(x=x, y=y), oracle, (x, y))
 
 
 _erf = np.vectorize(math.erf)
-I, J = integers(2, 3, 4), integers(3, 1, low=1, seed=1)
+WHOLE, DIVISOR = integers(2, 3, 4), integers(3, 1, low=1, seed=1)
 BOOLEANS = (integers(2, 3, low=0, high=2), integers(2, 3, low=0, high=2, seed=1))
 CHANNELS = floats(2, 3, 4, 5)
 
@@ -38,7 +39,7 @@ def _logical(name: str, oracle: Any) -> Case:
 
 CASES = [
     _unary("abs", np.abs),
-    _unary("abs of integers", np.abs, I),
+    _unary("abs of integers", np.abs, WHOLE),
     _unary("acos", np.arccos, SHARE),
     _unary("asin", np.arcsin, SHARE),
     _unary("atan", np.arctan),
@@ -66,7 +67,7 @@ CASES = [
     _unary("tanh", np.tanh),
     _unary("threshold", lambda x: np.maximum(x, 0.5), alpha=np.float32(0.5)),
     _unary("cast to int32", np.trunc, np.array([-1.9, -0.5, 0.5, 1.9], np.float32), dtype="int32"),
-    _unary("cast to fp32", np.float32, I, dtype="fp32"),
+    _unary("cast to fp32", np.float32, WHOLE, dtype="fp32"),
     _unary("identity", lambda x: x),
     Case(
         "logical_not",
@@ -75,23 +76,23 @@ CASES = [
         BOOLEANS[:1],
     ),
     _binary("add", np.add),
-    _binary("add of integers", np.add, I, J),
+    _binary("add of integers", np.add, WHOLE, DIVISOR),
     _binary("sub", np.subtract),
     _binary("mul", np.multiply),
     _binary("real_div", np.divide),
     _binary("floor_div", np.floor_divide),
-    _binary("floor_div of integers", np.floor_divide, I, J),
+    _binary("floor_div of integers", np.floor_divide, WHOLE, DIVISOR),
     _binary("mod", np.mod),
-    _binary("mod of integers", np.mod, I, J),
+    _binary("mod of integers", np.mod, WHOLE, DIVISOR),
     _binary("pow", np.power, POSITIVE),
     _binary("maximum", np.maximum),
     _binary("minimum", np.minimum),
-    _binary("equal", np.equal, I, J),
-    _binary("not_equal", np.not_equal, I, J),
-    _binary("greater", np.greater, I, J),
-    _binary("greater_equal", np.greater_equal, I, J),
-    _binary("less", np.less, I, J),
-    _binary("less_equal", np.less_equal, I, J),
+    _binary("equal", np.equal, WHOLE, DIVISOR),
+    _binary("not_equal", np.not_equal, WHOLE, DIVISOR),
+    _binary("greater", np.greater, WHOLE, DIVISOR),
+    _binary("greater_equal", np.greater_equal, WHOLE, DIVISOR),
+    _binary("less", np.less, WHOLE, DIVISOR),
+    _binary("less_equal", np.less_equal, WHOLE, DIVISOR),
     _logical("logical_and", np.logical_and),
     _logical("logical_or", np.logical_or),
     _logical("logical_xor", np.logical_xor),

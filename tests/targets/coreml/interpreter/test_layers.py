@@ -67,9 +67,17 @@ def _lstm(name: str, direction: str, **mil: Any) -> Case:
 
     def build(x: Any, h: Any, c: Any) -> Any:
         return mb.lstm(
-            x=x, initial_h=h, initial_c=c, weight_ih=w[0], weight_hh=r[0], bias=b[0], direction=direction,
-            output_sequence=True, **back, **mil,
-        )  # fmt: skip
+            x=x,
+            initial_h=h,
+            initial_c=c,
+            weight_ih=w[0],
+            weight_hh=r[0],
+            bias=b[0],
+            direction=direction,
+            output_sequence=True,
+            **back,
+            **mil,
+        )
 
     def oracle(x: Array, h: Array, c: Array) -> Any:
         def stacked(parts: list[Array]) -> Array:
@@ -147,9 +155,14 @@ TURN = np.array([[0.8, -0.3, 0.1, 0.2, 0.9, -0.2]], np.float32)
 def _resample(name: str, mode: str, padding: str, onnx_padding: str, align: bool) -> Case:
     def build(x: Any, points: Any) -> Any:
         return mb.resample(
-            x=x, coordinates=points, sampling_mode=mode, padding_mode=padding, padding_value=np.float32(0),
-            coordinates_mode="normalized_minus_one_to_one", align_corners=align,
-        )  # fmt: skip
+            x=x,
+            coordinates=points,
+            sampling_mode=mode,
+            padding_mode=padding,
+            padding_value=np.float32(0),
+            coordinates_mode="normalized_minus_one_to_one",
+            align_corners=align,
+        )
 
     oracle = onnx_runs(
         "GridSample", mode="linear" if mode == "bilinear" else mode, padding_mode=onnx_padding, align_corners=int(align)
