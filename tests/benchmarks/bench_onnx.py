@@ -56,7 +56,7 @@ class Images(Dataset):  # type: ignore[type-arg]
 
 def ours(artifact: ModelArtifact, fp32: Path, out: Path) -> Path:  # noqa: ARG001
     samples = from_dataset(Images(), artifact.inputs)
-    config = QuantizeConfig(observers=("minmax",), bias_correction=False)
+    config = QuantizeConfig(observers=("minmax",))
     program = quantize(artifact, config, samples, budget=Budget(metric="agreement"))
     return targets.get("onnx").lower(program, out, name="ours").path
 
