@@ -42,7 +42,7 @@ SPACE: dict[str, dict[str, Sequence[Any]]] = {
         "alpha": (0.5, 0.7, 0.9, 1.0),
         "learning_rate": (0.01, 0.02, 0.05, 0.1),
     },
-    "quantize": {"bias_correction": (True, False)},
+    "quantize": {"observers": ("minmax", "mse")},  # one per trial; quantize itself chooses among several
 }
 """What is tried, per stage. Values are discrete, so that trials meet again in the stage store."""
 
@@ -180,8 +180,14 @@ def propose(recipe: Recipe, trial: Trial) -> Recipe:
     values = recipe.model_dump(mode="json", exclude_unset=True)
     for index, step in enumerate(recipe.stages):
         for name, choices in SPACE.get(step.name, {}).items():
-            values["stages"][index][step.name][name] = trial.suggest_categorical(f"{index}.{step.name}.{name}", choices)
+            value = trial.suggest_categorical(f"{index}.{step.name}.{name}", choices)
+            values["stages"][index][step.name][name] = _setting(name, value)
     return parse_recipe(values, where=f"trial {trial.number}")
+
+
+def _setting(name: str, value: Any) -> Any:
+    """A suggested value as the recipe writes it."""
+    return [value] if name == "observers" else value
 
 
 def _judged_on_training_data(recipe: Recipe, root: Path) -> Recipe:
@@ -259,7 +265,7 @@ def _recipe_of(settings: dict[str, Any], recipe: Recipe, root: Path, folder: Pat
     values = recipe.model_dump(mode="json", exclude_unset=True)
     for key, value in settings.items():
         index, stage, name = key.split(".")
-        values["stages"][int(index)][stage][name] = value
+        values["stages"][int(index)][stage][name] = _setting(name, value)
     sources: Iterable[dict[str, Any]] = (values["model"], *(part for part in values["data"].values()))
     for source in sources:
         for key in ("checkpoint", "npz", "folder"):
