@@ -171,9 +171,11 @@ class QuantizeConfig(Section):
     """Static INT8 quantization, calibrated on real data."""
 
     observers: tuple[Literal["minmax", "percentile", "mse"], ...] = Field(
-        ("minmax", "percentile", "mse"), min_length=1, description="calibration candidates, tried in this order"
+        ("minmax", "mse"), min_length=1, description="calibration candidates, tried in this order"
     )
-    bias_correction: bool = True
+    bias_correction: bool = Field(
+        True, description="let biases take back the mean error of rounding, by the better of two methods"
+    )
     mixed_precision: bool = Field(True, description="leave the most sensitive layers in float where the budget asks")
     sensitivity: bool = Field(False, description="measure every layer's sensitivity even where the budget is met")
     sensitivity_samples: PositiveInt = Field(64, description="held-out samples to measure sensitivities on")

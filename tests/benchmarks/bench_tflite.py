@@ -35,7 +35,7 @@ from targets.tflite.session import interpreter
 
 
 def ours(artifact: ModelArtifact, fp32: Path, out: Path) -> Path:  # noqa: ARG001
-    config = QuantizeConfig(observers=("minmax",), bias_correction="none", mixed_precision=False)
+    config = QuantizeConfig(observers=("minmax",), bias_correction=False, mixed_precision=False)
     program = quantize(artifact, config, from_dataset(Images(), artifact.inputs), budget=Budget(metric="agreement"))
     return targets.get("tflite").lower(program, out, name="ours").path
 

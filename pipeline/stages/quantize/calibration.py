@@ -16,8 +16,20 @@ from pipeline.data import SampleSet
 from pipeline.stages.quantize.annotator import Int8Quantizer, Scheme, layer_name, plan, rule_of, tensor_of
 from pipeline.stages.quantize.biases import round_biases
 from pipeline.stages.quantize.capabilities import RULE_OF
-from pipeline.stages.quantize.correction import mean_shift
-from pipeline.stages.quantize.observers import METHODS, Statistics, channel_scales, fake_quantize, merge
+from pipeline.stages.quantize.correction import BiasCorrection, correct_empirically, mean_shift
+from pipeline.stages.quantize.grids import grids_of, simulate
+from pipeline.stages.quantize.observers import (
+    METHODS,
+    Statistics,
+    channel_scales,
+    fake_quantize,
+    least_error_through,
+    merge,
+)
+from pipeline.stages.quantize.readers import reader
+
+BATCH = 128
+"""Samples that are run at once where whole activations are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +41,14 @@ class Calibrated:
         scheme: What runs as integers where nothing is left in float on purpose.
         statistics: Of every value that needs its own range, by node name.
         means: Mean over the samples of the input of each weighted operator, ``(1, …)``, by node name.
+        inputs: One batch of the samples, for what takes more than statistics.
     """
 
     graph: GraphModule
     scheme: Scheme
     statistics: dict[str, Statistics]
     means: dict[str, Tensor]
+    inputs: tuple[Tensor, ...]
 
 
 def calibrate(graph: GraphModule, data: SampleSet, *, batch_size: int) -> Calibrated:
@@ -49,22 +63,35 @@ def calibrate(graph: GraphModule, data: SampleSet, *, batch_size: int) -> Calibr
     with torch.no_grad():
         for batch in data.batches(batch_size):
             run.run(*batch.inputs)
-    return Calibrated(graph, scheme, run.statistics, {name: total / len(data) for name, total in run.totals.items()})
+    means = {name: total / len(data) for name, total in run.totals.items()}
+    (batch,) = data.take(BATCH).batches(BATCH)
+    return Calibrated(graph, scheme, run.statistics, means, batch.inputs)
 
 
-def prepare(calibrated: Calibrated, *, method: str, bias_correction: bool, skip: tuple[str, ...] = ()) -> GraphModule:
+def prepare(
+    calibrated: Calibrated, *, method: str, bias_correction: BiasCorrection, skip: tuple[str, ...] = ()
+) -> GraphModule:
     """A copy of the graph with a grid wherever a tensor becomes integers; ranges are read by one of `METHODS`."""
     graph = copy.deepcopy(calibrated.graph)
     read = METHODS[method]
 
-    def ranges(names: list[str]) -> tuple[float, float]:
-        return read(merge(calibrated.statistics[name] for name in names if name in calibrated.statistics))
+    readers = {node.name: function for node in graph.graph.nodes if (function := reader(node)) is not None}
 
-    if bias_correction:
+    def ranges(names: list[str]) -> tuple[float, float]:
+        statistics = merge(calibrated.statistics[name] for name in names if name in calibrated.statistics)
+        if len(names) == 1 and names[0] in readers:
+            return least_error_through(statistics, readers[names[0]], worst=method == "minmax")
+        return read(statistics)
+
+    if bias_correction != "none":
         for node in plan(graph, skip).weighted:
             correct_bias(graph, node, calibrated.means[node.name])
         graph.recompile()
     prepared: GraphModule = prepare_pt2e(graph, Int8Quantizer(ranges, skip))
+    if bias_correction == "empirical":
+        simulate(prepared, grids_of(prepared))
+        correct_empirically(calibrated.graph, prepared, calibrated.inputs)
+        simulate(prepared, set())
     return prepared
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchao.quantization.pt2e.observer import ObserverBase
 
 from pipeline.stages.quantize.observers import affine_parameters, channel_scales
@@ -67,3 +67,14 @@ class PerChannelWeightGrid(ObserverBase):  # type: ignore[misc]  # torchao has n
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scales and zero points ``(C,)``."""
         return self.scales, torch.zeros(len(self.scales), dtype=torch.int64)
+
+
+def grids_of(prepared: nn.Module) -> set[nn.Module]:
+    """All grids of a prepared graph."""
+    return {module for module in prepared.modules() if isinstance(module, ActivationGrid | PerChannelWeightGrid)}
+
+
+def simulate(prepared: nn.Module, active: set[nn.Module]) -> None:
+    """Let these grids round, and no others."""
+    for grid in grids_of(prepared):
+        grid.simulate = grid in active  # type: ignore[assignment]  # a plain attribute of our own modules

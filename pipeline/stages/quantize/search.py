@@ -15,6 +15,7 @@ from neural_compressor.common.base_config import BaseConfig, register_config
 from neural_compressor.common.base_tuning import TuningConfig, init_tuning
 from torch.fx import GraphModule
 
+from pipeline.stages.quantize.correction import BiasCorrection
 from pipeline.stages.quantize.observers import METHODS
 
 logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # importing it sets its own level
@@ -26,25 +27,23 @@ class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor 
 
     Args:
         method: How ranges are read from the statistics.
-        bias_correction: Whether biases take back the mean shift of rounded weights.
-        equalised: Whether channels were equalised before calibration.
+        bias_correction: How biases take back the mean shift of rounded weights.
         float_layers: Modules left in float.
     """
 
     name = "static_int8"
-    params_list = ["method", "bias_correction", "equalised", "float_layers"]
+    params_list = ["method", "bias_correction", "float_layers"]
     non_tunable_params = ["white_list", *params_list]  # every configuration is listed, none is expanded
 
     def __init__(
         self,
         method: str = "minmax",
-        bias_correction: bool = True,
-        equalised: bool = False,
+        bias_correction: BiasCorrection = "empirical",
         float_layers: tuple[str, ...] = (),
         white_list: object = None,
     ) -> None:
         super().__init__(white_list=white_list)
-        self.method, self.bias_correction, self.equalised = method, bias_correction, equalised
+        self.method, self.bias_correction = method, bias_correction
         self.float_layers = float_layers
 
     @classmethod
@@ -62,8 +61,7 @@ class Trial:
     """One configuration and what it reached on the held-out samples (``metric`` a ratio, ``sqnr_db`` in dB)."""
 
     method: str
-    bias_correction: bool
-    equalised: bool
+    bias_correction: BiasCorrection
     float_layers: tuple[str, ...]
     metric: float
     sqnr_db: float
@@ -116,7 +114,6 @@ def search(
         trial = Trial(
             config.method,
             config.bias_correction,
-            config.equalised,
             config.float_layers,
             metric,
             sqnr,

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from pipeline.metrics import Comparison, predictor
 from pipeline.stages.quantize.annotator import layer_name
-from pipeline.stages.quantize.grids import ActivationGrid, PerChannelWeightGrid
+from pipeline.stages.quantize.grids import ActivationGrid, PerChannelWeightGrid, grids_of, simulate
 
 Inputs = Sequence[tuple[Tensor, ...]]
 
@@ -35,29 +35,22 @@ def sensitivities(prepared: GraphModule, inputs: Inputs) -> list[Sensitivity]:
     Layers are ranked by the noise power that they cause alone: noise of different layers is nearly uncorrelated, so
     powers add up.
     """
-    grids: set[nn.Module] = {
-        module for module in prepared.modules() if isinstance(module, ActivationGrid | PerChannelWeightGrid)
-    }
+    grids = grids_of(prepared)
     layers = _grids_by_layer(prepared)
     predict = predictor(prepared)
-    _simulate(grids, set())
+    simulate(prepared, set())
     reference = [predict(batch) for batch in inputs]
 
     def sqnr(active: set[nn.Module]) -> float:
-        _simulate(grids, active)
+        simulate(prepared, active)
         comparison = Comparison()
         for batch, expected in zip(inputs, reference, strict=True):
             comparison.update(predict(batch), expected)
         return comparison.sqnr_db
 
     found = [Sensitivity(layer, sqnr(own), sqnr(grids - own)) for layer, own in layers.items()]
-    _simulate(grids, set())
+    simulate(prepared, set())
     return sorted(found, key=lambda entry: entry.alone_db)
-
-
-def _simulate(grids: set[nn.Module], active: set[nn.Module]) -> None:
-    for grid in grids:
-        grid.simulate = grid in active  # type: ignore[assignment]  # a plain attribute of our own modules
 
 
 def _grids_by_layer(prepared: GraphModule) -> dict[str, set[nn.Module]]:

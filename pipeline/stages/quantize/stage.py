@@ -16,6 +16,7 @@ from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize.annotator import plan
 from pipeline.stages.quantize.calibration import calibrate, convert, prepare
 from pipeline.stages.quantize.canonical import canonical_graph
+from pipeline.stages.quantize.correction import BiasCorrection
 from pipeline.stages.quantize.cost import integer_share
 from pipeline.stages.quantize.search import CalibrationConfig, Found, better, search
 from pipeline.stages.quantize.sensitivity import Sensitivity, sensitivities
@@ -59,10 +60,12 @@ def quantize(
             configs, build, judge, baseline=judge.baseline, max_drop=budget.max_drop, stop_when_met=stop_when_met
         )
 
-    found = run([CalibrationConfig(method, config.bias_correction) for method in config.observers], stop_when_met=False)
+    corrections: tuple[BiasCorrection, ...] = ("empirical", "analytic") if config.bias_correction else ("none",)
+    candidates = [CalibrationConfig(method, correction) for method in config.observers for correction in corrections]
+    found = run(candidates, stop_when_met=False)
     ranking: list[Sensitivity] = []
     if config.sensitivity or (config.mixed_precision and not found.chosen.within_budget):
-        chosen = prepare(calibrated, method=found.config.method, bias_correction=False, skip=config.skip)
+        chosen = prepare(calibrated, method=found.config.method, bias_correction="none", skip=config.skip)
         some = held_out.take(config.sensitivity_samples)
         ranking = sensitivities(chosen, [batch.inputs for batch in some.batches(batch_size)])
     if config.mixed_precision and not found.chosen.within_budget:
@@ -96,7 +99,7 @@ def fewer_float_layers(config: CalibrationConfig, ranking: list[Sensitivity]) ->
     counts = sorted({*range(1, 4), *(2**power for power in range(2, 10)), *(3 * 2**power for power in range(1, 9))})
     layers = tuple(entry.layer for entry in ranking)
     return [
-        CalibrationConfig(config.method, config.bias_correction, config.equalised, layers[:count])
+        CalibrationConfig(config.method, config.bias_correction, layers[:count])
         for count in counts
         if count < len(layers)
     ]

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
 
-from pipeline.stages.quantize.correction import mean_shift
+from pipeline.metrics import sqnr_db
+from pipeline.stages.quantize.calibration import calibrate, prepare
+from pipeline.stages.quantize.canonical import canonical_graph
+from pipeline.stages.quantize.correction import channel_means, mean_shift
+from pipeline.stages.quantize.grids import grids_of, simulate
+from tests.models import ARCHITECTURES
 
 aten = torch.ops.aten
 
@@ -39,3 +47,40 @@ def test_mean_shift_restores_the_mean_output_of_every_channel(
     after = operator(x, rounded, corrected, *arguments).mean(channels)
     assert (uncorrected - before).abs().max() > 0.01
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+def test_empirical_correction_gives_every_operator_its_float_mean() -> None:
+    architecture = ARCHITECTURES["mobilenet_v2"]
+    found = calibrate(canonical_graph(architecture.artifact()), architecture.samples(48), batch_size=16)
+    prepared = prepare(found, method="minmax", bias_correction="empirical")
+    simulate(prepared, grids_of(prepared))
+
+    def means(graph: GraphModule) -> dict[str, Tensor]:
+        recorded = {}
+
+        class Recording(Interpreter):
+            def run_node(self, n: Node) -> Any:
+                output = super().run_node(n)
+                if n.target in (aten.conv2d.default, aten.linear.default):
+                    recorded[n.name] = channel_means(n.target, output)
+                return output
+
+        with torch.no_grad():
+            Recording(graph).run(*found.inputs)
+        return recorded
+
+    expected, actual = means(found.graph), means(prepared)
+    assert len(expected) == 12
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_read_by_two_operators_is_corrected_for_each() -> None:
+    architecture = ARCHITECTURES["called_twice"]
+    found = calibrate(canonical_graph(architecture.artifact()), architecture.samples(16), batch_size=16)
+    prepared = prepare(found, method="minmax", bias_correction="empirical")
+    biases = [name for name, _ in prepared.named_parameters() if name.endswith("_corrected_bias")]
+    assert len(biases) == 4
+    simulate(prepared, grids_of(prepared))
+    with torch.no_grad():
+        assert sqnr_db(found.graph(*found.inputs), prepared(*found.inputs)) > 30

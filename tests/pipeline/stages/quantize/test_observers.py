@@ -16,6 +16,8 @@ from pipeline.stages.quantize.observers import (
     affine_parameters,
     channel_scales,
     fake_quantize,
+    least_error_through,
+    merge,
     minmax,
     mse,
     percentile,
@@ -118,3 +120,46 @@ def test_fake_quantize_rounds_along_the_channel_axis() -> None:
     weight = torch.tensor([[0.4, 1.2], [-0.6, 9.2]])
     expected = torch.tensor([[0.0, 2.0], [-1.0, 10.0]])
     torch.testing.assert_close(fake_quantize(weight, torch.tensor([1.0, 2.0]), 1), expected)
+
+
+def test_merged_statistics_are_those_of_all_values_together() -> None:
+    first, second = torch.linspace(-1, 2, 1000), torch.linspace(-5, 0.5, 700)
+    merged, together = merge([seen(first), seen(second)]), seen(first, second)
+    assert (merged.low, merged.high) == (together.low, together.high)
+    assert merged.counts.sum() == 1700
+    quantiles = [
+        np.interp([0.1, 0.5, 0.9], np.cumsum(statistics.counts) / 1700, statistics.centres)
+        for statistics in (merged, together)
+    ]
+    np.testing.assert_allclose(*quantiles, atol=2 * 5 / BINS * 2)
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20))
+def test_no_value_is_lost_when_ranges_grow(values: list[float]) -> None:
+    statistics = seen(*(torch.tensor([value]) for value in values))
+    assert statistics.counts.sum() == len(values)
+    assert statistics.low == min(*values, 0.0)
+    assert statistics.high == max(*values, 0.0)
+
+
+def test_values_that_are_not_finite_are_refused_and_not_counted() -> None:
+    statistics = seen(torch.tensor([1.0, -1.0]))
+    assert not statistics.update(torch.tensor([float("inf"), 5.0]))
+    assert not statistics.update(torch.tensor([float("nan")]))
+    assert statistics.high == 1.0
+
+
+@pytest.mark.parametrize("worst", [False, True], ids=["squared", "largest"])
+def test_range_through_hardswish_spends_no_steps_below_minus_three(worst: bool) -> None:
+    values = torch.linspace(-8, 8, 100_001)
+    hardswish = lambda x: x * np.clip(x + 3, 0, 6) / 6  # noqa: E731
+    low, high = least_error_through(seen(values), hardswish, worst=worst)
+    assert -3.3 <= low <= -2.5
+    assert 7.5 <= high <= 8.0
+
+    def loss(low: float, high: float) -> float:
+        scale, zero_point = affine_parameters(low, high)
+        rounded = (np.clip(np.rint(values.numpy() / scale) + zero_point, -128, 127) - zero_point) * scale
+        return float(np.mean((hardswish(rounded) - hardswish(values.numpy())) ** 2))
+
+    assert loss(low, high) < 0.6 * loss(-8.0, 8.0)

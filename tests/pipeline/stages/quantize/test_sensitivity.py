@@ -1,0 +1,139 @@
+"""Sensitivities, simulated rounding and the search against independent computations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.core import ModelArtifact, TensorSpec
+from pipeline.metrics import sqnr_db
+from pipeline.recipe import Budget, QuantizeConfig
+from pipeline.stages.quantize import quantize
+from pipeline.stages.quantize.calibration import Calibrated, calibrate, convert, prepare
+from pipeline.stages.quantize.canonical import canonical_graph
+from pipeline.stages.quantize.grids import grids_of, simulate
+from pipeline.stages.quantize.search import CalibrationConfig, better, search
+from pipeline.stages.quantize.sensitivity import Sensitivity, sensitivities
+from pipeline.stages.quantize.stage import fewer_float_layers
+from tests.models import ARCHITECTURES, Architecture
+
+FRAGILE = Architecture(
+    "fragile",
+    lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)),
+    (TensorSpec(name="x", shape=(8,)),),
+)
+
+
+def fragile() -> ModelArtifact:
+    """One outlier in every channel of layer 2 makes its scale, and so its rounding, hundreds of times coarser."""
+    artifact = FRAGILE.artifact()
+    with torch.no_grad():
+        artifact.module.get_parameter("2.weight")[:, 0] = 100.0
+        artifact.module.get_parameter("0.weight")[0] = 0.0
+        for layer in ("0", "2", "4"):
+            artifact.module.get_parameter(f"{layer}.bias").zero_()  # so that the inputs alone decide the class
+    return artifact
+
+
+def calibrated(artifact: ModelArtifact, architecture: Architecture) -> Calibrated:
+    return calibrate(canonical_graph(artifact), architecture.samples(64), batch_size=32)
+
+
+@pytest.mark.parametrize("name", ["resnet", "two_in_two_out"])
+def test_simulated_rounding_is_the_program_own(name: str) -> None:
+    architecture = ARCHITECTURES[name]
+    found = calibrated(architecture.artifact(), architecture)
+    (batch,) = architecture.samples(16, seed=3).batches(16)
+    prepared = prepare(found, method="mse", bias_correction="none")
+    simulate(prepared, grids_of(prepared))
+    with torch.no_grad():
+        expected = prepared(*batch.inputs)
+        actual = convert(prepare(found, method="mse", bias_correction="none"))(*batch.inputs)
+    for ours, theirs in zip(expected, actual, strict=True):
+        assert sqnr_db(theirs, ours) > 35  # all that differs is that the program's biases are whole units
+
+
+def test_one_quantized_layer_is_as_bad_as_rounding_that_weight_by_hand() -> None:
+    artifact = fragile()
+    prepared = prepare(calibrated(artifact, FRAGILE), method="minmax", bias_correction="none")
+    batches = [batch.inputs for batch in FRAGILE.samples(32, seed=3).batches(32)]
+    ranking = sensitivities(prepared, batches)
+    assert ranking[0].layer == "2"
+    assert ranking[0].without_db == max(entry.without_db for entry in ranking)
+
+    (x,) = batches[0]
+    with torch.no_grad():
+        weight, bias = artifact.module.get_parameter("2.weight"), artifact.module.get_parameter("2.bias")
+        steps = weight.abs().amax(1, keepdim=True) / 127
+        hidden = torch.relu(artifact.module[0](x))  # type: ignore[index, operator]
+        rounded = torch.relu(hidden @ (torch.round(weight / steps) * steps).T + bias)
+        logits = artifact.module[4](rounded)  # type: ignore[index, operator]
+        by_hand = sqnr_db(artifact.module(x), logits)
+    assert ranking[0].alone_db == pytest.approx(by_hand, abs=1.0)  # the layer's result is rounded, too
+
+
+def test_fragile_layer_is_left_in_float_when_the_budget_asks() -> None:
+    result = quantize(
+        fragile(),
+        QuantizeConfig(observers=("minmax",), bias_correction=False, sensitivity_samples=32),
+        FRAGILE.samples(64),
+        budget=Budget(metric="agreement", max_drop=0.02),
+        held_out=FRAGILE.samples(256, seed=2),
+    )
+    (record,) = result.history
+    assert [trial["float_layers"] for trial in record.details["trials"]] == [(), ("2",)]
+    assert not record.details["trials"][0]["within_budget"]
+    assert record.details["chosen"] == record.details["trials"][1]
+    assert [(entry.layer, entry.reason) for entry in record.skipped] == [
+        ("2", "left in float by the search: the accuracy budget needs it")
+    ]
+
+
+def outcome(results: dict[str, tuple[float, float]], *, max_drop: float, stop: bool) -> tuple[str, list[str]]:
+    found = search(
+        [CalibrationConfig(name) for name in results],
+        build=lambda config: config.method,  # type: ignore[arg-type, return-value]  # a name stands for a program
+        judge=lambda program: results[str(program)],
+        baseline=0.9,
+        max_drop=max_drop,
+        stop_when_met=stop,
+    )
+    return found.chosen.method, [trial.method for trial in found.trials]
+
+
+def test_search_takes_the_highest_sqnr_among_those_within_the_budget() -> None:
+    results = {"minmax": (0.895, 20.0), "percentile": (0.88, 40.0), "mse": (0.891, 30.0)}
+    assert outcome(results, max_drop=0.01, stop=False) == ("mse", ["minmax", "percentile", "mse"])
+
+
+def test_search_takes_the_highest_metric_when_none_is_within_the_budget() -> None:
+    results = {"minmax": (0.80, 30.0), "percentile": (0.85, 10.0)}
+    assert outcome(results, max_drop=0.01, stop=False)[0] == "percentile"
+
+
+def test_search_stops_at_the_first_within_the_budget_when_asked() -> None:
+    results = {"minmax": (0.80, 10.0), "percentile": (0.895, 20.0), "mse": (0.9, 50.0)}
+    assert outcome(results, max_drop=0.01, stop=True) == ("percentile", ["minmax", "percentile"])
+
+
+def test_better_keeps_the_trials_of_both_searches() -> None:
+    def found(name: str, metric: float) -> object:
+        return search(
+            [CalibrationConfig(name)],
+            build=lambda config: config.method,  # type: ignore[arg-type, return-value]
+            judge=lambda program: (metric, 10.0),  # noqa: ARG005
+            baseline=0.9,
+            max_drop=0.0,
+            stop_when_met=False,
+        )
+
+    winner = better(found("minmax", 0.5), found("mse", 0.6))  # type: ignore[arg-type]
+    assert winner.chosen.method == "mse"
+    assert [trial.method for trial in winner.trials] == ["minmax", "mse"]
+
+
+def test_candidates_leave_ever_more_layers_in_float_but_never_all() -> None:
+    ranking = [Sensitivity(str(index), 0.0, 0.0) for index in range(7)]
+    counts = [len(config.float_layers) for config in fewer_float_layers(CalibrationConfig(), ranking)]
+    assert counts == [1, 2, 3, 4, 6]
