@@ -22,6 +22,7 @@ from pipeline.recipe import OnnxConfig
 from pipeline.target import Lowered
 from targets.onnx.cpu import Cpu, deployment_cpu
 from targets.onnx.passes.clamp_integers import ClampIntegers
+from targets.onnx.passes.fold_parameters import FoldParameters
 from targets.onnx.passes.fold_weights import FoldWeights
 from targets.onnx.passes.keep_softmax_in_float import KeepSoftmaxInFloat
 from targets.onnx.passes.pack_stem import PackStem
@@ -101,6 +102,7 @@ def fuse(model: ir.Model, cpu: Cpu) -> None:
     ir.passes.Sequential(
         UseGlobalPooling(),
         FoldWeights(),
+        FoldParameters(),
         *([ReencodeActivations()] if x86 else []),
         RemoveRequantization(),
         ClampIntegers(),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from targets.onnx.passes.clamp_integers import ClampIntegers
+from targets.onnx.passes.fold_parameters import FoldParameters
 from targets.onnx.passes.fold_weights import FoldWeights
 from targets.onnx.passes.keep_softmax_in_float import KeepSoftmaxInFloat
 from targets.onnx.passes.pack_stem import PackStem
@@ -397,3 +398,21 @@ def test_keep_softmax_in_float_gives_the_same_numbers_and_no_integer_softmax() -
     proto = ir.to_proto(model).SerializeToString()
     fused = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"]).run(None, {"x": values})[0]
     np.testing.assert_array_equal(fused, before)
+
+
+def test_fold_parameters_stores_floats_only_when_a_normalization_reads_them() -> None:
+    model = inferred(
+        graph_of("""
+        model (float[N, 4] x) => (float[N, 4] y)
+        <float s = {0.03}, int8 z = {-3}, int8[4] g = {40, 50, -60, 7}, int8[4] b = {1, 2, 3, 4}>
+        {
+            d = DequantizeLinear (g, s, z)  e = DequantizeLinear (b, s, z)
+            n = LayerNormalization (x, d)  y = Add (n, e)
+        }
+        """)
+    )
+    values = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    before = run(model, x=values)
+    FoldParameters()(model)
+    assert operators(model) == ["DequantizeLinear", "LayerNormalization", "Add"]
+    np.testing.assert_array_equal(run(model, x=values), before)
