@@ -36,6 +36,7 @@ from targets.onnx.passes.use_global_pooling import UseGlobalPooling
 
 OPSET = 21  # the first with per-channel and int8 DequantizeLinear in all its present forms; onnxruntime >= 1.20
 PRODUCER = "edgewright"
+LARGEST_FILE = 2**31 - 2**20  # protobuf ends at 2 GiB; the rest is for the graph
 
 
 def lower(artifact: ModelArtifact, config: OnnxConfig, out_dir: Path, *, name: str) -> Lowered:
@@ -131,8 +132,15 @@ def write(model: ir.Model, path: Path) -> None:
     """Check a model and put it under its name in one step: another process sees the whole file or none.
 
     Raises:
-        TargetError: The folder cannot be written to, or the disk is full.
+        TargetError: The folder cannot be written to, the disk is full, or the model does not fit in one file.
     """
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size > LARGEST_FILE:
+        raise TargetError(
+            f"its weights take {size / 2**30:.1f} GiB, and one ONNX file holds at most 2",
+            where=str(path),
+            fix="prune it, or quantize it, before exporting",
+        )
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)

@@ -189,3 +189,19 @@ def test_lower_stores_uint8_weights_with_the_same_output_when_the_cpu_has_no_vnn
     (expected,), (logits,) = (safe.load(item, threads=1).run((images.numpy(),)) for item in (lowered, other))
     np.testing.assert_array_equal(logits, expected)
     assert safe.placement(other).fallback == ()
+
+
+def test_lower_says_so_when_the_folder_cannot_be_written_to(artifact: ModelArtifact, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(TargetError, match="cannot be written"):
+        targets.get("onnx").lower(artifact, blocked, name="model")
+
+
+def test_lower_refuses_the_model_when_it_does_not_fit_in_one_file(
+    artifact: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lowering, "LARGEST_FILE", 100)
+    with pytest.raises(TargetError, match="at most 2"):
+        targets.get("onnx").lower(artifact, tmp_path, name="model")
+    assert list(tmp_path.iterdir()) == []
