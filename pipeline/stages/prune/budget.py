@@ -78,6 +78,12 @@ def _timed(artifact: ModelArtifact, config: PruneConfig, target: Target | None) 
     if reason is not None:
         raise StageError(f"latency cannot be measured: {reason}", where="prune", fix="give a budget of macs_ratio")
     original = load_session(target, artifact.original())
+    if original.metrics_source == "reference":
+        raise StageError(
+            f"latency cannot be measured: {original.runtime} only stands in for the target's own runtime here",
+            where="prune",
+            fix="give a budget of macs_ratio",
+        )
 
     def kept(module: nn.Module) -> float:
         candidate = load_session(target, dataclasses.replace(artifact, module=module))
