@@ -67,6 +67,38 @@ def _run(path: Path, out: Path | None, store: Path | None) -> None:
     typer.echo(f"report: {folder / 'report.html'}")
 
 
+@app.command()
+def search(
+    recipe: Annotated[Path, typer.Argument(help="The recipe to vary.")],
+    trials: Annotated[
+        int, typer.Option(min=1, help="Finished trials the study shall have, earlier ones counted.")
+    ] = 20,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="top1, agreement, latency:<target> or size:<target>; repeatable. Default: top1, latency:onnx."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: reports/<recipe's name>-search.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="URL of a database that several workers share. Default: SQLite under --out.")
+    ] = None,
+) -> None:
+    """Search pruning, distillation and quantization settings; write the Pareto front and a recipe for each point.
+
+    Trials are judged on a held-out part of the training data. An interrupted search goes on when it is run again.
+    """
+    read = read_recipe(recipe)
+    from pipeline.search import parse_objective, search
+
+    objectives = [parse_objective(text) for text in objective or ("top1", "latency:onnx")]
+    folder = out or Path("reports") / f"{read.name}-search"
+    points = search(read, folder, trials=trials, objectives=objectives, root=recipe.parent, storage=storage)
+    for point in points:
+        typer.echo(f"trial {point.trial}: {', '.join(f'{name} {value:g}' for name, value in point.values.items())}")
+    typer.echo(f"front: {folder / 'front.html'}")
+
+
 class Schema(StrEnum):
     """What ``edgewright schema`` can print."""
 

@@ -97,7 +97,7 @@ def test_help_names_every_command_when_asked(
 ) -> None:
     assert edgewright(monkeypatch, "--help") == 0
     printed = capsys.readouterr().out
-    for command in ("run", "demo", "predict", "inspect", "compare", "schema", "show"):
+    for command in ("run", "demo", "search", "predict", "inspect", "compare", "schema", "show"):
         assert command in printed
 
 
