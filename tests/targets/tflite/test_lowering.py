@@ -79,6 +79,7 @@ def test_lower_gives_the_converters_reason_when_an_operator_has_no_form(target, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_lower_passes_through_float_when_parameters_change_next_to_a_pad(target, tmp_path):
     class Requantized(nn.Module):
         def __init__(self):

@@ -7,6 +7,8 @@ from tests.targets.tflite.programs import QuantizedConv, artifact, through_int8
 
 SHAPE = (3, 12, 12)
 
+pytestmark = pytest.mark.slow
+
 
 class Network(nn.Module):
     """Two convolutions around a sum, and a mean, all in int8."""

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from torch import nn
 
 from targets.tflite import TfliteTarget
@@ -31,6 +32,7 @@ def test_placement_is_one_partition_without_fallback_when_all_is_integer(tmp_pat
     assert "1 XNNPACK partition" in placement.source
 
 
+@pytest.mark.slow
 def test_placement_names_what_is_left_in_float_and_what_leaves_the_delegate(tmp_path):
     class Mixed(nn.Module):
         def __init__(self):

@@ -40,6 +40,7 @@ def test_session_says_what_runs_it(linear):
     assert LitertSession(linear.path, reference_kernels=True).metrics_source == "reference"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference_kernels", [False, True])
 @pytest.mark.parametrize(("stride", "size"), [(1, 9), (2, 9), (2, 10)], ids=["stride 1", "odd input", "even input"])
 def test_run_follows_the_program_within_one_step_on_a_convolution(tmp_path, stride, size, reference_kernels):

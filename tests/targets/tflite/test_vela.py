@@ -54,6 +54,7 @@ def test_read_summary_refuses_anything_but_one_row():
         vela.read_summary("inference_time,core_clock\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goal", ["cpu", "npu"])
 def test_estimates_places_all_on_the_npu_when_hardswish_is_integer(tmp_path, goal):
     target, model = lowered(tmp_path, F.hardswish, npu=("ethos-u55-256", "ethos-u85-256"), optimize_for=goal)
@@ -70,6 +71,7 @@ def test_estimates_places_all_on_the_npu_when_hardswish_is_integer(tmp_path, goa
     assert "500 MHz" in u55.method
 
 
+@pytest.mark.slow
 def test_estimates_says_what_is_left_out_when_operators_fall_to_the_cpu(tmp_path):
     target, model = lowered(tmp_path, lambda y: y.sin(), npu=("ethos-u55-128",))
     (estimate,) = target.estimates(model)
@@ -78,6 +80,7 @@ def test_estimates_says_what_is_left_out_when_operators_fall_to_the_cpu(tmp_path
     assert "SIN" in {fallback.op for fallback in estimate.placement.fallback}
 
 
+@pytest.mark.slow
 def test_estimates_is_skipped_with_velas_reason_when_the_model_is_float(tmp_path):
     target = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",)))
     model = target.lower(artifact(nn.Linear(4, 4), (4,), quantized=False), tmp_path, name="model")
