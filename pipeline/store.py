@@ -55,7 +55,7 @@ class Store:
     def under_way(self, key: str) -> Path:
         """Where a stage that takes long may keep its state until the result of that key is finished."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        return self._folder / f"{key}.under_way"
+        return self._folder / f".under-way-{key}"
 
     def entry(self, key: str, compute: Callable[[Path], None]) -> tuple[Path, bool]:
         """The folder of a result, computed where it is not there yet, and whether it was.
