@@ -176,6 +176,7 @@ class QuantizeConfig(Section):
     bias_correction: bool = Field(
         True, description="let biases take back the mean error of rounding, by the better of two methods"
     )
+    equalisation: bool = Field(True, description="try channels of like range, and keep them where held-out SQNR gains")
     mixed_precision: bool = Field(True, description="leave the most sensitive layers in float where the budget asks")
     sensitivity: bool = Field(False, description="measure every layer's sensitivity even where the budget is met")
     sensitivity_samples: PositiveInt = Field(64, description="held-out samples to measure sensitivities on")

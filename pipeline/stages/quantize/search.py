@@ -29,10 +29,11 @@ class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor 
         method: How ranges are read from the statistics.
         bias_correction: How biases take back the mean shift of rounded weights.
         float_layers: Modules left in float.
+        equalised: Whether channels were equalised before calibration.
     """
 
     name = "static_int8"
-    params_list = ["method", "bias_correction", "float_layers"]
+    params_list = ["method", "bias_correction", "float_layers", "equalised"]
     non_tunable_params = ["white_list", *params_list]  # every configuration is listed, none is expanded
 
     def __init__(
@@ -40,11 +41,12 @@ class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor 
         method: str = "minmax",
         bias_correction: BiasCorrection = "empirical",
         float_layers: tuple[str, ...] = (),
+        equalised: bool = False,
         white_list: object = None,
     ) -> None:
         super().__init__(white_list=white_list)
         self.method, self.bias_correction = method, bias_correction
-        self.float_layers = float_layers
+        self.float_layers, self.equalised = float_layers, equalised
 
     @classmethod
     def register_supported_configs(cls) -> None:
@@ -63,6 +65,7 @@ class Trial:
     method: str
     bias_correction: BiasCorrection
     float_layers: tuple[str, ...]
+    equalised: bool
     metric: float
     sqnr_db: float
     within_budget: bool
@@ -115,6 +118,7 @@ def search(
             config.method,
             config.bias_correction,
             config.float_layers,
+            config.equalised,
             metric,
             sqnr,
             within_budget=metric >= baseline - max_drop,

@@ -18,6 +18,7 @@ from pipeline.stages.quantize.calibration import calibrate, convert, prepare
 from pipeline.stages.quantize.canonical import canonical_graph
 from pipeline.stages.quantize.correction import BiasCorrection
 from pipeline.stages.quantize.cost import integer_share
+from pipeline.stages.quantize.equalisation import equalised, input_peaks, pairs
 from pipeline.stages.quantize.search import CalibrationConfig, Found, better, search
 from pipeline.stages.quantize.sensitivity import Sensitivity, sensitivities
 
@@ -49,11 +50,13 @@ def quantize(
     batch_size = config.batch_size
     calibrated = calibrate(canonical_graph(artifact), data, batch_size=batch_size)
     calibration_s = time.perf_counter() - started
+    equal = calibrated
     judge = Judge(artifact.module, held_out, budget, batch_size)
 
     def build(trial: CalibrationConfig) -> GraphModule:
+        source = equal if trial.equalised else calibrated
         skip = (*config.skip, *trial.float_layers)
-        return convert(prepare(calibrated, method=trial.method, bias_correction=trial.bias_correction, skip=skip))
+        return convert(prepare(source, method=trial.method, bias_correction=trial.bias_correction, skip=skip))
 
     def run(configs: list[CalibrationConfig], *, stop_when_met: bool) -> Found:
         return search(
@@ -63,9 +66,15 @@ def quantize(
     corrections: tuple[BiasCorrection, ...] = ("empirical", "analytic") if config.bias_correction else ("none",)
     candidates = [CalibrationConfig(method, correction) for method in config.observers for correction in corrections]
     found = run(candidates, stop_when_met=False)
+    if config.equalisation and pairs(calibrated.graph):
+        peaks = input_peaks(calibrated.graph, calibrated.inputs)
+        equal = calibrate(equalised(calibrated.graph, peaks), data, batch_size=batch_size)
+        tried = [CalibrationConfig(found.config.method, correction, equalised=True) for correction in corrections]
+        found = better(found, run(tried, stop_when_met=False))
     ranking: list[Sensitivity] = []
     if config.sensitivity or (config.mixed_precision and not found.chosen.within_budget):
-        chosen = prepare(calibrated, method=found.config.method, bias_correction="none", skip=config.skip)
+        source = equal if found.config.equalised else calibrated
+        chosen = prepare(source, method=found.config.method, bias_correction="none", skip=config.skip)
         some = held_out.take(config.sensitivity_samples)
         ranking = sensitivities(chosen, [batch.inputs for batch in some.batches(batch_size)])
     if config.mixed_precision and not found.chosen.within_budget:
@@ -99,7 +108,7 @@ def fewer_float_layers(config: CalibrationConfig, ranking: list[Sensitivity]) ->
     counts = sorted({*range(1, 4), *(2**power for power in range(2, 10)), *(3 * 2**power for power in range(1, 9))})
     layers = tuple(entry.layer for entry in ranking)
     return [
-        CalibrationConfig(config.method, config.bias_correction, layers[:count])
+        CalibrationConfig(config.method, config.bias_correction, layers[:count], config.equalised)
         for count in counts
         if count < len(layers)
     ]

@@ -76,7 +76,7 @@ def test_one_quantized_layer_is_as_bad_as_rounding_that_weight_by_hand() -> None
 def test_fragile_layer_is_left_in_float_when_the_budget_asks() -> None:
     result = quantize(
         fragile(),
-        QuantizeConfig(observers=("minmax",), bias_correction=False, sensitivity_samples=32),
+        QuantizeConfig(observers=("minmax",), bias_correction=False, equalisation=False, sensitivity_samples=32),
         FRAGILE.samples(64),
         budget=Budget(metric="agreement", max_drop=0.02),
         held_out=FRAGILE.samples(256, seed=2),
