@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core import TensorSpec
-from pipeline.target import Estimated
+from pipeline.recipe import CoremlConfig
+from pipeline.target import Estimated, Skipped
+from targets.coreml import CoremlTarget
 from targets.coreml.neural_engine import estimates
 from targets.coreml.neural_engine.fit import (
     PRIOR,
@@ -27,6 +29,7 @@ from targets.coreml.neural_engine.networks import read_operators
 from targets.coreml.neural_engine.work import Work
 from tests.networks import build
 from tests.targets.coreml.neural_engine.test_work import program_of
+from tests.targets.coreml.programs import HandQuantized, artifact_of
 
 CHIP = Chip(name="X", fp16_tops=10, int8_speedup=2, bandwidth_gb_s=50, sources=("https://example.org",))
 CONSTANTS = PRIOR.model_copy(
@@ -132,14 +135,25 @@ def test_constants_are_physical() -> None:
     assert all(source.startswith("https://") for chip in CHIPS.values() for source in chip.sources)
 
 
-def test_estimates_name_every_device_and_their_method_when_a_program_is_given(tmp_path: Path) -> None:
-    program = program_of(build("mobile"), TensorSpec(name="image", shape=(1, 12, 12)), tmp_path, 1, 8)
+def test_estimates_name_every_device_and_their_method_when_a_program_is_quantized(tmp_path: Path) -> None:
+    target = CoremlTarget(CoremlConfig(batch_sizes=(1, 8)))
+    lowered = target.lower(artifact_of(HandQuantized(), quantized=True), tmp_path, name="net")
 
-    one, eight = estimates(program), estimates(program, batch_size=8)
+    one, eight = target.estimates(lowered), estimates(lowered.path, batch_size=8)
 
     assert [record.device for record in one] == list(DEVICES)
     for single, batch in zip(one, eight, strict=True):
         assert isinstance(single, Estimated)
         assert isinstance(batch, Estimated)
         assert "held-out" in single.method
+        assert single.placement == target.placement(lowered)
+        assert single.figures["macs"] == 8 * 26 * 26 * 9 + 10 * 8
         assert single.median_ns < batch.median_ns < 8 * single.median_ns
+
+
+def test_estimates_are_skipped_when_a_program_computes_in_fp32(tmp_path: Path) -> None:
+    program = program_of(build("mobile"), TensorSpec(name="image", shape=(1, 12, 12)), tmp_path)
+
+    for skipped in estimates(program):
+        assert isinstance(skipped, Skipped)
+        assert "FP32" in skipped.reason
