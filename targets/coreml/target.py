@@ -40,15 +40,21 @@ class CoremlTarget:
 
         return read_interface(path)
 
-    def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:  # noqa: ARG002
-        if sys.platform == "darwin":
-            return ()
-        return (Skipped(runtime="Core ML", device="Apple Neural Engine", reason="Core ML runs only on macOS"),)
+    def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:
+        from targets.coreml.neural_engine import estimates
+
+        return estimates(lowered.path, lowered.batch_size or 1)
 
     def load(self, lowered: Lowered, *, threads: int) -> Session:  # noqa: ARG002  # Core ML has no thread setting
         from targets.coreml.session import CoremlSession, ReferenceSession
 
         return CoremlSession(lowered, self._config) if sys.platform == "darwin" else ReferenceSession(lowered)
 
-    def placement(self, lowered: Lowered) -> Placement | None:  # noqa: ARG002
-        return None
+    def placement(self, lowered: Lowered) -> Placement | None:
+        if sys.platform == "darwin":
+            from targets.coreml.neural_engine import compute_plan
+
+            return compute_plan.placement(lowered.path)
+        from targets.coreml.neural_engine import placement
+
+        return placement(lowered.path)

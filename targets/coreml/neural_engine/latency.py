@@ -27,6 +27,7 @@ from pipeline.core import Record
 from pipeline.target import Estimated, Skipped
 from targets.coreml.interpreter.package import read_package
 from targets.coreml.interpreter.program import Program, read_program
+from targets.coreml.neural_engine.rules import placement
 from targets.coreml.neural_engine.work import Kind, Work, works
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -220,8 +221,21 @@ def write_fitted(values: Fitted, path: Path = FITTED) -> None:
 
 
 def estimates(program: Program | Path, batch_size: int = 1) -> tuple[Estimated | Skipped, ...]:
-    """Latency of one call on each of `DEVICES`, all operators taken to run on the Neural Engine."""
+    """Latency of one call on each of `DEVICES`, all operators taken to run on the Neural Engine.
+
+    Skipped where the placement rules leave no operator there, as for a program in FP32.
+
+    Raises:
+        PackageError: The package cannot be read.
+    """
+    placed = placement(program)
     program = read_program(read_package(program)) if isinstance(program, Path) else program
+    runtime = "Core ML, Neural Engine"
+    if not placed.accelerated:
+        reason = "no operator is likely to run on the Neural Engine: " + "; ".join(
+            sorted({fallback.reason for fallback in placed.fallback})
+        )
+        return tuple(Skipped(runtime=runtime, device=device, reason=reason) for device in DEVICES)
     load, values = workload(works(program, batch_size)), fitted()
     method = (
         f"roofline per operator on rated peaks, efficiencies fitted to {values.rows} published latencies; on "
@@ -230,12 +244,13 @@ def estimates(program: Program | Path, batch_size: int = 1) -> tuple[Estimated |
     )
     return tuple(
         Estimated(
-            runtime="Core ML, Neural Engine",
+            runtime=runtime,
             device=device,
             batch_size=batch_size,
             median_ns=round(seconds(load, CHIPS[chip], values) * 1e9),
             method=method,
-            source=CHIPS[chip].sources[0],
+            source=", ".join(CHIPS[chip].sources),
+            placement=placed,
             figures={"macs": float(load.count @ load.macs)},
         )
         for device, chip in DEVICES.items()
