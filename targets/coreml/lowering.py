@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 
@@ -20,6 +20,7 @@ from pipeline.target import Lowered
 from targets.coreml.sdk import coremltools, quiet
 
 DEBUG_MAPPING = "executorch_debug_handle_mapping.json"
+FP16_SMALLEST, FP16_SMALLEST_NORMAL = 2.0**-24, 2.0**-14
 
 
 def lower(artifact: ModelArtifact, config: CoremlConfig, out_dir: Path, *, name: str) -> Lowered:
@@ -29,12 +30,15 @@ def lower(artifact: ModelArtifact, config: CoremlConfig, out_dir: Path, *, name:
     computes in FP16 between them, as the Neural Engine does. The FP32 original computes in FP32.
     """
     module = fold_weights(artifact.module) if artifact.quantized else artifact.module
+    subnormal = _subnormal_scales(artifact.module, where=name) if artifact.quantized else 0
     program = _capture(module, artifact.inputs, config)
     batch_size = fixed_batch_size(program)
     model = _convert(program, artifact, config, batch_size, where=name)
     path = out_dir / f"{name}.mlpackage"
     _save(model, path)
     notes = ["computes in FP16 between integer operators"] if artifact.quantized else []
+    if subnormal:
+        notes.append(f"{subnormal} activation scales are subnormal in FP16 and lose precision")
     notes.append(
         f"batch {batch_size} only" if batch_size else f"batches of {', '.join(map(str, sorted(config.batch_sizes)))}"
     )
@@ -60,6 +64,24 @@ def fold_weights(module: nn.Module) -> nn.Module:
         folded = copy.deepcopy(module)
         constant_fold(folded)
     return folded
+
+
+def _subnormal_scales(module: nn.Module, *, where: str) -> int:
+    """How many activation scales FP16, which the program computes in, holds with fewer bits than usual.
+
+    Raises:
+        TargetError: FP16 cannot hold a scale at all.
+    """
+    assert isinstance(module, fx.GraphModule)  # a quantized program is one
+    quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    scales = [float(node.args[1]) for node in module.graph.nodes if node.target is quantize]
+    if scales and min(scales) < FP16_SMALLEST:
+        raise TargetError(
+            f"an activation scale of {min(scales):.2g} does not exist in FP16, which Core ML computes in",
+            where=where,
+            fix="scale the network's activations up, or leave coreml out of targets",
+        )
+    return sum(scale < FP16_SMALLEST_NORMAL for scale in scales)
 
 
 def _capture(module: nn.Module, inputs: tuple[TensorSpec, ...], config: CoremlConfig) -> ExportedProgram:

@@ -85,6 +85,23 @@ def test_lower_writes_nothing_when_an_operator_has_no_form(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("factor", "refused"), [(2.0**-12, False), (2.0**-30, True)])
+def test_lower_tells_of_scales_that_fp16_holds_badly_and_refuses_those_it_cannot(
+    factor: float, refused: bool, tmp_path: Path
+) -> None:
+    artifact = artifact_of(HandQuantized(), quantized=True)
+    for node in artifact.module.graph.nodes:
+        if "quantize_per_tensor" in str(node.target):
+            node.args = (node.args[0], node.args[1] * factor, *node.args[2:])
+    artifact.module.recompile()
+    if refused:
+        with pytest.raises(TargetError, match="does not exist in FP16"):
+            CoremlTarget().lower(artifact, tmp_path, name="model")
+    else:
+        lowered = CoremlTarget().lower(artifact, tmp_path, name="model")
+        assert "4 activation scales are subnormal in FP16 and lose precision" in lowered.notes
+
+
 def test_lower_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     CoremlTarget().lower(artifact_of(nn.Linear(4, 2), TensorSpec(name="x", shape=(4,))), tmp_path, name="model")
     assert capfd.readouterr() == ("", "")
