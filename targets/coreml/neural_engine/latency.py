@@ -24,11 +24,11 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.core import Record
-from pipeline.target import Estimated, Skipped
+from pipeline.target import Estimated, Placement, Skipped
 from targets.coreml.interpreter.package import read_package
 from targets.coreml.interpreter.program import Program, read_program
 from targets.coreml.neural_engine.rules import placement
-from targets.coreml.neural_engine.work import Kind, Work, works
+from targets.coreml.neural_engine.work import UNCOUNTED, Kind, Work, works
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -223,7 +223,8 @@ def write_fitted(values: Fitted, path: Path = FITTED) -> None:
 def estimates(program: Program | Path, batch_size: int = 1) -> tuple[Estimated | Skipped, ...]:
     """Latency of one call on each of `DEVICES`, all operators taken to run on the Neural Engine.
 
-    Skipped where the placement rules leave no operator there, as for a program in FP32.
+    Skipped where the placement rules leave no operator there, as for a program in FP32, and where a loop or a recurrent
+    layer hides how much work there is.
 
     Raises:
         PackageError: The package cannot be read.
@@ -231,10 +232,8 @@ def estimates(program: Program | Path, batch_size: int = 1) -> tuple[Estimated |
     placed = placement(program)
     program = read_program(read_package(program)) if isinstance(program, Path) else program
     runtime = "Core ML, Neural Engine"
-    if not placed.accelerated:
-        reason = "no operator is likely to run on the Neural Engine: " + "; ".join(
-            sorted({fallback.reason for fallback in placed.fallback})
-        )
+    reason = _cannot_estimate(program, placed)
+    if reason:
         return tuple(Skipped(runtime=runtime, device=device, reason=reason) for device in DEVICES)
     load, values = workload(works(program, batch_size)), fitted()
     method = (
@@ -255,3 +254,13 @@ def estimates(program: Program | Path, batch_size: int = 1) -> tuple[Estimated |
         )
         for device, chip in DEVICES.items()
     )
+
+
+def _cannot_estimate(program: Program, placed: Placement) -> str | None:
+    uncounted = sorted(UNCOUNTED & program.count_operators().keys())
+    if uncounted:
+        return f"the work of {', '.join(uncounted)} is not counted"
+    if not placed.accelerated:
+        reasons = "; ".join(sorted({fallback.reason for fallback in placed.fallback}))
+        return f"no operator is likely to run on the Neural Engine: {reasons}"
+    return None

@@ -33,6 +33,9 @@ KINDS: dict[str, Kind] = {name: kind for kind, names in _OPERATORS.items() for n
 FREE = frozenset({"const", "quantize", "dequantize", "classify"})
 """Operators that only name values, or only say how values between operators are stored."""
 
+UNCOUNTED = frozenset({"cond", "gru", "lstm", "rnn", "while_loop"})
+"""Operators that repeat or choose what they do, so that their work is not known from the file, or not counted here."""
+
 FOLDED = "constexpr_"
 """The prefix of operators that Core ML evaluates when a model loads, or while weights stream in."""
 
@@ -108,6 +111,11 @@ class _Shapes:
         form = self.types.get(name)
         return tuple(self._open[name] if size is None else size for size in (form.shape if form else None) or ())
 
+    def argument(self, operation: Operation, key: str) -> tuple[int, ...]:
+        """The shape of an operator's argument, which may stand in the operator itself."""
+        name = operation.variables.get(key)
+        return self.shape(name) if isinstance(name, str) else tuple(operation.constants[key].shape)
+
     def elements(self, name: str) -> int:
         """Elements in the tensor."""
         return math.prod(self.shape(name))
@@ -165,7 +173,7 @@ def _work(operation: Operation, shapes: _Shapes) -> Work:
     if operation.type in ("conv", "conv_transpose"):
         macs, kind = _convolution(operation, shapes, outputs[0])
     elif operation.type == "linear":
-        macs = written * shapes.shape(moving[0])[-1]
+        macs = written * shapes.argument(operation, "weight")[-1]
     elif kind == "matmul":
         macs = _matmul(operation, shapes, written)
         kind = "linear" if {operation.variables.get("x"), operation.variables.get("y")} & set(fixed) else kind
@@ -182,12 +190,12 @@ def _work(operation: Operation, shapes: _Shapes) -> Work:
 
 def _convolution(operation: Operation, shapes: _Shapes, output: str) -> tuple[int, Kind]:
     """Outputs (inputs, where transposed) times the kernel's elements per channel of it."""
-    weight = shapes.shape(str(operation.variables["weight"]))
+    weight = shapes.argument(operation, "weight")
     transposed = operation.type == "conv_transpose"
     places = shapes.elements(str(operation.variables["x"]) if transposed else output)
     macs = places * math.prod(weight[1:])
-    channels = shapes.shape(str(operation.variables["x"]))[1]
-    return macs, "depthwise" if weight[1] == 1 and channels > 1 and not transposed else "conv"
+    several = shapes.argument(operation, "x")[1:2] != (1,)
+    return macs, "depthwise" if weight[1] == 1 and several and not transposed else "conv"
 
 
 def _matmul(operation: Operation, shapes: _Shapes, written: int) -> int:
@@ -198,5 +206,5 @@ def _matmul(operation: Operation, shapes: _Shapes, written: int) -> int:
         left, right = operands(operation)[:2]
         contracted = math.sqrt(shapes.elements(left) * shapes.elements(right) / max(1, written))
         return round(written * contracted)
-    sizes = shapes.shape(str(operation.variables["x"]))
+    sizes = shapes.argument(operation, "x") or (1,)
     return written * sizes[-2 if shapes.flag(operation, "transpose_x") and len(sizes) > 1 else -1]

@@ -157,3 +157,11 @@ def test_estimates_are_skipped_when_a_program_computes_in_fp32(tmp_path: Path) -
     for skipped in estimates(program):
         assert isinstance(skipped, Skipped)
         assert "FP32" in skipped.reason
+
+
+def test_estimates_are_skipped_when_a_loop_hides_the_work() -> None:
+    package = Path(__file__).parents[1] / "packages" / "tensorflow_loop.mlpackage"
+
+    for skipped in estimates(package):
+        assert isinstance(skipped, Skipped)
+        assert "while_loop" in skipped.reason
