@@ -88,12 +88,9 @@ def _model_path(package: Path) -> str:
 
 def _inside(folder: Path, name: str, package: Path, *, what: str) -> Path:
     """A regular file under ``folder``, with symbolic links resolved, that lies in the package."""
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts or "\0" in name or "\\" in name:
+    found = folder / PurePosixPath(name)
+    if "\0" in name or not found.resolve().is_relative_to(package.resolve()):
         raise PackageError(f"names a {what} outside itself: {name!r}", where=str(package))
-    found = folder / relative
-    if not found.resolve().is_relative_to(package.resolve()):
-        raise PackageError(f"names a {what} outside itself: {name!r} is a link", where=str(package))
     if not found.is_file():
         raise PackageError(f"has no {what} {name!r}", where=str(package), fix="copy the whole package folder")
     return found
