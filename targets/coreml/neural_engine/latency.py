@@ -73,7 +73,7 @@ CHIPS = {
             bandwidth_gb_s=34.1,
             sources=(
                 "https://machinelearning.apple.com/research/neural-engine-transformers",
-                "https://www.cpu-monkey.com/en/cpu-apple_a15_bionic_4_gpu",
+                "https://askgeek.io/en/cpus/Apple/A15-Bionic",
             ),
         ),
         Chip(
@@ -98,32 +98,47 @@ CHIPS = {
             fp16_tops=17.5,
             int8_speedup=2.0,
             bandwidth_gb_s=59.9,
-            sources=(RATED, _INT8, "https://www.phonearena.com/news/apple-a18-a18-pro_id161738"),
+            sources=(
+                RATED,
+                _INT8,
+                "https://www.gadgets360.com/mobiles/news/apple-iphone-16-series-a18-pro-chipset-details-6530448",
+            ),
         ),
         Chip(  # Apple's M2 has 100 GB/s, "50 percent more" than this
             name="M1",
             fp16_tops=11,
             bandwidth_gb_s=66.7,
-            sources=(RATED, "https://www.macrumors.com/2022/06/06/apple-unveils-m2-chip/"),
+            sources=(
+                RATED,
+                "https://www.macrumors.com/2022/06/06/apple-announces-m2-chip-with-support-for-up-to-24gb-memory/",
+            ),
         ),
         Chip(
             name="M2",
             fp16_tops=15.8,
             bandwidth_gb_s=100,
-            sources=(RATED, "https://www.macrumors.com/2022/06/06/apple-unveils-m2-chip/"),
+            sources=(
+                RATED,
+                "https://www.macrumors.com/2022/06/06/apple-announces-m2-chip-with-support-for-up-to-24gb-memory/",
+            ),
         ),
         Chip(
             name="M3",
             fp16_tops=18,
             bandwidth_gb_s=100,
-            sources=("https://en.wikipedia.org/wiki/Neural_Engine", "https://www.gizmohopper.com/glossary/apple-m3"),
+            sources=("https://en.wikipedia.org/wiki/Neural_Engine", "https://gizmohopper.com/glossary/apple-m3"),
         ),
         Chip(  # rated 38 TOPS as INT8; 18.6 FP16 and 35.1 INT8 measured
             name="M4",
             fp16_tops=19,
             int8_speedup=2.0,
             bandwidth_gb_s=120,
-            sources=(RATED, "https://github.com/maderix/ANE/blob/d91c9845/README.md", _INT8),
+            sources=(
+                RATED,
+                "https://www.engadget.com/apples-m4-chip-arrives-with-a-big-focus-on-ai-142448428.html",
+                "https://github.com/maderix/ANE/blob/d91c9845/README.md",
+                _INT8,
+            ),
         ),
     )
 }
