@@ -11,7 +11,7 @@ from pipeline.program import example_inputs
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune import prune
 from pipeline.structure import restore_module, save_module
-from tests.networks import NETWORKS, IMAGE, build
+from tests.networks import IMAGE, NETWORKS, build
 
 
 @pytest.mark.parametrize("name", NETWORKS)
