@@ -112,7 +112,7 @@ class TrainingConfig(Section):
     batch_size: PositiveInt = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.05, gt=0, description="peak of the one-cycle schedule; AdamW wants about 0.001")
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(0.9, gt=0, lt=1, description="middle of the cycle, in which it swings by 0.05")
     weight_decay: float = Field(5e-4, ge=0)
     warmup_ratio: float = Field(0.2, ge=0, lt=1, description="share of all steps in which the rate rises")
     max_grad_norm: float | None = Field(5.0, gt=0)

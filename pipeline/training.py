@@ -24,6 +24,8 @@ from pipeline.data import Batch, SampleSet
 from pipeline.progress import Progress
 from pipeline.recipe import Augmentation, TrainingConfig
 
+_MOMENTUM_SWING = 0.05  # of the one-cycle schedule: momentum falls while the rate rises
+
 StepLoss = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -95,7 +97,12 @@ def fit(
     steps = config.epochs * len(loader)
     planned = max(steps, 2)  # the one-cycle schedule needs a step to rise in
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=planned, pct_start=max(config.warmup_ratio, 2 / planned)
+        optimizer,
+        config.learning_rate,
+        total_steps=planned,
+        pct_start=max(config.warmup_ratio, 2 / planned),
+        base_momentum=max(0.0, config.momentum - _MOMENTUM_SWING),
+        max_momentum=min(0.999, config.momentum + _MOMENTUM_SWING),
     )
     module, optimizer, loader, schedule = accelerator.prepare(module, optimizer, loader, schedule)
     bare = accelerator.unwrap_model(module)

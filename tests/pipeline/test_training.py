@@ -43,16 +43,20 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 SGD = TrainingConfig(epochs=3, batch_size=16, learning_rate=0.05, augment=Augmentation(horizontal_flip=True, shift=1))
 
 
-def test_fit_equals_a_plain_loop_when_nothing_is_random() -> None:
+@pytest.mark.parametrize("momentum", [0.9, 0.5])
+def test_fit_equals_a_plain_loop_when_nothing_is_random(momentum: float) -> None:
     module = nn.Linear(2, 2, bias=False)
     twin = nn.Linear(2, 2, bias=False)
     twin.load_state_dict(module.state_dict())
     vector = TensorSpec(name="x", shape=(2,))
     points = [(torch.tensor([1.0, 2.0]), 0)] * 8
-    fit(module, cross_entropy, from_dataset(points, (vector,)), TrainingConfig(epochs=2, batch_size=4), seed=0)
+    config = TrainingConfig(epochs=2, batch_size=4, momentum=momentum)
+    fit(module, cross_entropy, from_dataset(points, (vector,)), config, seed=0)
 
-    optimizer = torch.optim.SGD(twin.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=4, pct_start=0.5)
+    optimizer = torch.optim.SGD(twin.parameters(), 0.05, momentum, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.05, total_steps=4, pct_start=0.5, base_momentum=momentum - 0.05, max_momentum=momentum + 0.05
+    )
     for _ in range(4):
         optimizer.zero_grad()
         functional.cross_entropy(twin(torch.tensor([[1.0, 2.0]] * 4)), torch.zeros(4, dtype=torch.long)).backward()
