@@ -226,8 +226,6 @@ def measured(
     threads: int,
     warmup_ns: tuple[int, ...],
     samples_ns: tuple[int, ...],
-    speedup_vs_original: float | None = None,
-    speedup_vs_fp32_same_runtime: float | None = None,
 ) -> Measured:
     """A `Measured` record whose statistics come from its samples (percentiles by the inclusive method).
 
@@ -247,6 +245,4 @@ def measured(
         median_ns=round(statistics.median(samples_ns)),
         p90_ns=round(percentiles[89]),
         p99_ns=round(percentiles[98]),
-        speedup_vs_original=speedup_vs_original,
-        speedup_vs_fp32_same_runtime=speedup_vs_fp32_same_runtime,
     )

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.cli import summary
 from pipeline.recipe import parse_recipe
+from pipeline.report.model import read_report
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -31,6 +33,11 @@ def test_library_snippet_prints_metrics_when_run_as_printed(tmp_path: Path) -> N
 def test_recipe_in_readme_is_valid_when_parsed() -> None:
     (recipe,) = blocks("yaml")
     assert [step.name for step in parse_recipe(yaml.safe_load(recipe)).stages] == ["prune", "distill", "quantize"]
+
+
+def test_headline_in_readme_is_the_sample_reports_when_shown() -> None:
+    (headline,) = blocks("text")
+    assert headline.strip("\n") == summary(read_report(README.parent / "reports" / "sample" / "report.json"))
 
 
 def test_sample_report_is_valid_when_read_against_the_published_schema() -> None:

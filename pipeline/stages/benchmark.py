@@ -161,8 +161,6 @@ def _time(artifact: ModelArtifact, ready: Sequence[_Artefacts]) -> list[Latency]
                 _in_session(item.exported.target.load(run.lowered, threads=threads), artifact.inputs, run.lowered)
                 for item, run in runs
             ]
-            taken = interleave(candidates)
-            medians = [statistics.median(samples) for _, samples in taken]
             records = [
                 measured(
                     runtime=candidate.runtime,
@@ -170,16 +168,18 @@ def _time(artifact: ModelArtifact, ready: Sequence[_Artefacts]) -> list[Latency]
                     threads=threads,
                     warmup_ns=warmup,
                     samples_ns=samples,
-                    speedup_vs_original=medians[0] / median,
                 )
-                for candidate, (warmup, samples), median in zip(candidates, taken, medians, strict=True)
+                for candidate, (warmup, samples) in zip(candidates, interleave(candidates), strict=True)
             ]
-            original.append(records[0])
-            for index, (_, run) in enumerate(runs, start=1):
-                fp32 = medians[index if index % 2 else index - 1]  # runs alternate: original, optimized
-                run.latency.append(
-                    records[index].model_copy(update={"speedup_vs_fp32_same_runtime": fp32 / medians[index]})
-                )
+            eager, *in_sessions = records
+            original.append(eager.model_copy(update={"speedup_vs_original": 1.0}))
+            for index, ((_, run), record) in enumerate(zip(runs, in_sessions, strict=True)):
+                fp32 = in_sessions[index - index % 2]  # runs alternate: original, optimized
+                speedups = {
+                    "speedup_vs_original": eager.median_ns / record.median_ns,
+                    "speedup_vs_fp32_same_runtime": fp32.median_ns / record.median_ns,
+                }
+                run.latency.append(record.model_copy(update=speedups))
     finally:
         torch.set_num_threads(default_threads)
     return original
