@@ -1,0 +1,38 @@
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import calibration_data.fashion_mnist
+from calibration_data.fashion_mnist.train import IMAGE, committed_samples, load_trained
+from pipeline.metrics import evaluate
+from pipeline.program import count_macs
+
+HERE = Path(calibration_data.fashion_mnist.__file__).parent
+MANIFEST = json.loads((HERE / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["train.npz", "test.npz"])
+def test_manifest_describes_the_committed_file_when_it_is_read(name: str) -> None:
+    entry = MANIFEST["files"][name]
+    content = (HERE / name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == entry["sha256"]
+    with np.load(HERE / name) as archive:
+        for array, expected in entry["arrays"].items():
+            assert list(archive[array].shape) == expected["shape"]
+            assert str(archive[array].dtype) == expected["dtype"]
+        assert set(np.unique(archive["labels"])) == set(range(len(MANIFEST["classes"])))
+
+
+def test_model_card_names_the_committed_weights_when_they_are_hashed() -> None:
+    digest = hashlib.sha256((HERE / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in (HERE / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.slow
+def test_checkpoint_reaches_the_model_cards_accuracy_when_all_test_images_are_classified() -> None:
+    model = load_trained()
+    assert evaluate(model, committed_samples("test"))["top1"] == pytest.approx(0.9358, abs=0.0003)  # of rounding
+    assert 20e6 <= count_macs(model, (IMAGE,)) <= 80e6
