@@ -11,7 +11,7 @@ import torch
 
 import targets
 from pipeline.core import DataError, TargetError, TensorSpec
-from pipeline.data import Array
+from pipeline.data import Array, NpzSource
 from pipeline.machine import all_cores
 from pipeline.metrics import session_predictor
 from pipeline.target import Lowered, Placement, Target
@@ -73,30 +73,16 @@ def inspect(path: Path) -> Placement:
 
 
 def _read(path: Path, specs: tuple[TensorSpec, ...]) -> tuple[Array, ...]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            stored = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise DataError("no such file", where=str(path), fix="give an npz with one array per input") from None
-    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:
-        raise DataError(f"is not a readable npz: {error}", where=str(path)) from None
+    source = NpzSource(path, [spec.name for spec in specs], labels=None)
+    stored, _ = source.read(range(len(source)))
     arrays = []
-    for spec in specs:
-        if spec.name not in stored:
-            raise DataError(
-                f"has no array {spec.name!r}; it holds {', '.join(stored) or 'nothing'}",
-                where=str(path),
-                fix="store one array per input, under the input's name",
-            )
-        array = stored[spec.name]
+    for spec, array in zip(specs, stored, strict=True):
         if array.shape[1:] != spec.shape or len(array) == 0:
             raise DataError(
                 f"array {spec.name!r} has shape {list(array.shape)}, but the model takes {['N', *spec.shape]}",
                 where=str(path),
             )
         arrays.append(np.ascontiguousarray(array, dtype=spec.dtype))
-    if len({len(array) for array in arrays}) != 1:
-        raise DataError("its arrays have different lengths", where=str(path))
     return tuple(arrays)
 
 

@@ -74,7 +74,7 @@ class NpzSource:
         return len(self._inputs[0])
 
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Array | None]:
-        chosen = np.asarray(indices)
+        chosen = np.asarray(indices, dtype=np.intp)  # also where there are none
         labels = None if self._labels is None else self._labels[chosen]
         return tuple(array[chosen] for array in self._inputs), labels
 
