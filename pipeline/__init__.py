@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.checkpoint import load as load
     from pipeline.core import EdgewrightError as EdgewrightError
     from pipeline.core import ModelArtifact as ModelArtifact
+    from pipeline.core import Preprocessing as Preprocessing
     from pipeline.core import TensorSpec as TensorSpec
     from pipeline.data import SampleSet as SampleSet
     from pipeline.data import from_dataset as from_dataset
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from pipeline.recipe import DataSource as DataSource
     from pipeline.recipe import DistillConfig as DistillConfig
     from pipeline.recipe import ModelSource as ModelSource
-    from pipeline.recipe import Preprocessing as Preprocessing
     from pipeline.recipe import PruneConfig as PruneConfig
     from pipeline.recipe import QuantizeConfig as QuantizeConfig
     from pipeline.recipe import Recipe as Recipe
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checkpoint": ("from_module", "load"),
-    "core": ("EdgewrightError", "ModelArtifact", "TensorSpec"),
+    "core": ("EdgewrightError", "ModelArtifact", "Preprocessing", "TensorSpec"),
     "data": ("SampleSet", "from_dataset", "open_samples"),
     "recipe": (
-        "Budget", "DataSource", "DistillConfig", "ModelSource", "Preprocessing", "PruneConfig", "QuantizeConfig",
+        "Budget", "DataSource", "DistillConfig", "ModelSource", "PruneConfig", "QuantizeConfig",
         "Recipe", "read_recipe",
     ),
     "report.model": ("Report", "read_report"),

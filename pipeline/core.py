@@ -5,14 +5,16 @@ Nothing here imports torch: reading a report, printing ``--help`` or refusing a 
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     from torch import nn
 
+PositiveInt = Annotated[int, Field(gt=0)]
 DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 
 
@@ -62,9 +64,19 @@ class Record(BaseModel):
 
 
 class Setting(BaseModel):
-    """An immutable part of what a user writes. Unknown keys are refused."""
+    """An immutable part of what a user writes. An unknown key is refused with the nearest valid one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values.keys() - cls.model_fields.keys():
+                nearest = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(cls.model_fields)}"
+                raise ValueError(f"unknown key {key!r}; {hint}")
+        return values
 
 
 class TensorSpec(Setting):
@@ -73,6 +85,20 @@ class TensorSpec(Setting):
     name: str
     shape: tuple[int, ...]
     dtype: DType = "float32"
+
+
+class Preprocessing(Setting):
+    """How stored samples become model inputs: ``(x * scale - mean) / std`` per channel, after resize and crop.
+
+    Applies to floating-point inputs only; token ids and other integers pass through unchanged.
+    """
+
+    layout: Literal["auto", "nchw", "nhwc"] = "auto"
+    resize: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height, width; bilinear, antialiased")
+    crop: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height, width; taken from the centre")
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
 
 
 class SkippedLayer(Record):
@@ -112,6 +138,8 @@ class ModelArtifact:
         inputs: Names, shapes without the batch, and dtypes.
         outputs: Names of the outputs, in the order the module returns them.
         classes: Class names, in the order of the logits; empty when the model does not classify.
+        preprocessing: How stored samples became inputs; targets that embed or describe it need it.
+        recipe_sha256: Of the recipe that asked for the model; empty outside a run.
         quantized: Whether ``module`` is a quantized program (a Q/DQ graph).
         history: One record per finished stage, oldest first.
     """
@@ -121,6 +149,8 @@ class ModelArtifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...] = ("output",)
     classes: tuple[str, ...] = ()
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    recipe_sha256: str = ""
     quantized: bool = False
     history: tuple[StageRecord, ...] = field(default=())
 

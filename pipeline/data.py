@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from pipeline.core import DataError, TensorSpec
+from pipeline.core import DataError, Preprocessing, TensorSpec
 from pipeline.imports import import_callable
-from pipeline.recipe import DataSource, Preprocessing
+from pipeline.recipe import DataSource
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

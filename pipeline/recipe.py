@@ -6,7 +6,6 @@ Schema, an editor can complete it, and an unknown key is refused with the neares
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,27 +14,12 @@ from pydantic import Field, GetJsonSchemaHandler, ValidationError, model_seriali
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from pipeline.core import RecipeError, Setting, TensorSpec
+from pipeline.core import PositiveInt, Preprocessing, RecipeError, Setting, TensorSpec
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
-PositiveInt = Annotated[int, Field(gt=0)]
 
 
-class Section(Setting):
-    """A part of the recipe. An unknown key is refused with the nearest valid one."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for key in values.keys() - cls.model_fields.keys():
-                nearest = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(cls.model_fields)}"
-                raise ValueError(f"unknown key {key!r}; {hint}")
-        return values
-
-
-class ModelSource(Section):
+class ModelSource(Setting):
     """Where the FP32 model comes from: a factory and its weights, or a ``torch.export`` program."""
 
     checkpoint: Path
@@ -57,21 +41,7 @@ class ModelSource(Section):
         return self
 
 
-class Preprocessing(Section):
-    """How stored samples become model inputs: ``(x * scale - mean) / std`` per channel, after resize and crop.
-
-    Applies to floating-point inputs only; token ids and other integers pass through unchanged.
-    """
-
-    layout: Literal["auto", "nchw", "nhwc"] = "auto"
-    resize: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height, width; bilinear, antialiased")
-    crop: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height, width; taken from the centre")
-    scale: float = 1.0
-    mean: tuple[float, ...] = ()
-    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
-
-
-class DataSource(Section):
+class DataSource(Setting):
     """One set of samples: exactly one of ``npz``, ``folder`` and ``factory``."""
 
     npz: Path | None = Field(None, description="compressed or plain NumPy archive")
@@ -89,7 +59,7 @@ class DataSource(Section):
         return self
 
 
-class DataConfig(Section):
+class DataConfig(Setting):
     """The three roles of data. Only ``evaluation`` is reported on, and nothing is ever chosen by it."""
 
     preprocessing: Preprocessing = Preprocessing()
@@ -98,14 +68,14 @@ class DataConfig(Section):
     evaluation: DataSource
 
 
-class Augmentation(Section):
+class Augmentation(Setting):
     """Random changes to training images; all off by default."""
 
     horizontal_flip: bool = False
     shift: int = Field(0, ge=0, description="pixels of zero padding around a random crop of the original size")
 
 
-class TrainingConfig(Section):
+class TrainingConfig(Setting):
     """The one training loop's settings, shared by every stage that trains."""
 
     epochs: PositiveInt = 3
@@ -128,7 +98,7 @@ class TrainingConfig(Section):
 Importance = Literal["l1", "l2", "bn_scale", "taylor", "activation"]
 
 
-class PruneConfig(Section):
+class PruneConfig(Setting):
     """Structured pruning: whole channels are removed until every budget is met. Ratios are shares of the original."""
 
     macs_ratio: Ratio | None = Field(None, description="multiply-accumulates to keep")
@@ -167,7 +137,7 @@ class DistillConfig(TrainingConfig):
     alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's loss; the rest is the labels'")
 
 
-class QuantizeConfig(Section):
+class QuantizeConfig(Setting):
     """Static INT8 quantization, calibrated on real data."""
 
     observers: tuple[Literal["minmax", "percentile", "mse"], ...] = Field(
@@ -184,14 +154,15 @@ class QuantizeConfig(Section):
     skip: tuple[str, ...] = Field((), description="names of modules to leave in float")
 
 
-class OnnxConfig(Section):
+class OnnxConfig(Setting):
     """The ONNX Runtime target's options."""
 
     cpu: Literal["x86", "arm"] | None = Field(None, description="deployment CPU; the host's when absent")
     vnni: bool | None = Field(None, description="whether an x86 deployment CPU has VNNI; as the host when absent")
+    variants: tuple[Literal["fp16"], ...] = Field((), description="forms of the original to compare with, beside FP32")
 
 
-class CoremlConfig(Section):
+class CoremlConfig(Setting):
     """The Core ML target's options."""
 
     deployment_target: Literal["iOS17", "iOS18", "macOS14", "macOS15"] = Field(
@@ -202,6 +173,9 @@ class CoremlConfig(Section):
     )
     compute_units: Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"] = Field(
         "all", description="processors that Core ML may use when it runs here, on macOS"
+    )
+    variants: tuple[Literal["fp16", "int8_weights", "palettized_6bit", "palettized_4bit"], ...] = Field(
+        (), description="forms of the original to compare with, beside FP32"
     )
 
 
@@ -220,23 +194,26 @@ EthosU = Literal[
 ]
 
 
-class TfliteConfig(Section):
+class TfliteConfig(Setting):
     """The TFLite target's options."""
 
     npu: tuple[EthosU, ...] = Field((), description="Arm Ethos-U configurations to compile and estimate for")
     optimize_for: Literal["cpu", "npu"] = Field(
         "cpu", description="form of the operators that a phone's CPU delegate and an NPU want differently (hardswish)"
     )
+    variants: tuple[Literal["fp16", "int8_dynamic"], ...] = Field(
+        (), description="forms of the original to compare with, beside FP32"
+    )
 
 
-class Budget(Section):
+class Budget(Setting):
     """How much accuracy the whole run may cost."""
 
     metric: Literal["top1", "agreement"] = "top1"
     max_drop: float = Field(0.01, ge=0, le=1, description="absolute, as a ratio: 0.01 is one percentage point")
 
 
-class OneOf(Section):
+class OneOf(Setting):
     """A list entry that is either a bare name or ``{name: {option: value}}``."""
 
     @model_validator(mode="before")
@@ -291,7 +268,7 @@ class TargetStep(OneOf):
     tflite: TfliteConfig | None = None
 
 
-class Recipe(Section):
+class Recipe(Setting):
     """Everything one run needs; paths are relative to the recipe's file."""
 
     name: str = Field(pattern=r"^[\w.-]+$", description="names the run and its folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 import shutil
@@ -34,7 +35,7 @@ from pipeline.stages.prune import prune
 from pipeline.stages.quantize import quantize
 from pipeline.store import Store, code_sha256, key_of, weights_sha256
 from pipeline.structure import restore_module, save_module
-from pipeline.target import Exported, Lowered, Target
+from pipeline.target import Exported, Lowered, Target, Variant
 
 HELD_OUT = 2_000
 PACKAGES = (
@@ -110,7 +111,11 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     Raises:
         EdgewrightError: Names the file, the field and the fix.
     """
-    artifact = checkpoint.load(recipe.model, root)
+    artifact = replace(
+        checkpoint.load(recipe.model, root),
+        preprocessing=recipe.data.preprocessing,
+        recipe_sha256=hashlib.sha256(recipe.model_dump_json().encode()).hexdigest(),
+    )
     verbs = {step.name for step in recipe.stages}
     for verb, role in (("distill", "train"), ("quantize", "calibration")):
         if verb in verbs and getattr(recipe.data, role) is None:
@@ -261,7 +266,25 @@ def _checked(call: Callable[[ModelArtifact], ModelArtifact], artifact: ModelArti
     return result
 
 
-_LOWERED = TypeAdapter(dict[str, Lowered])
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """One target's artefacts, as the store keeps them."""
+
+    optimized: Lowered
+    original: Lowered
+    variants: dict[Variant, Lowered | str]
+
+    def moved(self, folder: Path) -> _Made:
+        """The same artefacts in another folder."""
+
+        def move(item: Lowered) -> Lowered:
+            return replace(item, path=folder / item.path.name)
+
+        variants = {name: item if isinstance(item, str) else move(item) for name, item in self.variants.items()}
+        return _Made(move(self.optimized), move(self.original), variants)
+
+
+_MADE = TypeAdapter(_Made)
 
 
 class _NotExportedError(Exception):
@@ -278,6 +301,7 @@ def _export(target: Target, artifact: ModelArtifact, key: str, prepared: Prepare
         stage="export",
         target=target.name,
         config=config.model_dump(mode="json"),
+        recipe=artifact.recipe_sha256,
         model=key,
         code=code_sha256(Path(targets.__file__).parent / target.name),
         packages=_package_versions(),
@@ -287,22 +311,18 @@ def _export(target: Target, artifact: ModelArtifact, key: str, prepared: Prepare
         (result,) = export(artifact, [target], folder)
         if result.optimized is None or result.original is None:
             raise _NotExportedError(result)
-        lowered = {
-            role: replace(item, path=item.path.relative_to(folder / target.name))
-            for role, item in (("optimized", result.optimized), ("original", result.original))
-        }
-        (folder / "lowered.json").write_bytes(_LOWERED.dump_json(lowered))
+        made = _Made(result.optimized, result.original, result.variants)
+        (folder / "made.json").write_bytes(_MADE.dump_json(made.moved(Path())))
 
     try:
         folder, _ = store.entry(export_key, compute)
     except _NotExportedError as missing:
         return missing.exported
     _replace_folder(folder / target.name, out / target.name)
-    lowered = {
-        role: replace(item, path=out / target.name / item.path)
-        for role, item in _LOWERED.validate_json((folder / "lowered.json").read_bytes()).items()
-    }
-    return Exported(target=target, status="ok", optimized=lowered["optimized"], original=lowered["original"])
+    made = _MADE.validate_json((folder / "made.json").read_bytes()).moved(out / target.name)
+    return Exported(
+        target=target, status="ok", optimized=made.optimized, original=made.original, variants=made.variants
+    )
 
 
 def _replace_folder(source: Path, destination: Path) -> None:

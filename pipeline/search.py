@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +18,21 @@ from typing import Any, Literal
 import optuna
 import yaml
 from jinja2 import Environment
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import MaxTrialsCallback, Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pipeline import runner
-from pipeline.core import EdgewrightError, RecipeError, Setting, TensorSpec
+from pipeline.core import EdgewrightError, Preprocessing, RecipeError, Setting, TensorSpec
 from pipeline.data import SampleSet, open_samples
-from pipeline.recipe import DataSource, Preprocessing, Recipe, parse_recipe
+from pipeline.recipe import DataSource, Recipe, parse_recipe
 from pipeline.report.model import Report
 from pipeline.target import Measured
 
 _HEARTBEAT_S = 30
+_OPENINGS = 10
 _CHOOSING_SHARE = 0.2
 
 SPACE: dict[str, dict[str, Sequence[Any]]] = {
@@ -146,12 +150,7 @@ def search(
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        storage=RDBStorage(
-            storage or f"sqlite:///{out / 'study.db'}",
-            heartbeat_interval=_HEARTBEAT_S,
-            grace_period=2 * _HEARTBEAT_S,
-            heartbeat_stale_trial_callback=_give_out_again,
-        ),
+        storage=open_storage(storage or f"sqlite:///{out / 'study.db'}?timeout=60"),
         study_name=recipe.name,
         directions=[objective.direction for objective in objectives],
         load_if_exists=True,
@@ -167,6 +166,34 @@ def search(
     if len(_finished(study)) < trials:
         study.optimize(trial_values, callbacks=[MaxTrialsCallback(trials)], catch=(EdgewrightError,))
     return _write_front(study, recipe, objectives, root, out)
+
+
+def open_storage(url: str) -> RDBStorage:
+    """The database of a study, its tables made where they are missing.
+
+    Workers that start together all find the tables missing, and all but one fail to make them: those look again.
+
+    Raises:
+        RecipeError: There is no such database, or no driver for it.
+    """
+    failures = 0
+    while True:
+        try:
+            return RDBStorage(
+                url,
+                heartbeat_interval=_HEARTBEAT_S,
+                grace_period=2 * _HEARTBEAT_S,
+                heartbeat_stale_trial_callback=_give_out_again,
+            )
+        except (DBAPIError, StorageInternalError) as error:
+            failures += 1
+            if failures == _OPENINGS:
+                problem = f"the study's database cannot be opened: {' '.join(str(error).split())}"
+                raise RecipeError(problem, where="search", fix="check the storage's URL, and that it runs") from error
+            time.sleep(0.1 * failures)
+        except (SQLAlchemyError, ImportError) as error:
+            fix = "PostgreSQL: pip install edgewright[search], then postgresql+psycopg://user@host/database"
+            raise RecipeError(f"no driver for such a database: {error}", where="search", fix=fix) from error
 
 
 def _give_out_again(study: Study, trial: FrozenTrial) -> None:

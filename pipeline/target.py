@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-Variant = Literal["fp32", "int8"]
+Variant = Literal["fp32", "int8", "fp16", "int8_weights", "int8_dynamic", "palettized_6bit", "palettized_4bit"]
+"""How an artefact holds and computes its numbers; beside the first two, forms that vendors offer, for comparison."""
 
 
 class Capability(Record):
@@ -50,6 +51,19 @@ class Fallback(Record):
     reason: str
 
 
+class OperatorTime(Record):
+    """How long one operator of a deployed graph takes, by the runtime's own profile: one sample, one thread.
+
+    Attributes:
+        share: Of the time of all operators; a ratio.
+    """
+
+    op: str
+    name: str
+    median_ns: int
+    share: float
+
+
 class Placement(Record):
     """Where the operators of one artefact run.
 
@@ -57,12 +71,16 @@ class Placement(Record):
         operators: All operators in the deployed graph.
         accelerated: How many of them run as integer kernels, in the delegate, or on the accelerator.
         source: Who says so: a runtime's optimized graph, a compiler's report, or published rules.
+        slowest: The operators that take longest, where the runtime tells.
+        before: Where the operators would run had the target not rewritten the program.
     """
 
     operators: int
     accelerated: int
     fallback: tuple[Fallback, ...] = ()
     source: str
+    slowest: tuple[OperatorTime, ...] = ()
+    before: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +134,11 @@ class Target(Protocol):
     name: str
     capabilities: Capabilities
 
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The forms of the original that are wanted for comparison, beside FP32."""
+        ...
+
     def missing_package(self) -> str | None:
         """The extra to install where the SDK for lowering is absent: ``edgewright[onnx]``."""
         ...
@@ -124,9 +147,12 @@ class Target(Protocol):
         """Why artefacts cannot be executed on this machine: "Core ML runs only on macOS". None where they can."""
         ...
 
-    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str) -> Lowered:
+    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         """Write the artefact ``out_dir/name.<suffix>``, complete or not at all: integers where the artifact is
         quantized, FP32 otherwise.
+
+        Args:
+            variant: One of `variants`, for a float artifact.
 
         Raises:
             TargetError: An operator, rank or dtype has no form on this target.
@@ -149,6 +175,10 @@ class Target(Protocol):
         """Load the artefact; loading is never timed."""
         ...
 
+    def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:
+        """Other runtimes or precisions that execute the same artefact here: for its accuracy, never for its time."""
+        ...
+
     def placement(self, lowered: Lowered) -> Placement | None:
         """Which operators run accelerated; None where nothing here can tell."""
         ...
@@ -161,6 +191,7 @@ class Exported:
     Attributes:
         optimized: The optimized model's artefact; None unless ``status`` is ``ok``.
         original: The FP32 original's artefact, for comparison in the same runtime.
+        variants: The original in the other forms that were asked for, or why there is none.
         reason: Why there is no artefact.
     """
 
@@ -168,6 +199,7 @@ class Exported:
     status: Literal["ok", "skipped", "failed"]
     optimized: Lowered | None = None
     original: Lowered | None = None
+    variants: dict[Variant, Lowered | str] = field(default_factory=dict)
     reason: str | None = None
 
 

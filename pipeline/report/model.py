@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from pipeline.core import EdgewrightError, Record, StageRecord
-from pipeline.target import Latency, Placement
+from pipeline.target import Latency, Placement, Variant
 
 Count = Annotated[int, Field(ge=0)]
 SCHEMA_VERSION: Literal["1.0"] = "1.0"
@@ -81,6 +81,26 @@ class Parity(Record):
     top1_agreement: float | None = Field(ge=0, le=1)
 
 
+class CrossCheck(Record):
+    """The same artefact in another runtime, or at another precision: its accuracy, never its time."""
+
+    runtime: str
+    metrics: dict[str, float]
+    parity: Parity
+
+
+class VariantRecord(Record):
+    """The original in another form that the target offers, beside FP32: what the vendor's own means give."""
+
+    variant: Variant
+    status: Literal["ok", "skipped"]
+    reason: str | None = None
+    artifact: ArtifactRecord | None = None
+    metrics: dict[str, float] | None = None
+    metrics_source: Literal["measured", "reference"] | None = None
+    latency: tuple[Latency, ...] = ()
+
+
 class TargetRecord(Record):
     """One target's artefact and everything known of it."""
 
@@ -97,6 +117,8 @@ class TargetRecord(Record):
     latency: tuple[Latency, ...] = ()
     fp32_latency: tuple[Latency, ...] = ()
     placement: Placement | None = None
+    cross_checks: tuple[CrossCheck, ...] = ()
+    variants: tuple[VariantRecord, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -19,8 +19,8 @@ from pipeline.machine import all_cores, cpu_name
 from pipeline.metrics import Comparison, predictor, session_predictor
 from pipeline.program import count_macs, count_parameters, example_inputs
 from pipeline.progress import Progress
-from pipeline.report.model import ArtifactRecord, OriginalRecord, Parity, TargetRecord
-from pipeline.target import Exported, Latency, Lowered, Session, Skipped, measured
+from pipeline.report.model import ArtifactRecord, CrossCheck, OriginalRecord, Parity, TargetRecord, VariantRecord
+from pipeline.target import Exported, Latency, Lowered, Session, Skipped, Variant, measured
 
 WARMUP_RUNS = 10
 ROUNDS = 10
@@ -65,16 +65,28 @@ class _Run:
 
 
 class _Artefacts:
-    """A target's two artefacts, loaded with all cores."""
+    """A target's artefacts, loaded with all cores."""
 
     def __init__(self, exported: Exported) -> None:
         assert exported.optimized is not None
         assert exported.original is not None
+        target = exported.target
         self.exported = exported
         self.optimized, self.original = (
-            _Run(lowered, exported.target.load(lowered, threads=all_cores()))
+            _Run(lowered, target.load(lowered, threads=all_cores()))
             for lowered in (exported.optimized, exported.original)
         )
+        self.variants = {
+            variant: _Run(lowered, target.load(lowered, threads=all_cores()))
+            for variant, lowered in exported.variants.items()
+            if isinstance(lowered, Lowered)
+        }
+        self.cross_checks = [_Run(exported.optimized, session) for session in target.cross_checks(exported.optimized)]
+
+    @property
+    def of_original(self) -> tuple[_Run, ...]:
+        """The original, in every form."""
+        return self.original, *self.variants.values()
 
 
 def _score(artifact: ModelArtifact, ready: Sequence[_Artefacts], samples: SampleSet, size: int) -> dict[str, float]:
@@ -86,8 +98,10 @@ def _score(artifact: ModelArtifact, ready: Sequence[_Artefacts], samples: Sample
             expected, quantized = original(batch.inputs), program(batch.inputs)
             of_original.update(expected, expected, batch.labels)
             for item in ready:
-                _score_batch(item.optimized, batch, expected, quantized)
-                _score_batch(item.original, batch, expected, expected)
+                for run in (item.optimized, *item.cross_checks):
+                    _score_batch(run, batch, expected, quantized)
+                for run in item.of_original:
+                    _score_batch(run, batch, expected, expected)
             progress.advance(len(batch.inputs[0]))
     metrics = of_original.metrics()
     if "top1" in metrics:
@@ -156,7 +170,7 @@ def _time(artifact: ModelArtifact, ready: Sequence[_Artefacts]) -> list[Latency]
     thread_counts = sorted({1, all_cores()})
     try:
         for threads in thread_counts:
-            runs = [(item, run) for item in timed for run in (item.original, item.optimized)]
+            runs = [(item, run) for item in timed for run in (*item.of_original, item.optimized)]
             candidates = [_eager(artifact, threads)] + [
                 _in_session(item.exported.target.load(run.lowered, threads=threads), artifact.inputs, run.lowered)
                 for item, run in runs
@@ -173,8 +187,9 @@ def _time(artifact: ModelArtifact, ready: Sequence[_Artefacts]) -> list[Latency]
             ]
             eager, *in_sessions = records
             original.append(eager.model_copy(update={"speedup_vs_original": 1.0}))
-            for index, ((_, run), record) in enumerate(zip(runs, in_sessions, strict=True)):
-                fp32 = in_sessions[index - index % 2]  # runs alternate: original, optimized
+            for (item, run), record in zip(runs, in_sessions, strict=True):
+                if run is item.original:
+                    fp32 = record  # the first of its target's
                 speedups = {
                     "speedup_vs_original": eager.median_ns / record.median_ns,
                     "speedup_vs_fp32_same_runtime": fp32.median_ns / record.median_ns,
@@ -219,7 +234,8 @@ def _record(exported: Exported, result: _Artefacts | None, root: Path) -> Target
         reason = target.cannot_run()
         assert reason is not None  # it was not loaded because it cannot run
         here = Skipped(runtime=target.name, device=cpu_name(), reason=reason)
-        return TargetRecord(**common, metrics_skipped=reason, latency=(here, *estimates))
+        variants = tuple(_variant(name, made, None, root) for name, made in exported.variants.items())
+        return TargetRecord(**common, metrics_skipped=reason, latency=(here, *estimates), variants=variants)
     optimized, original = result.optimized, result.original
     return TargetRecord(
         **common,
@@ -229,6 +245,33 @@ def _record(exported: Exported, result: _Artefacts | None, root: Path) -> Target
         parity=_parity(optimized.against_program),
         latency=(*optimized.latency, *estimates),
         fp32_latency=tuple(original.latency),
+        cross_checks=tuple(
+            CrossCheck(
+                runtime=run.session.runtime,
+                metrics=run.against_original.metrics(),
+                parity=_parity(run.against_program),
+            )
+            for run in result.cross_checks
+        ),
+        variants=tuple(
+            _variant(name, made, result.variants.get(name), root) for name, made in exported.variants.items()
+        ),
+    )
+
+
+def _variant(name: Variant, made: Lowered | str, run: _Run | None, root: Path) -> VariantRecord:
+    """A comparison's record; ``run`` is None where nothing here can run it."""
+    if isinstance(made, str):
+        return VariantRecord(variant=name, status="skipped", reason=made)
+    record = VariantRecord(variant=name, status="ok", artifact=artifact_record(made.path, root))
+    if run is None:
+        return record
+    return record.model_copy(
+        update={
+            "metrics": run.against_original.metrics(),
+            "metrics_source": run.session.metrics_source,
+            "latency": tuple(run.latency),
+        }
     )
 
 

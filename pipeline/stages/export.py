@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core import EdgewrightError, ModelArtifact
-from pipeline.target import Exported, Target
+from pipeline.target import Exported, Lowered, Target, Variant
 
 
 def export(artifact: ModelArtifact, targets: Sequence[Target], out_dir: Path) -> tuple[Exported, ...]:
@@ -18,7 +18,7 @@ def export(artifact: ModelArtifact, targets: Sequence[Target], out_dir: Path) ->
     Args:
         artifact: The optimized model; quantized, it is lowered to integers.
         targets: From ``targets.get(name)``.
-        out_dir: Where the artefacts go: ``<out_dir>/<target>/model.*`` and ``original.*``.
+        out_dir: Where the artefacts go: ``<out_dir>/<target>/model.*``, ``original.*`` and ``original_<variant>.*``.
     """
     return tuple(_export_one(artifact, target, out_dir / target.name) for target in targets)
 
@@ -32,4 +32,13 @@ def _export_one(artifact: ModelArtifact, target: Target, folder: Path) -> Export
         original = target.lower(artifact.original(), folder, name="original")
     except EdgewrightError as error:
         return Exported(target=target, status="failed", reason=str(error))
-    return Exported(target=target, status="ok", optimized=optimized, original=original)
+    variants = {variant: _variant(artifact.original(), target, folder, variant) for variant in target.variants}
+    return Exported(target=target, status="ok", optimized=optimized, original=original, variants=variants)
+
+
+def _variant(original: ModelArtifact, target: Target, folder: Path, variant: Variant) -> Lowered | str:
+    """A comparison's artefact, or why there is none: that does not stop what was asked for."""
+    try:
+        return target.lower(original, folder, name=f"original_{variant}", variant=variant)
+    except EdgewrightError as error:
+        return str(error)

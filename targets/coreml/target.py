@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.core import ModelArtifact
 from pipeline.recipe import CoremlConfig
-from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped
+from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped, Variant
 from targets.coreml.capabilities import CAPABILITIES
 
 
@@ -24,15 +24,20 @@ class CoremlTarget:
     def __init__(self, config: CoremlConfig | None = None) -> None:
         self._config = config or CoremlConfig()
 
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        return self._config.variants
+
     def missing_package(self) -> str | None:
         return None if importlib.util.find_spec("coremltools") else "edgewright[coreml]"
 
     def cannot_run(self) -> str | None:
         return None
 
-    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str) -> Lowered:
+    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.coreml.lowering import lower
 
+        assert variant is None  # none is offered yet
         return lower(artifact, self._config, out_dir, name=name)
 
     def open(self, path: Path) -> Lowered:
@@ -49,6 +54,9 @@ class CoremlTarget:
         from targets.coreml.session import CoremlSession, ReferenceSession
 
         return CoremlSession(lowered, self._config) if sys.platform == "darwin" else ReferenceSession(lowered)
+
+    def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:  # noqa: ARG002
+        return ()
 
     def placement(self, lowered: Lowered) -> Placement | None:
         if sys.platform == "darwin":

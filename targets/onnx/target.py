@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.core import ModelArtifact
 from pipeline.recipe import OnnxConfig
-from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped
+from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped, Variant
 from targets.onnx.capabilities import CAPABILITIES
 
 PACKAGES = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
@@ -22,15 +22,20 @@ class OnnxTarget:
     def __init__(self, config: OnnxConfig | None = None) -> None:
         self._config = config or OnnxConfig()
 
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        return self._config.variants
+
     def missing_package(self) -> str | None:
         return None if all(map(importlib.util.find_spec, PACKAGES)) else "edgewright[onnx]"
 
     def cannot_run(self) -> str | None:
         return None
 
-    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str) -> Lowered:
+    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.onnx.lowering import lower
 
+        assert variant is None  # none is offered yet
         return lower(artifact, self._config, out_dir, name=name)
 
     def open(self, path: Path) -> Lowered:
@@ -45,6 +50,9 @@ class OnnxTarget:
         from targets.onnx.session import OnnxSession
 
         return OnnxSession(lowered, threads)
+
+    def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:  # noqa: ARG002
+        return ()
 
     def placement(self, lowered: Lowered) -> Placement:
         from targets.onnx.placement import placement

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from pipeline.core import DataError, TensorSpec
+from pipeline.core import DataError, Preprocessing, TensorSpec
 from pipeline.data import SampleSet, from_dataset, open_samples
-from pipeline.recipe import DataSource, Preprocessing
+from pipeline.recipe import DataSource
 
 GREY = (TensorSpec(name="image", shape=(1, 4, 4)),)
 COLOUR = (TensorSpec(name="image", shape=(3, 4, 4)),)
