@@ -70,6 +70,7 @@ def fit(
     validate: Callable[[nn.Module], float | None] | None = None,
     label: str = "train",
     checkpoint: Path | None = None,
+    before_step: Callable[[float], None] | None = None,
 ) -> list[EpochLog]:
     """Train ``module`` in place under a one-cycle schedule (https://arxiv.org/abs/1708.07120).
 
@@ -82,6 +83,8 @@ def fit(
         label: What the progress bar says.
         checkpoint: Where the state is kept while training, every ``checkpoint_minutes``. Training that was killed goes
             on from it; on a CPU and in one process it ends in the same weights, bit for bit. Removed at the end.
+        before_step: Called before each step with the share of all steps that are done, in [0, 1): what freezes parts
+            of the module after a while. It must not count, so that a resumed training does the same.
 
     Returns:
         One log per epoch. The module is left in eval mode.
@@ -132,6 +135,8 @@ def fit(
             for batch in remaining:
                 batch = Batch((augment(batch.inputs[0]), *batch.inputs[1:]), batch.labels)
                 optimizer.zero_grad()
+                if before_step is not None:
+                    before_step((state.epoch * len(loader) + state.step) / steps)
                 with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     value = loss(module, batch)
                 accelerator.backward(value)

@@ -21,8 +21,8 @@ from torch.nn import functional
 from calibration_data.fashion_mnist.train import HERE, IMAGE, PREPROCESSING
 from pipeline.checkpoint import load
 from pipeline.data import SampleSet, open_samples
+from pipeline.distillation import distillation_loss
 from pipeline.recipe import DataSource, ModelSource, TrainingConfig
-from pipeline.stages.distill import distillation_loss
 from pipeline.training import fit
 
 BATCH, IMAGES, ROUNDS, EPOCHS_OF_MEMORY = 64, 1_024, 3, 4

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from pipeline.checkpoint import from_module
 from pipeline.core import ModelArtifact, StageError, TensorSpec
 from pipeline.data import Batch, SampleSet, from_dataset
+from pipeline.distillation import distillation_loss
 from pipeline.program import example_inputs
 from pipeline.recipe import DistillConfig, PruneConfig
-from pipeline.stages.distill import distill, distillation_loss
+from pipeline.stages.distill import distill
 from pipeline.stages.prune import prune
 from tests.networks import IMAGE, build
 
