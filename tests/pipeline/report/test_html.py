@@ -12,8 +12,16 @@ import pytest
 from pipeline.core import SkippedLayer, StageRecord
 from pipeline.report import html
 from pipeline.report.html import details, render, verdict
-from pipeline.report.model import BudgetRecord, Report, TargetRecord
-from pipeline.target import Estimated, Fallback, Placement, measured
+from pipeline.report.model import (
+    ArtifactRecord,
+    BudgetRecord,
+    CrossCheck,
+    Parity,
+    Report,
+    TargetRecord,
+    VariantRecord,
+)
+from pipeline.target import Estimated, Fallback, OperatorTime, Placement, measured
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -110,6 +118,46 @@ def test_estimate_tells_its_method_figures_and_fallbacks_when_a_compiler_gave_th
     assert "Estimate for Ethos-U55-256 ≈ 0.150 ms, 20 of 22 operators accelerated" in " ".join(page.text.split())
     assert "cycles 75123, sram 1.54 kB" in page.text.replace("\N{NO-BREAK SPACE}", " ")
     assert page.row("GATHER") == ["GATHER", "2", "no NPU form"]
+
+
+def test_target_shows_its_slowest_operators_and_what_rewriting_gained_when_the_runtime_told(report: Report) -> None:
+    placement = Placement(
+        operators=22,
+        accelerated=22,
+        source="LiteRT",
+        slowest=(OperatorTime(op="CONV_2D", name="stem", median_ns=40_000, share=0.4),),
+        before=Placement(operators=30, accelerated=18, source="LiteRT"),
+    )
+    target = report.targets[0].model_copy(update={"placement": placement})
+    page = Page(render(changed(report, targets=(target,))))
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Placement without our rewriting 18 of 30 operators accelerated" in " ".join(text.split())
+    assert [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in page.row("CONV_2D")] == [
+        "CONV_2D", "stem", "0.0400 ms", "40.0 %",
+    ]  # fmt: skip
+
+
+def test_other_forms_and_cross_checks_stand_beside_the_result_when_they_were_asked_for(report: Report) -> None:
+    made = VariantRecord(
+        variant="palettized_4bit",
+        status="ok",
+        artifact=ArtifactRecord(path="coreml/original_palettized_4bit.mlpackage", size_bytes=90_000, sha256="0" * 64),
+        metrics={"top1": 0.875},
+        metrics_source="reference",
+    )
+    missing = VariantRecord(variant="fp16", status="skipped", reason="no FP16 form")
+    check = CrossCheck(
+        runtime="interpreter, FP32",
+        metrics={"top1": 0.9125},
+        parity=Parity(sqnr_db=61.5, max_abs_error=0.01, top1_agreement=0.999),
+    )
+    target = report.targets[0].model_copy(update={"variants": (made, missing), "cross_checks": (check,)})
+    page = Page(render(changed(report, targets=(target,))))
+    text = " ".join(page.text.replace("\N{NO-BREAK SPACE}", " ").split())
+    cells = [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in page.row("palettized 4bit")]
+    assert cells[:3] == ["palettized 4bit", "90.0 kB", "87.50 %"]
+    assert page.row("fp16") == ["fp16", "skipped: no FP16 form"]
+    assert "interpreter, FP32: top1 91.25 %, top-1 agreement 99.90 %, SQNR 61.5 dB" in text
 
 
 def test_stage_table_tells_the_story_when_stages_ran(page: Page) -> None:
