@@ -15,50 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from calibration_data.fashion_mnist.harder.network import InvertedResidual, conv_bn
 from calibration_data.fashion_mnist.network import ResNet
 from pipeline.core import ModelArtifact, TensorSpec
 from pipeline.data import SampleSet, from_dataset
 
 VOCABULARY = 64
-
-
-def conv_bn(
-    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: nn.Module | None = None
-) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([] if act is None else [act]))
-
-
-class SqueezeExcite(nn.Module):
-    def __init__(self, channels: int, gate: nn.Module) -> None:
-        super().__init__()
-        self.reduce = nn.Conv2d(channels, max(4, channels // 4), 1)
-        self.expand = nn.Conv2d(max(4, channels // 4), channels, 1)
-        self.gate = gate
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = F.adaptive_avg_pool2d(x, 1)
-        return x * self.gate(self.expand(F.relu(self.reduce(weights))))
-
-
-class InvertedResidual(nn.Module):
-    """Expand, depthwise, (squeeze-excite), project: the block of MobileNetV2, V3 and EfficientNet."""
-
-    def __init__(
-        self, inputs: int, outputs: int, stride: int, act: Callable[[], nn.Module], gate: nn.Module | None
-    ) -> None:
-        super().__init__()
-        hidden = inputs * 4
-        self.layers = nn.Sequential(
-            conv_bn(inputs, hidden, 1, act=act()),
-            conv_bn(hidden, hidden, 3, stride, groups=hidden, act=act()),
-            *([] if gate is None else [SqueezeExcite(hidden, gate)]),
-            conv_bn(hidden, outputs, 1),
-        )
-        self.residual = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x) if self.residual else self.layers(x)
 
 
 def mobile(act: Callable[[], nn.Module], gate: nn.Module | None) -> nn.Module:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import calibration_data.fashion_mnist
+from calibration_data.fashion_mnist.harder import train as harder
+from calibration_data.fashion_mnist.harder.network import NETWORKS
 from calibration_data.fashion_mnist.train import IMAGE, committed_samples, load_trained
 from pipeline.metrics import evaluate
 from pipeline.program import count_macs
@@ -36,3 +38,19 @@ def test_checkpoint_reaches_the_model_cards_accuracy_when_all_test_images_are_cl
     model = load_trained()
     assert evaluate(model, committed_samples("test"))["top1"] == pytest.approx(0.9358, abs=0.0003)  # of rounding
     assert 20e6 <= count_macs(model, (IMAGE,)) <= 80e6
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_harder_networks_are_those_that_models_json_describes_when_they_are_hashed(name: str) -> None:
+    described = json.loads((HERE / "harder" / "models.json").read_text())["models"][name]
+    digest = hashlib.sha256((HERE / "harder" / f"{name}.safetensors").read_bytes()).hexdigest()
+    assert digest == described["sha256"]
+    assert f"{described['top1']:.2%}".replace("%", " %") in (HERE / "harder" / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_harder_networks_reach_their_accuracy_when_all_test_images_are_classified(name: str) -> None:
+    described = json.loads((HERE / "harder" / "models.json").read_text())["models"][name]
+    found = evaluate(harder.load_trained(name), committed_samples("test"))["top1"]
+    assert found == pytest.approx(described["top1"], abs=0.0003)  # of rounding
