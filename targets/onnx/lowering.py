@@ -28,6 +28,7 @@ from targets.onnx.passes.keep_softmax_in_float import KeepSoftmaxInFloat
 from targets.onnx.passes.pack_stem import PackStem
 from targets.onnx.passes.pad_depthwise import PadDepthwise
 from targets.onnx.passes.quantize_biases import QuantizeBiases
+from targets.onnx.passes.quantize_scalars import QuantizeScalars
 from targets.onnx.passes.reencode_activations import ReencodeActivations
 from targets.onnx.passes.reencode_weights import ReencodeWeights
 from targets.onnx.passes.remove_requantization import RemoveRequantization
@@ -108,6 +109,7 @@ def fuse(model: ir.Model, cpu: Cpu) -> None:
         RemoveRequantization(),
         ClampIntegers(),
         KeepSoftmaxInFloat(),
+        QuantizeScalars(),
         UseGemm(),
         QuantizeBiases(),
         *([PackStem(), PadDepthwise()] if x86 else []),

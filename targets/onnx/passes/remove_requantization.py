@@ -2,17 +2,20 @@
 
 Rules:
 1. ``QuantizeLinear(DequantizeLinear(q))`` with the same encoding is ``q``.
-2. ``QuantizeLinear(Reshape-like(DequantizeLinear(q)))`` keeps its place: onnxruntime moves such operators onto the
+2. ``QuantizeLinear(DequantizeLinear(q) * c)`` with a constant number c is ``q`` where every one of the 256 integers
+   comes back as itself: the scales differ by the factor c. Attention scales and the sixth of hardsigmoid are such.
+3. ``QuantizeLinear(Reshape-like(DequantizeLinear(q)))`` keeps its place: onnxruntime moves such operators onto the
    integers itself, and needs the pair around them to do so.
 
-Both are exact: an integer survives the way to its real number and back.
+All are exact: an integer survives the way to its real number and back.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import dequantized_from, encoding
+from targets.onnx.qdq import Encoding, constant, dequantized_from, encoding
 
 
 class RemoveRequantization(ir.passes.InPlacePass):
@@ -23,8 +26,10 @@ class RemoveRequantization(ir.passes.InPlacePass):
         for quantize in list(model.graph):
             if quantize.op_type != "QuantizeLinear":
                 continue
-            dequantize, rule = dequantized_from(quantize.inputs[0]), encoding(quantize)
-            if dequantize is None or rule is None or not rule.same_as(encoding(dequantize)):
+            value, factor = _without_factor(quantize.inputs[0])
+            dequantize, rule = dequantized_from(value), encoding(quantize)
+            before = encoding(dequantize)
+            if dequantize is None or rule is None or before is None or not returns(before, factor, rule):
                 continue
             integers = dequantize.inputs[0]
             assert integers is not None
@@ -32,3 +37,32 @@ class RemoveRequantization(ir.passes.InPlacePass):
             model.graph.remove(quantize, safe=True)
             modified = True
         return ir.passes.PassResult(model, modified)
+
+
+def returns(before: Encoding, factor: float, after: Encoding) -> bool:
+    """Whether every integer of one encoding is itself again after a product and the other encoding.
+
+    >>> half = Encoding(np.float32(0.5), np.uint8(3), 1)
+    >>> returns(half, 0.5, Encoding(np.float32(0.25), np.uint8(3), 1)), returns(half, 0.5, half)
+    (True, False)
+    """
+    if factor == 1:
+        return after.same_as(before)
+    if before.scale.ndim or after.scale.ndim or before.zero_point.dtype != after.zero_point.dtype:
+        return False
+    integers = np.arange(before.lowest, before.highest + 1)
+    reals = (integers - before.zero_point.astype(np.int64)).astype(np.float32) * before.scale * np.float32(factor)
+    again = np.clip(np.rint(reals / after.scale) + after.zero_point, after.lowest, after.highest)
+    return bool(np.array_equal(again, integers))
+
+
+def _without_factor(value: ir.Value | None) -> tuple[ir.Value | None, float]:
+    """What a product with a constant number multiplies, and the number; the value itself and 1 for anything else."""
+    product = value.producer() if value is not None else None
+    if product is None or product.op_type != "Mul":
+        return value, 1.0
+    for operand, other in (product.inputs, reversed(product.inputs)):
+        number = constant(other)
+        if number is not None and number.ndim == 0:
+            return operand, float(number)
+    return value, 1.0

@@ -18,6 +18,7 @@ from targets.onnx.passes.keep_softmax_in_float import KeepSoftmaxInFloat
 from targets.onnx.passes.pack_stem import PackStem
 from targets.onnx.passes.pad_depthwise import PadDepthwise
 from targets.onnx.passes.quantize_biases import LIMIT, QuantizeBiases
+from targets.onnx.passes.quantize_scalars import QuantizeScalars
 from targets.onnx.passes.reencode_activations import ReencodeActivations
 from targets.onnx.passes.remove_requantization import RemoveRequantization
 from targets.onnx.passes.use_gemm import UseGemm
@@ -158,6 +159,58 @@ def test_remove_requantization_only_when_both_encodings_are_the_same(second: str
     RemoveUnusedNodesPass()(model)
     assert len(operators(model)) == (2 if removed else 4)
     np.testing.assert_array_equal(run(model, x=values), before)
+
+
+@pytest.mark.parametrize(
+    ("factor", "second", "zero_point", "removed"),
+    [
+        pytest.param("0.16666667", "0.003921569", 7, True, id="the scales differ by the factor"),
+        pytest.param("0.16666667", "0.0039", 7, False, id="another scale"),
+        pytest.param("0.16666667", "0.003921569", 8, False, id="another zero point"),
+    ],
+)
+def test_remove_requantization_after_a_product_only_when_all_integers_return(
+    factor: str, second: str, zero_point: int, removed: bool
+) -> None:
+    model = graph_of(f"""
+    model (float[N] x) => (float[N] y)
+    <float s = {{0.023529412}}, float t = {{{second}}}, uint8 z = {{7}}, uint8 u = {{{zero_point}}},
+     float c = {{{factor}}}>
+    {{
+        a = QuantizeLinear (x, s, z)  b = DequantizeLinear (a, s, z)  p = Mul (c, b)
+        q = QuantizeLinear (p, t, u)  y = DequantizeLinear (q, t, u)
+    }}
+    """)
+    values = np.linspace(-1, 7, 999, dtype=np.float32)
+    before = run(model, x=values)
+    RemoveRequantization()(model)
+    RemoveUnusedNodesPass()(model)
+    assert ("Mul" not in operators(model)) is removed
+    np.testing.assert_array_equal(run(model, x=values), before)
+
+
+def with_scalar(tail: str) -> ir.Model:
+    return graph_of(f"""
+    model (float[N] x) => (float[N] y) <float s = {{0.05}}, float t = {{0.0625}}, uint8 z = {{7}}, float c = {{-1.3}}>
+    {{ a = QuantizeLinear (x, s, z)  b = DequantizeLinear (a, s, z)  {tail} }}
+    """)
+
+
+@pytest.mark.parametrize("operation", ["Add (b, c)", "Add (c, b)", "Mul (c, b)"])
+def test_quantize_scalars_keeps_the_number_when_a_sum_or_product_is_quantized(operation: str) -> None:
+    model = with_scalar(f"m = {operation}  q = QuantizeLinear (m, t, z)  y = DequantizeLinear (q, t, z)")
+    values = np.linspace(-1, 13, 999, dtype=np.float32)
+    before = run(model, x=values)
+    assert QuantizeScalars()(model).modified
+    assert operators(model).count("DequantizeLinear") == 3
+    np.testing.assert_array_equal(run(model, x=values), before)
+
+
+@pytest.mark.parametrize(
+    "tail", ["y = Add (b, c)", "m = Div (b, c)  q = QuantizeLinear (m, t, z)  y = DequantizeLinear (q, t, z)"]
+)
+def test_quantize_scalars_changes_nothing_when_there_is_no_integer_kernel(tail: str) -> None:
+    assert not QuantizeScalars()(with_scalar(tail)).modified
 
 
 def convolution(bias: str, weight_scale: str) -> ir.Model:
