@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -158,6 +159,7 @@ def search(
     )
 
     def trial_values(trial: Trial) -> list[float]:
+        trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
         varied_recipe = propose(recipe, trial)
         judged = _judged_on_training_data(varied_recipe, root)
         report = runner.run(judged, out / "trials" / str(trial.number), root=root, store=out / ".store")

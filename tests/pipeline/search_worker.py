@@ -1,4 +1,4 @@
-"""One worker of a shared study, run by test_search.py: ``search_worker.py recipe.yaml out trials``."""
+"""One worker of a shared study, run by test_search.py: ``search_worker.py recipe.yaml out trials storage``."""
 
 from __future__ import annotations
 
@@ -11,5 +11,6 @@ from pipeline.search import parse_objective, search
 
 if __name__ == "__main__":
     pipeline.search._HEARTBEAT_S = 1  # so that the test need not wait a minute for a dead worker's trial
-    path, out, trials = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    search(read_recipe(path), out, trials=trials, objectives=[parse_objective("size:onnx")], root=path.parent)
+    path, out, trials, storage = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    objectives = [parse_objective("size:onnx")]
+    search(read_recipe(path), out, trials=trials, objectives=objectives, root=path.parent, storage=storage)

@@ -1,21 +1,31 @@
+from __future__ import annotations
+
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
+from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.core import RecipeError
 from pipeline.recipe import parse_recipe, read_recipe
 from pipeline.runner import check
-from pipeline.search import _judged_on_training_data, parse_objective, propose, search
+from pipeline.search import _judged_on_training_data, open_storage, parse_objective, propose, search
+from tests.pipeline import postgresql as server
 from tests.pipeline.conftest import Project
 
 ROOT = Path(__file__).parents[2]
+_PATIENCE_S = 300  # a test machine may be busy
 
 
 def test_judged_recipe_never_sees_the_evaluation_set_when_it_is_prepared(project: Project) -> None:
@@ -69,37 +79,101 @@ def test_search_writes_the_points_that_no_trial_beats_and_goes_on_when_it_is_cal
         assert f">{point.trial}</a>" in (out / "front.html").read_text()
 
 
+def test_open_storage_succeeds_for_every_worker_when_all_start_at_once_on_no_database(tmp_path: Path) -> None:
+    barrier = threading.Barrier(4)
+
+    def open_it(url: str) -> str:
+        barrier.wait()
+        return open_storage(url).get_current_version()
+
+    with ThreadPoolExecutor(barrier.parties) as workers:
+        for number in range(3):
+            versions = list(workers.map(open_it, [f"sqlite:///{tmp_path / str(number)}.db"] * barrier.parties))
+            assert len(set(versions)) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("sqlite:////no/such/folder/study.db", "cannot be opened"),
+        ("nosuch://host/db", "no driver"),
+        ("what?", "no driv"),
+    ],
+)
+def test_open_storage_refuses_when_there_is_no_such_database(
+    url: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.search._OPENINGS", 1)
+    with pytest.raises(RecipeError, match=problem):
+        open_storage(url)
+
+
 @pytest.mark.slow
 def test_search_loses_and_doubles_no_trial_when_one_of_two_workers_is_killed(project: Project) -> None:
-    project.recipe |= {"targets": ["onnx"], "stages": [{"prune": {"macs_ratio": 0.6}}, {"quantize": {}}]}
-    recipe, out = project.write(), project.folder / "search"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{project.folder}"}
-    command = [sys.executable, str(Path(__file__).with_name("search_worker.py")), str(recipe), str(out), "2"]
-    victim = subprocess.Popen(command, env=environment, start_new_session=True)
-    url = f"sqlite:///{out / 'study.db'}"
-    deadline = time.monotonic() + 120
-    while not _states(url).get("RUNNING"):
+    assert_survives_a_kill(Workers(project, trials=2))
+
+
+@pytest.mark.slow
+def test_search_loses_and_doubles_no_trial_when_one_of_two_workers_on_postgresql_is_killed(
+    project: Project, postgresql: str
+) -> None:
+    assert_survives_a_kill(Workers(project, trials=2, storage=postgresql))
+
+
+def assert_survives_a_kill(workers: Workers) -> None:
+    """Two workers start together on an empty folder; one dies in the middle of a trial, which the other runs, once."""
+    processes = {process.pid: process for process in (workers.start(), workers.start())}
+    deadline = time.monotonic() + _PATIENCE_S
+    while not (running := workers.trials(TrialState.RUNNING)):
+        assert all(process.poll() is None for process in processes.values())
         assert time.monotonic() < deadline
-        assert victim.poll() is None
-        time.sleep(0.2)
-    other = subprocess.Popen(command, env=environment, start_new_session=True)
+        time.sleep(0.1)
+    victim = processes.pop(int(running[0].user_attrs["worker"].rpartition(":")[2]))
     os.killpg(victim.pid, signal.SIGKILL)
     victim.wait()
-    assert other.wait(timeout=170) == 0
-    study = optuna.load_study(study_name="quadrants", storage=url)
-    complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
-    lost = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.FAIL]
+    (other,) = processes.values()
+    assert other.wait(timeout=_PATIENCE_S) == 0
+    complete, lost = workers.trials(TrialState.COMPLETE), workers.trials(TrialState.FAIL)
     assert len(complete) == 2
     assert len(lost) == 1
-    assert [trial.params for trial in complete if trial.user_attrs.get("instead_of") == lost[0].number] == [
-        lost[0].params
-    ]
+    taken_up = [trial for trial in complete if trial.user_attrs.get("instead_of") == lost[0].number]
+    assert [trial.params for trial in taken_up] == [lost[0].params]
 
 
-def _states(url: str) -> dict[str, int]:
-    try:
-        study = optuna.load_study(study_name="quadrants", storage=url)
-        names = [trial.state.name for trial in study.trials if trial.params]
-    except Exception:  # the victim has not made its tables yet
-        return {}
-    return {name: names.count(name) for name in names}
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """The URL of a server that lives as long as the test; its folder must be open to another user than root."""
+    if server.programs() is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    pytest.importorskip("psycopg", reason="the driver is not installed (pip install edgewright[search])")
+    with tempfile.TemporaryDirectory() as folder, server.running(Path(folder)) as url:
+        yield url
+
+
+class Workers:
+    """Processes that search together."""
+
+    def __init__(self, project: Project, *, trials: int, storage: str | None = None) -> None:
+        project.recipe |= {"targets": ["onnx"], "stages": [{"prune": {"macs_ratio": 0.6}}]}
+        out = project.folder / "search"
+        script = Path(__file__).with_name("search_worker.py")
+        self._storage = storage or f"sqlite:///{out / 'study.db'}"
+        self._command = [sys.executable, str(script), str(project.write()), str(out), str(trials), self._storage]
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{project.folder}"}
+        out.mkdir()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, env=self._environment, start_new_session=True)
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """The study's trials whose settings are drawn; makes no table."""
+        engine = sqlalchemy.create_engine(self._storage)
+        tables = sqlalchemy.inspect(engine).get_table_names()
+        engine.dispose()
+        if "alembic_version" not in tables:  # made last
+            return []
+        try:
+            study = optuna.load_study(study_name="quadrants", storage=self._storage)
+        except KeyError:  # there are tables, but no study yet
+            return []
+        return [trial for trial in study.get_trials(states=states or None) if trial.params]
