@@ -49,9 +49,28 @@ def load(source: ModelSource, root: Path = Path()) -> ModelArtifact:
             where=str(path),
         )
     assert source.factory is not None  # the recipe has checked it
-    module = _build(source.factory, source.kwargs, root)
-    _fill(module, _read_weights(path), path)
-    return _artifact(module.eval(), source.inputs, source.outputs, source.classes, where=str(path))
+    module = build(source.factory, source.kwargs, path, root=root)
+    return _artifact(module, source.inputs, source.outputs, source.classes, where=str(path))
+
+
+def build(factory: str, kwargs: dict[str, Any], weights: Path | None, *, root: Path = Path()) -> nn.Module:
+    """A network in eval mode, from its factory; with weights from a file, or the factory's own where there is none.
+
+    Raises:
+        CheckpointError: The factory cannot be called so, or the weights are missing, unreadable or another network's.
+        RecipeError: The factory cannot be imported.
+    """
+    try:
+        module = import_callable(factory, root)(**kwargs)
+    except TypeError as error:
+        raise CheckpointError(f"cannot be called with these kwargs: {error}", where=factory) from error
+    if not isinstance(module, nn.Module):
+        raise CheckpointError(f"returned {type(module).__name__}, not a torch.nn.Module", where=factory)
+    if weights is not None:
+        if not weights.is_file():
+            raise CheckpointError("no such file", where=str(weights), fix="paths are relative to the recipe")
+        _fill(module, _read_weights(weights), weights)
+    return module.eval()
 
 
 def from_module(
@@ -113,16 +132,6 @@ def _artifact(
             fix="correct model.classes, or the factory's kwargs",
         )
     return ModelArtifact(module=module, reference=module, inputs=inputs, outputs=outputs, classes=classes)
-
-
-def _build(factory: str, kwargs: dict[str, Any], root: Path) -> nn.Module:
-    try:
-        module = import_callable(factory, root)(**kwargs)
-    except TypeError as error:
-        raise CheckpointError(f"cannot be called with these kwargs: {error}", where=factory) from error
-    if not isinstance(module, nn.Module):
-        raise CheckpointError(f"returned {type(module).__name__}, not a torch.nn.Module", where=factory)
-    return module
 
 
 def _read_program(path: Path) -> torch.export.ExportedProgram:

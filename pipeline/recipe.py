@@ -73,6 +73,19 @@ class Augmentation(Setting):
 
     horizontal_flip: bool = False
     shift: int = Field(0, ge=0, description="pixels of zero padding around a random crop of the original size")
+    rotation: float = Field(0.0, ge=0, le=180, description="degrees to either side, at most")
+    color_jitter: float = Field(
+        0.0, ge=0, le=1, description="brightness, contrast and saturation change by this share, at most"
+    )
+    erasing: float = Field(0.0, ge=0, le=1, description="share of the images that lose a random rectangle")
+    mixup: float = Field(0.0, ge=0, le=1, description="share of the batches whose images are blended in pairs")
+    cutmix: float = Field(0.0, ge=0, le=1, description="share of the batches whose images swap a rectangle in pairs")
+
+    @model_validator(mode="after")
+    def _mixed_at_most_once(self) -> Augmentation:
+        if self.mixup + self.cutmix > 1:
+            raise ValueError("a batch is mixed in one way at most: mixup and cutmix add up to 1, or less")
+        return self
 
 
 class TrainingConfig(Setting):
@@ -130,26 +143,82 @@ class PruneConfig(Setting):
         return self
 
 
-class DistillConfig(TrainingConfig):
-    """Knowledge distillation from the original (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)."""
+class TeacherConfig(TrainingConfig):
+    """Training with the original as teacher (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)."""
 
     temperature: float = Field(4.0, gt=0)
     alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's loss; the rest is the labels'")
+
+    @model_validator(mode="after")
+    def _mixed_images_need_the_teacher(self) -> TeacherConfig:
+        if self.alpha == 0 and self.augment.mixup + self.augment.cutmix > 0:
+            raise ValueError("only the teacher can label mixed images: raise alpha, or leave mixup and cutmix out")
+        return self
+
+
+class Features(Setting):
+    """A loss on what layers of the student and the teacher put out, beside the one on their answers."""
+
+    kind: Literal["attention", "hint"] = Field(
+        "attention", description="where the energy lies, or the features themselves through a learned 1x1 projection"
+    )
+    weight: float = Field(1.0, gt=0)
+    layers: dict[str, str] | tuple[str, ...] = Field(
+        (), description="names of modules, or student: teacher; the last that both have at each resolution when absent"
+    )
+
+
+class Relations(Setting):
+    """A loss on how the samples of a batch lie to each other (Park et al. 2019, https://arxiv.org/abs/1904.05068)."""
+
+    distance: float = Field(1.0, ge=0, description="weight of the loss on distances of pairs")
+    angle: float = Field(2.0, ge=0, description="weight of the loss on angles of triplets")
+
+
+class StudentSource(Setting):
+    """A network of its own, to be taught in the current model's place."""
+
+    factory: str = Field(pattern=r"^[\w.]+:[\w.]+$", description="module:callable that builds the network")
+    kwargs: dict[str, Any] = {}
+    checkpoint: Path | None = Field(None, description="weights to start from; the factory's own when absent")
+
+
+class DistillConfig(TeacherConfig):
+    """Knowledge distillation from the original."""
+
+    features: Features | None = None
+    relations: Relations | None = None
+    student: StudentSource | None = None
+
+
+class QatConfig(TeacherConfig):
+    """Quantization-aware training from the best post-training program, with the original as teacher."""
+
+    epochs: PositiveInt = 1
+    learning_rate: float = Field(0.01, gt=0, description="peak of the one-cycle schedule")
+    weight_decay: float = Field(0.0, ge=0)
+    freeze_ratio: float = Field(0.5, ge=0, le=1, description="share of the steps after which ranges no longer move")
 
 
 class QuantizeConfig(Setting):
     """Static INT8 quantization, calibrated on real data."""
 
-    observers: tuple[Literal["minmax", "percentile", "mse"], ...] = Field(
+    observers: tuple[Literal["minmax", "moving_average", "percentile", "mse", "entropy"], ...] = Field(
         ("minmax", "mse"), min_length=1, description="calibration candidates, tried in this order"
     )
     bias_correction: bool = Field(
         True, description="let biases take back the mean error of rounding, by the better of two methods"
     )
     equalisation: bool = Field(True, description="try channels of like range, and keep them where held-out SQNR gains")
+    smoothquant: bool = Field(True, description="the same for what layer norms give to linear layers")
+    batch_norm: bool = Field(
+        False, description="estimate batch norms' statistics anew on the calibration samples, as after pruning"
+    )
+    adaround: bool = Field(False, description="round weights up or down by what the layers give; takes minutes")
     mixed_precision: bool = Field(True, description="leave the most sensitive layers in float where the budget asks")
     sensitivity: bool = Field(False, description="measure every layer's sensitivity even where the budget is met")
     sensitivity_samples: PositiveInt = Field(64, description="held-out samples to measure sensitivities on")
+    qat: QatConfig | None = Field(None, description="train with rounding afterwards; needs training data")
     batch_size: PositiveInt = 64
     skip: tuple[str, ...] = Field((), description="names of modules to leave in float")
 
@@ -174,6 +243,15 @@ class CoremlConfig(Setting):
     compute_units: Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"] = Field(
         "all", description="processors that Core ML may use when it runs here, on macOS"
     )
+    precision: Literal["float16", "float32"] = Field(
+        "float16",
+        description="arithmetic between an int8 model's integer operators; float32 follows the quantized program "
+        "exactly, but keeps it off the Neural Engine",
+    )
+    image_input: bool = Field(
+        False, description="take images, and do the preprocessing (scale, mean, std) in the model; batch 1"
+    )
+    classifier: bool = Field(False, description="give the class label and probabilities beside the outputs; batch 1")
     variants: tuple[Literal["fp16", "int8_weights", "palettized_6bit", "palettized_4bit"], ...] = Field(
         (), description="forms of the original to compare with, beside FP32"
     )
@@ -200,6 +278,13 @@ class TfliteConfig(Setting):
     npu: tuple[EthosU, ...] = Field((), description="Arm Ethos-U configurations to compile and estimate for")
     optimize_for: Literal["cpu", "npu"] = Field(
         "cpu", description="form of the operators that a phone's CPU delegate and an NPU want differently (hardswish)"
+    )
+    io: Literal["int8", "uint8", "float32"] = Field("int8", description="numbers that an int8 model takes and gives")
+    input_layout: Literal["nchw", "nhwc"] = Field("nchw", description="order of an image's axes at the model's inputs")
+    reference_kernels: bool | None = Field(
+        None,
+        description="also score with the plain kernels that NPUs follow, some 30 times slower than XNNPACK; "
+        "where absent, when a sample takes them less than 20 ms",
     )
     variants: tuple[Literal["fp16", "int8_dynamic"], ...] = Field(
         (), description="forms of the original to compare with, beside FP32"

@@ -13,14 +13,16 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from pipeline.checkpoint import build
 from pipeline.core import ModelArtifact, StageError, StageRecord
 from pipeline.data import SampleSet
 from pipeline.distillation import distillation_loss
+from pipeline.features import FeatureLoss
 from pipeline.metrics import evaluate
-from pipeline.program import count_macs, count_parameters
+from pipeline.program import count_macs, count_parameters, example_inputs
 from pipeline.recipe import DistillConfig
 from pipeline.training import best_epoch, fit
 
@@ -33,36 +35,49 @@ def distill(
     held_out: SampleSet | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
+    log: Path | None = None,
+    root: Path = Path(),
 ) -> ModelArtifact:
-    """Train the current model to answer as the original does, and as the labels say where there are any.
+    """Train a student to answer as the original does, and as the labels say where there are any.
+
+    The student is the current model or, where ``config.student`` names one, another network in its place.
 
     Args:
         data: What to train on.
         held_out: Other samples of the training data, on which each epoch is scored: top-1 where they are labelled,
             agreement with the teacher where not.
         checkpoint: Where the training's state is kept, so that a killed one goes on; removed at the end.
+        log: CSV file of every step's and epoch's loss.
+        root: What relative paths of ``config.student`` start from.
 
     Raises:
+        CheckpointError: The student's network or weights cannot be loaded.
         StageError: The model is a program, which cannot be trained, or the loss diverges, or ``early_stop`` has
-            nothing to choose by.
+            nothing to choose by, or the student cannot take the model's place.
     """
     if config.early_stop is not None and held_out is None:
         raise StageError("early_stop needs held-out samples", where="distill", fix="remove it, or add training data")
     started = time.monotonic()
     _refuse_programs(artifact)
-    student = copy.deepcopy(artifact.module).requires_grad_(True)
+    student = first_student(artifact, config, seed=seed, root=root).requires_grad_(True)
     teacher = copy.deepcopy(artifact.reference).requires_grad_(False).eval()
     for module in (student, teacher):
         _to_channels_last(module)
+    loss = distillation_loss(teacher, temperature=config.temperature, alpha=config.alpha, relations=config.relations)
+    if config.features is not None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            loss = FeatureLoss(loss, student, teacher, config.features, example_inputs(artifact.inputs, 2))
     logs = fit(
         student,
-        distillation_loss(teacher, temperature=config.temperature, alpha=config.alpha),
+        loss,
         data,
         config,
         seed=seed,
         validate=None if held_out is None else lambda module: _score(module, teacher, held_out),
         label="distill",
         checkpoint=checkpoint,
+        log=log,
     )
     student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs leave it out
     record = StageRecord(
@@ -76,9 +91,49 @@ def distill(
             "held_out": 0 if held_out is None else len(held_out),
             "epochs": [{"epoch": log.epoch, "loss": log.loss, "metric": log.metric} for log in logs],
             "kept_epoch": logs[-1].epoch if config.early_stop is None else best_epoch(logs),
+            "feature_layers": loss.layers if isinstance(loss, FeatureLoss) else {},
         },
     )
     return artifact.after(student, record)
+
+
+def first_student(artifact: ModelArtifact, config: DistillConfig, *, seed: int = 0, root: Path = Path()) -> nn.Module:
+    """The student as it is before training: a copy of the current model, or the network that the recipe names.
+
+    Raises:
+        CheckpointError: The network cannot be built, or its weights cannot be loaded.
+        StageError: It does not take the model's inputs, or returns other outputs.
+    """
+    source = config.student
+    if source is None:
+        return copy.deepcopy(artifact.module)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        weights = None if source.checkpoint is None else root / source.checkpoint
+        student = build(source.factory, source.kwargs, weights, root=root)
+    inputs = example_inputs(artifact.inputs, 2)
+    expected = _shapes(artifact.reference, inputs)
+    try:
+        found = _shapes(student, inputs)
+    except Exception as error:  # a user's forward may raise anything
+        raise StageError(
+            f"the student fails on the model's inputs: {str(error).strip().partition(chr(10))[0]}",
+            where=f"distill.student: {source.factory}",
+            fix="give a network that takes the same inputs",
+        ) from error
+    if found != expected:
+        raise StageError(
+            f"the student returns {found}, the original {expected} (with 2 samples)",
+            where=f"distill.student: {source.factory}",
+            fix="correct its kwargs, such as the number of classes",
+        )
+    return student
+
+
+def _shapes(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[list[int]]:
+    with torch.no_grad():
+        outputs = module(*inputs)
+    return [list(output.shape) for output in (outputs if isinstance(outputs, tuple | list) else (outputs,))]
 
 
 def _score(student: nn.Module, teacher: nn.Module, held_out: SampleSet) -> float | None:

@@ -1,3 +1,4 @@
+import csv
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from torch.nn import functional
 from pipeline.core import StageError, TensorSpec
 from pipeline.data import Batch, SampleSet, from_dataset
 from pipeline.recipe import Augmentation, TrainingConfig
-from pipeline.training import EpochLog, augmentation, best_epoch, fit
+from pipeline.training import EpochLog, best_epoch, fit
 
 IMAGE = TensorSpec(name="image", shape=(1, 6, 6))
 
@@ -86,7 +87,7 @@ def test_fit_ends_in_the_same_bits_when_it_is_killed_and_resumed(
     config = config.model_copy(update={"checkpoint_minutes": 0.0})
     validate = lambda module: float(module[-1].weight.sum().sigmoid())  # noqa: E731  any metric will do
     whole = network()
-    logs = fit(whole, cross_entropy, samples(), config, seed=3, validate=validate)
+    logs = fit(whole, cross_entropy, samples(), config, seed=3, validate=validate, log=tmp_path / "whole.csv")
 
     steps = 0
 
@@ -97,18 +98,75 @@ def test_fit_ends_in_the_same_bits_when_it_is_killed_and_resumed(
             raise KilledError
         return cross_entropy(module, batch)
 
-    path = tmp_path / "training.pt"
+    path, log = tmp_path / "training.pt", tmp_path / "resumed.csv"
     with pytest.raises(KilledError):
-        fit(network(), deadly, samples(), config, seed=3, validate=validate, checkpoint=path)
+        fit(network(), deadly, samples(), config, seed=3, validate=validate, checkpoint=path, log=log)
     assert path.exists()
+    with log.open("a") as file:
+        file.write("written after the last checkpoint\n")
     torch.manual_seed(999)
     torch.randn(7)  # another process has another random state
     resumed = network()
     steps = -100
-    assert fit(resumed, deadly, samples(), config, seed=3, validate=validate, checkpoint=path) == logs
+    assert fit(resumed, deadly, samples(), config, seed=3, validate=validate, checkpoint=path, log=log) == logs
     assert same(weights(resumed), weights(whole))
     assert steps == -100 + 18 - killed_at  # only what was missing was computed
-    assert list(tmp_path.iterdir()) == []
+    assert log.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not path.exists()
+
+
+class Scaled(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.steps, self.dies_at = 0, dies_at
+
+    def forward(self, module: nn.Module, batch: Batch) -> Tensor:
+        self.steps += 1
+        if self.steps == self.dies_at:
+            raise KilledError
+        return cross_entropy(module, batch) * self.scale.exp()
+
+
+def test_fit_trains_and_resumes_the_parameters_of_the_loss_when_it_has_some(tmp_path: Path) -> None:
+    config = SGD.model_copy(update={"checkpoint_minutes": 0.0})
+    whole, loss = network(), Scaled()
+    fit(whole, loss, samples(), config, seed=3)
+    assert loss.scale.item() < 0.9  # less scale, less loss
+    path = tmp_path / "training.pt"
+    with pytest.raises(KilledError):
+        fit(network(), Scaled(dies_at=8), samples(), config, seed=3, checkpoint=path)
+    resumed, resumed_loss = network(), Scaled()
+    fit(resumed, resumed_loss, samples(), config, seed=3, checkpoint=path)
+    assert torch.equal(resumed_loss.scale, loss.scale)
+    assert same(weights(resumed), weights(whole))
+
+
+def test_fit_logs_every_step_and_epoch_when_it_has_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "training.csv"
+    logs = fit(network(), cross_entropy, samples(), SGD, seed=0, validate=lambda _: 0.5, log=path)
+    rows = list(csv.DictReader(path.open()))
+    steps, epochs = ([row for row in rows if bool(row["step"]) is kind] for kind in (True, False))
+    assert [(row["epoch"], row["step"]) for row in steps] == [(e, s) for e in "123" for s in "123456"]
+    rates = [float(row["learning_rate"]) for row in steps]
+    assert rates[0] == pytest.approx(0.05 / 25)  # where one-cycle begins
+    assert rates[0] < rates[1] < rates[2] < 0.05
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    for epoch, log in zip(epochs, logs, strict=True):
+        own = [float(row["loss"]) for row in steps if row["epoch"] == epoch["epoch"]]
+        assert [float(epoch["loss"]), sum(own) / 6] == pytest.approx([log.loss] * 2, rel=1e-5)
+        assert epoch["metric"] == "0.5"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fit_takes_every_step_when_there_are_only(count: int) -> None:
+    module = nn.Linear(2, 2)
+    before = weights(module)
+    points = from_dataset([(torch.tensor([1.0, 2.0]), 0)] * count, (TensorSpec(name="x", shape=(2,)),))
+    fit(module, cross_entropy, points, TrainingConfig(epochs=1, batch_size=1, learning_rate=0.1), seed=0)
+    assert not same(before, weights(module))
 
 
 def test_fit_refuses_when_the_checkpoint_is_of_another_training(tmp_path: Path) -> None:
@@ -190,23 +248,6 @@ def test_fit_stops_with_advice_when_the_loss_is_not_finite() -> None:
     with pytest.raises(StageError, match="not finite") as caught:
         fit(network(), lambda module, batch: cross_entropy(module, batch) * float("nan"), samples(), SGD, seed=0)
     assert caught.value.fix == "lower learning_rate"
-
-
-def test_augmentation_only_flips_and_shifts_when_asked() -> None:
-    torch.manual_seed(0)
-    images = torch.randn(64, 1, 5, 5)
-    assert augmentation(Augmentation())(images) is images
-    flipped = augmentation(Augmentation(horizontal_flip=True))(images)
-    kinds = [torch.equal(f, i) - torch.equal(f, i.flip(-1)) for f, i in zip(flipped, images, strict=True)]
-    assert set(kinds) == {1, -1}
-    padded = functional.pad(images, (1, 1, 1, 1))
-    shifted = augmentation(Augmentation(shift=1))(images)
-    places = set()
-    for index, image in enumerate(shifted):
-        windows = {(r, c): padded[index, :, r : r + 5, c : c + 5] for r in range(3) for c in range(3)}
-        (place,) = [key for key, window in windows.items() if torch.equal(window, image)]
-        places.add(place)
-    assert len(places) == 9
 
 
 def test_best_epoch_is_the_last_when_there_is_no_metric() -> None:

@@ -1,17 +1,16 @@
-import math
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.checkpoint import from_module
-from pipeline.core import ModelArtifact, StageError, TensorSpec
-from pipeline.data import Batch, SampleSet, from_dataset
-from pipeline.distillation import distillation_loss
-from pipeline.program import example_inputs
-from pipeline.recipe import DistillConfig, PruneConfig
-from pipeline.stages.distill import distill
+from pipeline.core import CheckpointError, ModelArtifact, StageError, TensorSpec
+from pipeline.data import SampleSet, from_dataset
+from pipeline.program import count_parameters, example_inputs
+from pipeline.recipe import DistillConfig, Features, PruneConfig, Relations, StudentSource
+from pipeline.stages.distill import distill, first_student
 from pipeline.stages.prune import prune
 from tests.networks import IMAGE, build
 
@@ -43,45 +42,6 @@ def pruned() -> ModelArtifact:
     teacher = build("residual")
     teacher.classifier.weight.data *= 20
     return prune(from_module(teacher, (IMAGE,)), PruneConfig(macs_ratio=0.6))
-
-
-def numpy_log_softmax(logits: np.ndarray) -> np.ndarray:
-    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
-
-
-def test_distillation_loss_equals_the_formula_in_numpy_when_labels_are_mixed_in() -> None:
-    rng = np.random.default_rng(0)
-    weights = rng.normal(size=(2, 5, 3))
-    x, labels = rng.normal(size=(4, 3)), np.array([0, 3, 4, 1])
-    layers = []
-    for weight in weights:
-        layer = nn.Linear(3, 5, bias=False).double()
-        layer.weight.data = torch.from_numpy(weight)
-        layers.append(layer)
-    student, teacher = layers
-    s, t = x @ weights[0].T, x @ weights[1].T
-    log_s, log_t = numpy_log_softmax(s / 3), numpy_log_softmax(t / 3)
-    soft = 9 * (np.exp(log_t) * (log_t - log_s)).sum(1).mean()
-    hard = -numpy_log_softmax(s)[np.arange(4), labels].mean()
-    batch = Batch((torch.from_numpy(x),), torch.from_numpy(labels))
-    loss = distillation_loss(teacher, temperature=3.0, alpha=0.7)
-    assert math.isclose(loss(student, batch).item(), 0.7 * soft + 0.3 * hard, rel_tol=1e-12)
-    unlabelled = Batch(batch.inputs, None)
-    assert math.isclose(loss(student, unlabelled).item(), soft, rel_tol=1e-12)
-
-
-def test_distillation_loss_is_the_relative_squared_error_when_outputs_are_no_logits() -> None:
-    class Constant(nn.Module):
-        def __init__(self, *values: float) -> None:
-            super().__init__()
-            self.values = values
-
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return tuple(torch.full((len(x), 1, 2), value) for value in self.values)
-
-    loss = distillation_loss(Constant(2.0, 100.0), temperature=4.0, alpha=0.5)
-    batch = Batch((torch.zeros(3, 1),), None)
-    assert math.isclose(loss(Constant(1.0, 90.0), batch).item(), 1 / 4 + 100 / 10_000, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -155,3 +115,78 @@ def test_distill_trains_when_the_inputs_are_tokens_and_there_are_two_outputs() -
         from_module(Tagger(), (tokens,)), DistillConfig(epochs=1, batch_size=16), from_dataset(data, (tokens,))
     )
     assert after.history[-1].details["epochs"][0]["loss"] >= 0
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("kind", ["attention", "hint"])
+def test_distill_brings_features_and_relations_nearer_when_asked(kind: str, labelled: bool) -> None:
+    before, data = pruned(), samples(128, labelled=labelled)
+    config = DistillConfig(epochs=2, batch_size=32, features=Features(kind=kind), relations=Relations())
+    record = distill(before, config, data).history[-1]
+    assert record.details["feature_layers"] == {name: name for name in ("layers.0", "layers")}
+    assert record.details["epochs"][1]["loss"] < record.details["epochs"][0]["loss"]
+
+
+def test_distill_teaches_features_of_a_regression_with_two_outputs_when_they_are_named() -> None:
+    class Depth(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.trunk = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU())
+            self.depth, self.scale = nn.Conv2d(width, 1, 1), nn.Linear(width, 1)
+
+        def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.trunk(image)
+            return self.depth(features), self.scale(features.mean((2, 3)))
+
+    artifact = from_module(Depth(8), (IMAGE,))
+    config = DistillConfig(epochs=3, batch_size=16, features=Features(kind="hint", layers=("trunk.0",)))
+    narrow = ModelArtifact(module=Depth(4), reference=artifact.reference, inputs=(IMAGE,))
+    record = distill(narrow, config, samples(64, labelled=False)).history[-1]
+    assert record.details["feature_layers"] == {"trunk.0": "trunk.0"}
+    assert record.details["epochs"][2]["loss"] < record.details["epochs"][0]["loss"]
+
+
+def test_distill_trains_another_architecture_when_the_recipe_names_a_student() -> None:
+    teacher = build("residual")
+    source = StudentSource(factory="tests.networks:build", kwargs={"name": "grouped"})
+    artifact = from_module(teacher, (IMAGE,))
+    after = distill(artifact, DistillConfig(epochs=1, batch_size=32, student=source), samples(64))
+    assert type(after.module).__name__ == "Grouped"
+    assert after.reference is artifact.reference
+    assert after.history[-1].config["student"]["kwargs"] == {"name": "grouped"}
+    fresh = build("grouped")
+    assert not torch.equal(after.module.classifier.weight, fresh.classifier.weight)
+    assert count_parameters(after.module) == count_parameters(fresh) == after.history[-1].parameters
+
+
+def test_distill_starts_from_a_checkpoint_when_the_student_has_one(tmp_path: Path) -> None:
+    trained = build("grouped", seed=5)
+    save_file(trained.state_dict(), tmp_path / "student.safetensors")
+    source = StudentSource(
+        factory="tests.networks:build", kwargs={"name": "grouped"}, checkpoint=Path("student.safetensors")
+    )
+    config = DistillConfig(student=source)
+    student = first_student(from_module(build("residual"), (IMAGE,)), config, root=tmp_path)
+    assert torch.equal(student.classifier.weight, trained.classifier.weight)
+    with pytest.raises(CheckpointError, match="no such file"):
+        first_student(from_module(build("residual"), (IMAGE,)), config, root=tmp_path / "elsewhere")
+
+
+def test_distill_draws_the_students_first_weights_from_the_seed_when_it_has_no_checkpoint() -> None:
+    artifact = from_module(build("residual"), (IMAGE,))
+    config = DistillConfig(student=StudentSource(factory="tests.networks:Grouped"))
+    first, second, other = (first_student(artifact, config, seed=seed).classifier.weight for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_distill_refuses_when_the_student_cannot_take_the_models_place() -> None:
+    artifact = from_module(build("residual"), (IMAGE,))
+    fewer = StudentSource(factory="tests.networks:ResNet", kwargs={"widths": [8], "blocks": 1, "classes": 7})
+    with pytest.raises(StageError, match=r"returns \[\[2, 7\]\], the original \[\[2, 10\]\]"):
+        distill(artifact, DistillConfig(student=fewer), samples(8))
+    tokens = StudentSource(factory="torch.nn:Linear", kwargs={"in_features": 3, "out_features": 10})
+    with pytest.raises(StageError, match="fails on the model's inputs"):
+        distill(artifact, DistillConfig(student=tokens), samples(8))
+    with pytest.raises(CheckpointError, match="cannot be called with these kwargs"):
+        distill(artifact, DistillConfig(student=fewer.model_copy(update={"kwargs": {"depth": 3}})), samples(8))
