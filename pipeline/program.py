@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -21,21 +24,30 @@ def example_inputs(inputs: tuple[TensorSpec, ...], batch_size: int = 1) -> tuple
     )
 
 
-def capture(module: nn.Module, inputs: tuple[TensorSpec, ...], *, batch_size: int | None = None) -> ExportedProgram:
+def capture(
+    module: nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    *,
+    batch_size: int | None = None,
+    dynamic: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> ExportedProgram:
     """Capture a module as a graph of ATen operators (https://docs.pytorch.org/docs/stable/export.html).
 
     Args:
         batch_size: The one batch size of the program; None asks for a dynamic batch, and falls back to batch 1 for a
             module whose own code fixes the batch.
+        dynamic: Per input, axes beside the batch whose size may vary. Where the module's own code fixes one, it stays
+            as it is.
 
     Raises:
         StageError: torch.export cannot trace the module.
     """
     examples = example_inputs(inputs, batch_size or 2)
-    dynamic = tuple({0: Dim.AUTO} for _ in inputs) if batch_size is None else None
+    batch = [0] if batch_size is None else []
+    axes = tuple(dict.fromkeys((*batch, *dynamic.get(spec.name, ())), Dim.AUTO) for spec in inputs)
     try:
         with torch.no_grad():
-            program = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
+            program = torch.export.export(module, examples, dynamic_shapes=axes if any(axes) else None, strict=False)
     except Exception as error:  # torch.export raises a different class for every way a module cannot be traced
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StageError(
@@ -44,7 +56,7 @@ def capture(module: nn.Module, inputs: tuple[TensorSpec, ...], *, batch_size: in
             fix="make forward traceable: https://docs.pytorch.org/docs/stable/export.html",
         ) from error
     if batch_size is None and fixed_batch_size(program) is not None:
-        return capture(module, inputs, batch_size=1)
+        return capture(module, inputs, batch_size=1, dynamic=dynamic)
     return program
 
 
@@ -62,7 +74,10 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_macs(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> int:
-    """Multiply-accumulates of one sample's forward pass: convolutions, matrix products and attention."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    """Multiply-accumulates of one sample's forward pass: convolutions, matrix products and attention.
+
+    Without oneDNN, whose LSTM is one operator that the counter knows nothing about.
+    """
+    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter, torch.no_grad():
         module(*example_inputs(inputs))
     return int(counter.get_total_flops()) // 2

@@ -223,12 +223,23 @@ class QuantizeConfig(Setting):
     skip: tuple[str, ...] = Field((), description="names of modules to leave in float")
 
 
+OnnxProvider = Literal["cpu", "coreml", "nnapi", "xnnpack", "qnn", "cuda", "tensorrt"]
+
+
 class OnnxConfig(Setting):
     """The ONNX Runtime target's options."""
 
     cpu: Literal["x86", "arm"] | None = Field(None, description="deployment CPU; the host's when absent")
     vnni: bool | None = Field(None, description="whether an x86 deployment CPU has VNNI; as the host when absent")
     variants: tuple[Literal["fp16"], ...] = Field((), description="forms of the original to compare with, beside FP32")
+    providers: tuple[OnnxProvider, ...] = Field(
+        (), description="execution providers to run on, first choice first; those not in this build are reported"
+    )
+    ort: bool = Field(False, description="also write the .ort format of onnxruntime's mobile builds")
+    image_input: bool = Field(False, description="take stored uint8 pixels: the preprocessing becomes part of the file")
+    dynamic: dict[str, tuple[PositiveInt, ...]] = Field(
+        {}, description="per input, axes beside the batch (0) whose size may vary: {image: [2, 3]}"
+    )
 
 
 class CoremlConfig(Setting):

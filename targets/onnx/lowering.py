@@ -1,26 +1,26 @@
-"""From a program to the ONNX file that onnxruntime runs: export, rewrite, check, write."""
+"""From a program to the ONNX file that onnxruntime runs: export, rewrite, write."""
 
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch.export import ExportedProgram
 
 from pipeline.core import ModelArtifact, TargetError
 from pipeline.program import capture, fixed_batch_size
 from pipeline.recipe import OnnxConfig
-from pipeline.target import Lowered
+from pipeline.target import Lowered, Variant
 from targets.onnx.cpu import Cpu, deployment_cpu
+from targets.onnx.files import write
+from targets.onnx.metadata import describe
 from targets.onnx.passes.clamp_integers import ClampIntegers
 from targets.onnx.passes.fold_parameters import FoldParameters
 from targets.onnx.passes.fold_weights import FoldWeights
@@ -34,30 +34,37 @@ from targets.onnx.passes.reencode_weights import ReencodeWeights
 from targets.onnx.passes.remove_requantization import RemoveRequantization
 from targets.onnx.passes.use_gemm import UseGemm
 from targets.onnx.passes.use_global_pooling import UseGlobalPooling
+from targets.onnx.pixels import take_pixels
 
 OPSET = 21  # the first with per-channel and int8 DequantizeLinear in all its present forms; onnxruntime >= 1.20
 PRODUCER = "edgewright"
-LARGEST_FILE = 2**31 - 2**20  # protobuf ends at 2 GiB; the rest is for the graph
 
 
-def lower(artifact: ModelArtifact, config: OnnxConfig, out_dir: Path, *, name: str) -> Lowered:
+def lower(
+    artifact: ModelArtifact, config: OnnxConfig, out_dir: Path, *, name: str, variant: Variant | None = None
+) -> Lowered:
     """Write ``out_dir/name.onnx``. See `pipeline.target.Target.lower`."""
+    assert variant in (None, "fp16")
     cpu = deployment_cpu(config)
-    program = capture(artifact.module, artifact.inputs)
+    program = capture(artifact.module, artifact.inputs, dynamic=config.dynamic)
     model = to_onnx(program, artifact)
-    notes: list[str] = []
+    name_dimensions(model, config.dynamic)
+    notes = [f"ONNX opset {OPSET}"]
     if artifact.quantized:
         fuse(model, cpu)
         notes.append(cpu.encoding)
-    path = out_dir / f"{name}.onnx"
-    write(model, path)
+    if config.image_input:
+        take_pixels(model, artifact)
+        notes.append("image inputs take uint8 pixels: scale, mean and std are in the file, not resize and crop")
+    if variant == "fp16":
+        model = in_fp16(model)
     return Lowered(
-        path=path,
-        variant="int8" if artifact.quantized else "fp32",
+        path=(path := out_dir / f"{name}.onnx"),
+        variant=variant or ("int8" if artifact.quantized else "fp32"),
         inputs=artifact.inputs,
         outputs=artifact.outputs,
         batch_size=fixed_batch_size(program),
-        notes=tuple(notes),
+        notes=(*notes, *write(model, path, ort=config.ort and variant is None)),
     )
 
 
@@ -88,12 +95,9 @@ def to_onnx(program: ExportedProgram, artifact: ModelArtifact) -> ir.Model:
         ) from error
     assert exported is not None  # a program in memory was asked for, not a file
     model: ir.Model = exported.model
-    name_batch(model)
     model.producer_name = PRODUCER
     model.graph.name = "model"
-    model.metadata_props.clear()
-    if artifact.classes:
-        model.metadata_props["classes"] = ",".join(artifact.classes)
+    describe(model, artifact)
     common.ClearMetadataAndDocStringPass()(model)
     return model
 
@@ -119,44 +123,48 @@ def fuse(model: ir.Model, cpu: Cpu) -> None:
     )(model)
 
 
-def name_batch(model: ir.Model) -> None:
-    """Call the dynamic first dimension of the inputs ``batch``, in every shape of the graph where it occurs."""
-    first = model.graph.inputs[0].shape[0] if model.graph.inputs and model.graph.inputs[0].shape else None
-    if not isinstance(first, ir.SymbolicDim):
-        return
-    values = {*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs)}
-    for value in values:
-        if value.shape is not None:
-            value.shape = ir.Shape([ir.SymbolicDim("batch") if dim == first else dim for dim in value.shape])
+def in_fp16(model: ir.Model) -> ir.Model:
+    """The same float model with weights and arithmetic in 16 bits; inputs and outputs stay as they are."""
+    half = ir.from_proto(convert_float_to_float16(ir.to_proto(model), keep_io_types=True))
+    common.TopologicalSortPass()(half)  # the conversions at inputs and outputs are behind all other nodes
+    return half
 
 
-def write(model: ir.Model, path: Path) -> None:
-    """Check a model and put it under its name in one step: another process sees the whole file or none.
+def name_dimensions(model: ir.Model, dynamic: Mapping[str, Sequence[int]]) -> None:
+    """Call the dynamic first dimension ``batch`` and the others after their input, as in ``image_2``, everywhere.
 
     Raises:
-        TargetError: The folder cannot be written to, the disk is full, or the model does not fit in one file.
+        TargetError: A size that is to vary is fixed by the model's own code.
     """
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size > LARGEST_FILE:
-        raise TargetError(
-            f"its weights take {size / 2**30:.1f} GiB, and one ONNX file holds at most 2",
-            where=str(path),
-            fix="prune it, or quantize it, before exporting",
-        )
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise TargetError(f"cannot be written: {error.strerror}", where=str(path)) from None
-    try:
-        ir.save(model, temporary, format="protobuf")
-        onnx.checker.check_model(temporary, full_check=True)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise TargetError(f"cannot be written: {error.strerror}", where=str(path)) from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    values = {*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs)}
+    _change_sizes(values, _number)
+    names: dict[ir.SymbolicDim, str] = {}
+    for value in model.graph.inputs:
+        shape = value.shape or ()
+        if len(shape) and isinstance(shape[0], ir.SymbolicDim):
+            names[shape[0]] = "batch"
+        for axis in dynamic.get(value.name or "", ()):
+            size = shape[axis] if axis < len(shape) else 0
+            if not isinstance(size, ir.SymbolicDim):
+                raise TargetError(
+                    f"the model's own code fixes axis {axis} of {value.name!r} at {size}",
+                    where=f"targets: onnx.dynamic.{value.name}",
+                    fix="leave the axis out, or write the layer without that size",
+                )
+            names.setdefault(size, f"{value.name}_{axis}")
+    _change_sizes(values, lambda size: ir.SymbolicDim(names.get(size, size.value)))
+
+
+def _change_sizes(values: Iterable[ir.Value], change: Callable[[ir.SymbolicDim], int | ir.SymbolicDim]) -> None:
+    for value in values:
+        if value.shape is not None:
+            sizes = [change(size) if isinstance(size, ir.SymbolicDim) else size for size in value.shape]
+            value.shape = ir.Shape(sizes)
+
+
+def _number(size: ir.SymbolicDim) -> int | ir.SymbolicDim:
+    """A size that torch's exporter calls by a number is that number."""
+    return int(size.value) if size.value is not None and size.value.isdecimal() else size
 
 
 @contextmanager

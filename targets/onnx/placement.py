@@ -8,18 +8,21 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from pipeline.core import TensorSpec
-from pipeline.target import Fallback, Lowered, Placement
+from pipeline.target import Fallback, Lowered, OperatorTime, Placement
+from targets.onnx.metadata import read
+from targets.onnx.pixels import as_taken
 from targets.onnx.session import session_options
 
 INTEGER_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 EIGHT_BITS = ("int8", "uint8")
 RUNS = 5
+SLOWEST = 10
 
 _NO_KERNEL = "the runtime has no integer kernel for it"
 REASONS = {
@@ -44,6 +47,7 @@ class Kernel:
     """One node of the executed graph.
 
     Attributes:
+        name: The node's own name, or the one that the runtime gives it in its profile.
         data_type: The element type of its first input, such as ``uint8`` or ``float``.
         interface: Whether it converts between the model's float inputs or outputs and integers.
         time_ns: Median time of one run at batch 1.
@@ -75,11 +79,17 @@ def placement(lowered: Lowered) -> Placement:
     executed = kernels(lowered)
     in_float = [kernel for kernel in executed if not kernel.on_integers]
     reasons = Counter((kernel.op, kernel.reason) for kernel in in_float)
+    total_ns = sum(kernel.time_ns for kernel in executed) or 1
+    slowest = sorted(executed, key=lambda kernel: -kernel.time_ns)[:SLOWEST]
     return Placement(
         operators=len(executed),
         accelerated=len(executed) - len(in_float),
         fallback=tuple(Fallback(op=op, count=count, reason=why) for (op, why), count in reasons.most_common()),
         source=f"optimized graph and profile of onnxruntime {onnxruntime.__version__} (CPUExecutionProvider)",
+        slowest=tuple(
+            OperatorTime(op=item.op, name=item.name, median_ns=item.time_ns, share=item.time_ns / total_ns)
+            for item in slowest
+        ),
     )
 
 
@@ -90,27 +100,31 @@ def kernels(lowered: Lowered) -> tuple[Kernel, ...]:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(lowered.path, options, providers=["CPUExecutionProvider"])
-        feeds = {spec.name: _zeros(spec, lowered.batch_size or 1) for spec in lowered.inputs}
+        metadata = read(session.get_modelmeta().custom_metadata_map)
+        feeds = {
+            spec.name: as_taken(spec, np.zeros((lowered.batch_size or 1, *spec.shape), spec.dtype), metadata)
+            for spec in lowered.inputs
+        }
         for _ in range(RUNS):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        times, data_types = defaultdict(list), {}
-        for event in events:
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                node = event["name"].removesuffix("_kernel_time")
-                times[node].append(event["dur"] * 1000)
-                data_types[node] = _first_type(event["args"].get("input_type_shape", []))
-        graph = ir.load(Path(folder) / "optimized.onnx").graph
-        return tuple(
-            Kernel(
-                name=node.name or "",
-                op=node.op_type,
-                data_type=data_types.get(node.name or "", ""),
-                interface=_at_interface(node),
-                time_ns=round(median(times[node.name or ""] or [0])),
-            )
-            for node in graph
+        interface = {
+            (node.op_type, node.name) for node in ir.load(Path(folder) / "optimized.onnx").graph if _at_interface(node)
+        }
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            runs[event["args"]["op_name"], event["name"].removesuffix("_kernel_time")].append(event)
+    return tuple(
+        Kernel(
+            name=name,
+            op=op,
+            data_type=_first_type(taken[0]["args"].get("input_type_shape", [])),
+            interface=(op, name) in interface,
+            time_ns=round(median(event["dur"] * 1000 for event in taken)),
         )
+        for (op, name), taken in runs.items()
+    )
 
 
 def _first_type(types: list[dict[str, list[int]]]) -> str:
@@ -121,7 +135,3 @@ def _first_type(types: list[dict[str, list[int]]]) -> str:
 def _at_interface(node: ir.Node) -> bool:
     first = node.inputs[0] if node.inputs else None
     return (first is not None and first.is_graph_input()) or any(output.is_graph_output() for output in node.outputs)
-
-
-def _zeros(spec: TensorSpec, batch_size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    return np.zeros((batch_size, *spec.shape), dtype=spec.dtype)

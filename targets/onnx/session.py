@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +11,10 @@ import onnxruntime
 
 from pipeline.core import DType, TargetError, TensorSpec
 from pipeline.machine import cpu_name
-from pipeline.target import Lowered
+from pipeline.target import Lowered, Variant
+from targets.onnx.metadata import Metadata, read
+from targets.onnx.pixels import as_taken
+from targets.onnx.providers import CPU
 
 if TYPE_CHECKING:
     from pipeline.target import Array
@@ -32,17 +36,19 @@ class OnnxSession:
 
     metrics_source: Literal["measured", "reference"] = "measured"
 
-    def __init__(self, lowered: Lowered, threads: int) -> None:
-        self.runtime = f"onnxruntime {onnxruntime.__version__}"
-        self.device = cpu_name()
-        self._inputs = tuple(spec.name for spec in lowered.inputs)
+    def __init__(self, lowered: Lowered, threads: int, providers: Sequence[str] = (CPU,)) -> None:
+        self._session = onnxruntime.InferenceSession(lowered.path, session_options(threads), providers=providers)
+        taken = self._session.get_providers()
+        self.runtime = f"onnxruntime {onnxruntime.__version__}" + (f" {taken[0]}" if taken[0] != CPU else "")
+        self.device = cpu_name() if taken[0] == CPU else taken[0].removesuffix("ExecutionProvider")
+        self._inputs = lowered.inputs
         self._outputs = list(lowered.outputs)
-        self._session = onnxruntime.InferenceSession(
-            lowered.path, session_options(threads), providers=["CPUExecutionProvider"]
-        )
+        self._metadata = read(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        return tuple(self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True))))
+        given = zip(self._inputs, inputs, strict=True)
+        feeds = {spec.name: as_taken(spec, array, self._metadata) for spec, array in given}
+        return tuple(self._session.run(self._outputs, feeds))
 
 
 def session_options(threads: int, *, optimized: Path | None = None) -> onnxruntime.SessionOptions:
@@ -63,21 +69,40 @@ def read_interface(path: Path) -> Lowered:
     if not path.is_file():
         raise TargetError("no such file", where=str(path))
     try:
-        session = onnxruntime.InferenceSession(path, session_options(1), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, session_options(1), providers=[CPU])
     except Exception as error:  # onnxruntime has a class of its own for every status code
         raise TargetError(f"onnxruntime cannot load it: {str(error).splitlines()[0]}", where=str(path)) from None
+    metadata = read(session.get_modelmeta().custom_metadata_map)
     shapes = {port.name: port.shape for port in session.get_inputs()}
-    if unknown := [name for name, shape in shapes.items() if not all(isinstance(size, int) for size in shape[1:])]:
-        raise TargetError(f"input {unknown[0]!r} has a dynamic shape {shapes[unknown[0]]}", where=str(path))
     batch_sizes = {shape[0] for shape in shapes.values() if isinstance(shape[0], int)}
-    integers = any(node.op_type == "DequantizeLinear" for node in ir.load(path).graph)
     return Lowered(
         path=path,
-        variant="int8" if integers else "fp32",
+        variant=_variant(path),
         inputs=tuple(
-            TensorSpec(name=port.name, shape=tuple(port.shape[1:]), dtype=ELEMENT_TYPES[port.type])
+            TensorSpec(name=port.name, shape=_static(port, metadata, path), dtype=ELEMENT_TYPES[port.type])
             for port in session.get_inputs()
         ),
         outputs=tuple(port.name for port in session.get_outputs()),
         batch_size=max(batch_sizes, default=None),
     )
+
+
+def _static(port: onnxruntime.NodeArg, metadata: Metadata, path: Path) -> tuple[int, ...]:
+    """An input's shape without the batch; where it is dynamic, the one that the model was made with."""
+    if all(isinstance(size, int) for size in port.shape[1:]):
+        return tuple(port.shape[1:])
+    if port.name not in metadata.shapes:
+        raise TargetError(f"input {port.name!r} has a dynamic shape {port.shape}", where=str(path))
+    made = metadata.shapes[port.name]
+    stored_last = port.name in metadata.pixel_inputs and metadata.preprocessing.layout == "nhwc"
+    return (*made[1:], made[0]) if stored_last else made
+
+
+def _variant(path: Path) -> Variant:
+    """What a file computes in, by the kind of its operators and weights; in an ``.ort`` file, their names."""
+    if path.suffix == ".ort":
+        return "int8" if b"QLinear" in path.read_bytes() else "fp32"
+    graph = ir.load(path).graph
+    if any(node.op_type == "DequantizeLinear" for node in graph):
+        return "int8"
+    return "fp16" if any(value.dtype == ir.DataType.FLOAT16 for value in graph.initializers.values()) else "fp32"

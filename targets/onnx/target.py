@@ -35,8 +35,7 @@ class OnnxTarget:
     def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.onnx.lowering import lower
 
-        assert variant is None  # none is offered yet
-        return lower(artifact, self._config, out_dir, name=name)
+        return lower(artifact, self._config, out_dir, name=name, variant=variant)
 
     def open(self, path: Path) -> Lowered:
         from targets.onnx.session import read_interface
@@ -44,12 +43,15 @@ class OnnxTarget:
         return read_interface(path)
 
     def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:  # noqa: ARG002
-        return ()
+        from targets.onnx.providers import unavailable
+
+        return unavailable(self._config.providers)
 
     def load(self, lowered: Lowered, *, threads: int) -> Session:
+        from targets.onnx.providers import usable
         from targets.onnx.session import OnnxSession
 
-        return OnnxSession(lowered, threads)
+        return OnnxSession(lowered, threads, usable(self._config.providers))
 
     def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:  # noqa: ARG002
         return ()

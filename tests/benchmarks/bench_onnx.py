@@ -74,7 +74,7 @@ def fp32(artifact: ModelArtifact, out: Path) -> None:
 def ours(artifact: ModelArtifact, out: Path) -> None:
     """Also writes what the export took: seconds, and the peak memory of the process in bytes."""
     samples = from_dataset(Images(), artifact.inputs)
-    config = QuantizeConfig(observers=("minmax",))
+    config = QuantizeConfig(observers=("minmax",), equalisation=False, mixed_precision=False)
     program = quantize(artifact, config, samples, budget=Budget(metric="agreement"))
     started = time.perf_counter()
     targets.get("onnx").lower(program, out, name="ours")

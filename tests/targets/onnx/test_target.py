@@ -1,21 +1,23 @@
 """A small quantized program through the whole target: file, names, integers, session, placement."""
 
 import errno
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers the quantized_decomposed operators
 
 import targets
-from pipeline.core import ModelArtifact, TargetError, TensorSpec
+from pipeline.core import ModelArtifact, Preprocessing, TargetError, TensorSpec
 from pipeline.recipe import OnnxConfig
 from pipeline.target import Lowered
-from targets.onnx import lowering
+from targets.onnx import files
 
 Q = torch.ops.quantized_decomposed
 
@@ -161,7 +163,7 @@ def test_lower_leaves_no_file_when_the_disk_is_full(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(lowering.ir, "save", full)
+    monkeypatch.setattr(files.ir, "save", full)
     with pytest.raises(TargetError, match="No space left"):
         targets.get("onnx").lower(artifact, tmp_path, name="model")
     assert list(tmp_path.iterdir()) == []
@@ -185,7 +187,7 @@ def test_lower_stores_uint8_weights_with_the_same_output_when_the_cpu_has_no_vnn
     other = safe.lower(artifact, tmp_path, name="model")
     types = {item.name: item.data_type for item in onnx.load(other.path).graph.initializer}
     assert onnx.TensorProto.INT8 not in types.values()
-    assert "saturate" in other.notes[0]
+    assert any("saturate" in note for note in other.notes)
     (expected,), (logits,) = (safe.load(item, threads=1).run((images.numpy(),)) for item in (lowered, other))
     np.testing.assert_array_equal(logits, expected)
     assert safe.placement(other).fallback == ()
@@ -198,10 +200,141 @@ def test_lower_says_so_when_the_folder_cannot_be_written_to(artifact: ModelArtif
         targets.get("onnx").lower(artifact, blocked, name="model")
 
 
-def test_lower_refuses_the_model_when_it_does_not_fit_in_one_file(
+def test_lower_puts_weights_beside_the_graph_when_one_file_cannot_hold_both(
+    artifact: ModelArtifact, images: Tensor, lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LARGEST_FILE", 100)
+    target = targets.get("onnx")
+    split = target.lower(artifact, tmp_path, name="model")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert any("model.onnx.data" in note for note in split.notes)
+    (expected,), (logits,) = (target.load(item, threads=1).run((images.numpy(),)) for item in (lowered, split))
+    np.testing.assert_array_equal(logits, expected)
+
+
+def test_lower_leaves_neither_file_when_the_second_cannot_be_moved(
     artifact: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lowering, "LARGEST_FILE", 100)
-    with pytest.raises(TargetError, match="at most 2"):
+    replace_file = Path.replace
+
+    def fails_on_the_graph(self: Path, target: Path) -> Path:
+        if target.suffix == ".onnx":
+            raise OSError(errno.EACCES, "Permission denied")
+        return replace_file(self, target)
+
+    monkeypatch.setattr(files, "LARGEST_FILE", 100)
+    monkeypatch.setattr(Path, "replace", fails_on_the_graph)
+    with pytest.raises(TargetError, match="Permission denied"):
         targets.get("onnx").lower(artifact, tmp_path, name="model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lower_says_what_made_the_file_in_its_metadata(artifact: ModelArtifact, tmp_path: Path) -> None:
+    known = replace(artifact, recipe_sha256="ab12", preprocessing=Preprocessing(scale=0.5, mean=(1.0, 2.0, 3.0)))
+    path = targets.get("onnx").lower(known, tmp_path, name="model").path
+    properties = {item.key: item.value for item in onnx.load(path).metadata_props}
+    assert properties["recipe_sha256"] == "ab12"
+    assert json.loads(properties["preprocessing"]) == {"scale": 0.5, "mean": [1.0, 2.0, 3.0]}
+
+
+def test_lower_halves_the_weights_when_fp16_is_asked_for(
+    artifact: ModelArtifact, images: Tensor, original: Lowered, tmp_path: Path
+) -> None:
+    target = targets.get("onnx", OnnxConfig(variants=("fp16",)))
+    assert target.variants == ("fp16",)
+    half = target.lower(artifact.original(), tmp_path, name="fp16", variant="fp16")
+    stored = {item.name: item.data_type for item in onnx.load(half.path).graph.initializer}
+    assert set(stored.values()) <= {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
+    assert half.variant == target.open(half.path).variant == "fp16"
+    (expected,), (logits,) = (target.load(item, threads=1).run((images.numpy(),)) for item in (original, half))
+    assert logits.dtype == np.float32
+    assert 0 < np.abs(logits - expected).max() < 2**-10 * np.abs(expected).max() * 4
+
+
+def test_lower_also_writes_the_mobile_format_when_ort_is_asked_for(
+    artifact: ModelArtifact, images: Tensor, lowered: Lowered, tmp_path: Path
+) -> None:
+    target = targets.get("onnx", OnnxConfig(ort=True))
+    target.lower(artifact, tmp_path, name="model")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.ort"]
+    mobile = target.open(tmp_path / "model.ort")
+    assert (mobile.variant, mobile.inputs) == ("int8", artifact.inputs)
+    (expected,), (logits,) = (target.load(item, threads=1).run((images.numpy(),)) for item in (lowered, mobile))
+    np.testing.assert_array_equal(logits, expected)
+
+
+def test_estimates_skip_a_provider_with_the_reason_when_the_build_lacks_it(lowered: Lowered) -> None:
+    target = targets.get("onnx", OnnxConfig(providers=("tensorrt", "cpu")))
+    (skipped,) = target.estimates(lowered)
+    assert skipped.runtime.endswith("TensorrtExecutionProvider")
+    assert "no TensorrtExecutionProvider" in skipped.reason
+    assert target.load(lowered, threads=1).runtime == f"onnxruntime {onnxruntime.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "converted"),
+    [
+        pytest.param(Preprocessing(scale=0.03, mean=(3.69,), layout="nhwc"), False, id="the integers are the pixels"),
+        pytest.param(
+            Preprocessing(scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), layout="nchw"),
+            True,
+            id="per channel",
+        ),
+    ],
+)
+def test_lower_gives_the_same_logits_when_the_file_takes_pixels(
+    artifact: ModelArtifact, lowered: Lowered, tmp_path: Path, preprocessing: Preprocessing, converted: bool
+) -> None:
+    target = targets.get("onnx", OnnxConfig(image_input=True))
+    taking = target.lower(replace(artifact, preprocessing=preprocessing), tmp_path, name="model")
+    stored = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+    nchw = torch.from_numpy(stored).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocessing.mean, preprocessing.std or (1.0,)))
+    preprocessed = ((nchw * preprocessing.scale - mean) / std).numpy()
+    (expected,) = target.load(lowered, threads=1).run((preprocessed,))
+
+    runtime = onnxruntime.InferenceSession(taking.path)
+    given = stored if preprocessing.layout == "nhwc" else np.ascontiguousarray(nchw.numpy())
+    np.testing.assert_array_equal(runtime.run(None, {"image": given})[0], expected)
+    np.testing.assert_array_equal(target.load(taking, threads=1).run((preprocessed,))[0], expected)
+    assert ("Cast" in [node.op_type for node in onnx.load(taking.path).graph.node]) is converted
+    assert target.open(taking.path).inputs[0].shape == given.shape[1:]
+    assert target.placement(taking).operators > 0
+
+
+def test_lower_takes_any_height_and_width_when_the_recipe_lets_them_vary(
+    artifact: ModelArtifact, tmp_path: Path
+) -> None:
+    target = targets.get("onnx", OnnxConfig(dynamic={"image": (2, 3)}))
+    dynamic = target.lower(artifact, tmp_path, name="model")
+    sizes = onnx.load(dynamic.path).graph.input[0].type.tensor_type.shape.dim
+    assert [size.dim_param or size.dim_value for size in sizes] == ["batch", 3, "image_2", "image_3"]
+    assert target.open(dynamic.path).inputs == artifact.inputs
+    images = torch.randn(4, 3, 13, 10, generator=torch.Generator().manual_seed(2))
+    (logits,) = target.load(dynamic, threads=1).run((images.numpy(),))
+    assert np.abs(logits - artifact.module(images).detach().numpy()).max() <= 0.02 * 1.01
+
+
+def test_lower_names_the_axis_when_the_model_fixes_a_size_that_should_vary(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    fixed = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="image", shape=(3, 2, 2)),))
+    with pytest.raises(TargetError, match="axis 2 of 'image' at 2"):
+        targets.get("onnx", OnnxConfig(dynamic={"image": (2,)})).lower(fixed, tmp_path, name="model")
+
+
+def test_placement_lists_the_slowest_operators_first(lowered: Lowered) -> None:
+    slowest = targets.get("onnx").placement(lowered).slowest
+    assert 0 < len(slowest) <= 10
+    assert sorted((item.share for item in slowest), reverse=True) == [item.share for item in slowest]
+    assert sum(item.share for item in slowest) <= 1 + 1e-9
+    assert "QLinearConv" in [item.op for item in slowest]
+    assert all(item.median_ns > 0 for item in slowest)
+
+
+def test_placement_times_the_parts_when_the_runtime_takes_an_operator_apart(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Hardswish(), nn.Flatten()).eval()
+    artifact = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="image", shape=(3, 32, 32)),))
+    target = targets.get("onnx")
+    slowest = target.placement(target.lower(artifact, tmp_path, name="model")).slowest
+    assert {"HardSigmoid", "Mul"} <= {item.op for item in slowest}
+    assert all(item.median_ns > 0 for item in slowest)

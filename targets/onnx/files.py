@@ -1,0 +1,69 @@
+"""Writing files: complete or not at all, weights beside the graph where one file cannot hold both."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from pipeline.core import TargetError
+from targets.onnx.session import session_options
+
+LARGEST_FILE = 2**31 - 2**20  # protobuf ends at 2 GiB; the rest is for the graph
+
+
+def write(model: ir.Model, path: Path, *, ort: bool = False) -> tuple[str, ...]:
+    """Check a model and put it under its name: another process sees the whole file or none.
+
+    Weights that do not fit go to ``<path>.data``, which is in place before the file that refers to it.
+
+    Args:
+        ort: Also write ``<path without .onnx>.ort``, the format of onnxruntime's mobile builds, with the rewrites that
+            do not depend on this machine's CPU (https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html).
+
+    Returns:
+        What a reader of the report should know about the files.
+
+    Raises:
+        TargetError: The folder cannot be written to, or the disk is full.
+    """
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    data = f"{path.name}.data" if size > LARGEST_FILE else None
+    notes = [f"its weights, {size / 1e9:.2f} GB, are in {data} beside it"] if data else []
+    written = [data, path.name] if data else [path.name]
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            whole = Path(folder) / path.name
+            ir.save(model, whole, format="protobuf", external_data=data)
+            onnx.checker.check_model(whole, full_check=True)
+            if ort:
+                written.append(_write_ort(whole).name)
+                notes.append(f"{written[-1]} is the same model for onnxruntime's mobile builds")
+            moved: list[Path] = []
+            try:
+                for name in written:
+                    (Path(folder) / name).replace(path.with_name(name))
+                    moved.append(path.with_name(name))
+            except OSError:
+                for file in moved:
+                    file.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise TargetError(f"cannot be written: {error.strerror}", where=str(path)) from None
+    return tuple(notes)
+
+
+def _write_ort(path: Path) -> Path:
+    """The model in onnxruntime's own format, beside the file."""
+    result = path.with_suffix(".ort")
+    options = session_options(1, optimized=result)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    try:
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for every status code
+        raise TargetError(f"cannot be written as .ort: {str(error).splitlines()[0]}", where=str(path)) from None
+    return result

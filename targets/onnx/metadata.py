@@ -1,0 +1,48 @@
+"""What a file says about itself: written when it is lowered, read when it is opened or run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from pipeline.core import ModelArtifact, Preprocessing
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """The entries that loading and running a file needs.
+
+    Attributes:
+        preprocessing: How stored samples became the model's inputs.
+        shapes: Per input, the shape without the batch that the model was made with; all sizes are static here.
+        pixel_inputs: Inputs that take stored uint8 pixels, because the preprocessing is part of the file.
+    """
+
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    pixel_inputs: tuple[str, ...] = ()
+
+
+def describe(model: ir.Model, artifact: ModelArtifact) -> None:
+    """Store classes, preprocessing, shapes and the recipe's hash in a model that holds no other entries."""
+    properties = model.metadata_props
+    properties.clear()
+    if artifact.classes:
+        properties["classes"] = ",".join(artifact.classes)
+    if artifact.recipe_sha256:
+        properties["recipe_sha256"] = artifact.recipe_sha256
+    properties["preprocessing"] = artifact.preprocessing.model_dump_json(exclude_defaults=True)
+    properties["shapes"] = json.dumps({spec.name: spec.shape for spec in artifact.inputs})
+
+
+def read(properties: dict[str, str]) -> Metadata:
+    """The entries of any file; those that it lacks are empty."""
+    shapes = json.loads(properties.get("shapes", "{}"))
+    pixels = properties.get("pixel_inputs", "")
+    return Metadata(
+        preprocessing=Preprocessing.model_validate_json(properties.get("preprocessing", "{}")),
+        shapes={name: tuple(shape) for name, shape in shapes.items()},
+        pixel_inputs=tuple(pixels.split(",")) if pixels else (),
+    )

@@ -1,0 +1,58 @@
+"""The file against the quantized program on real images, for four trained networks: parity, and where the work runs."""
+
+import pytest
+import torch
+
+import targets
+from calibration_data.fashion_mnist import train as demo
+from calibration_data.fashion_mnist.harder import train as harder
+from calibration_data.fashion_mnist.harder.network import NETWORKS
+from pipeline.core import ModelArtifact
+from pipeline.metrics import Comparison, predictor, session_predictor
+from pipeline.recipe import Budget, QuantizeConfig
+from pipeline.stages.quantize import quantize
+from pipeline.target import Lowered
+from targets.onnx.placement import kernels
+
+IMAGES = 2000
+LEFT_IN_FLOAT = {
+    "resnet": set(),
+    "mobilenet_v2": set(),
+    "mobilenet_v3": {"DequantizeLinear", "HardSigmoid", "Mul", "QuantizeLinear"},  # hardswish, taken apart
+    "efficientnet": set(),
+}
+
+
+def quantized(name: str) -> ModelArtifact:
+    """Calibrated on 128 images, with the first range that serves."""
+    module = (demo.load_trained() if name == "resnet" else harder.load_trained(name)).eval()
+    artifact = ModelArtifact(module=module, reference=module, inputs=(demo.IMAGE,), outputs=("logits",))
+    config = QuantizeConfig(observers=("minmax",), equalisation=False, mixed_precision=False)
+    return quantize(artifact, config, demo.committed_samples("train").take(128), budget=Budget(metric="agreement"))
+
+
+def compared(artifact: ModelArtifact, lowered: Lowered) -> Comparison:
+    program = predictor(artifact.module)
+    file = session_predictor(targets.get("onnx").load(lowered, threads=1), lowered.batch_size)
+    found = Comparison()
+    with torch.no_grad():
+        for batch in demo.committed_samples("test").take(IMAGES).batches(256):
+            found.update(file(batch.inputs), program(batch.inputs))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet", *NETWORKS])
+def test_file_is_the_program_on_real_images_when_a_trained_network_is_lowered(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    artifact = quantized(name)
+    lowered = targets.get("onnx").lower(artifact, tmp_path_factory.mktemp(name), name="model")
+    found = compared(artifact, lowered)
+    assert found.agreement is not None
+    assert found.agreement >= 0.999
+    assert found.sqnr_db >= 40
+
+    executed = kernels(lowered)
+    assert {kernel.op for kernel in executed if not kernel.on_integers} == LEFT_IN_FLOAT[name]
+    assert not [kernel.op for kernel in executed if kernel.op in ("Conv", "Gemm", "MatMul")]
