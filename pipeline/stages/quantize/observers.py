@@ -161,14 +161,14 @@ def affine_parameters(low: float, high: float) -> tuple[float, int]:
     A range that is empty (a tensor that was never anything but zero) gets scale 1.
 
     >>> affine_parameters(0.0, 25.5)
-    (0.1, -128)
+    (0.10009765625, -128)
     >>> affine_parameters(-64.0, 63.5)
     (0.5, 0)
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if high == low:
         return 1.0, QMIN if low == 0 else 0
-    scale = (high - low) / (QMAX - QMIN)
+    scale = float(representable(np.array((high - low) / (QMAX - QMIN))))
     return scale, int(np.clip(round(QMIN - low / scale), QMIN, QMAX))
 
 
@@ -176,7 +176,29 @@ def channel_scales(weight: Tensor, axis: int) -> Tensor:
     """Symmetric narrow-range scales ``max|w| / 127`` of each channel ``(C,)``; a channel of zeros takes the largest."""
     peaks = weight.detach().abs().movedim(axis, 0).flatten(1).amax(1)
     largest = peaks.max() if peaks.max() > 0 else torch.ones(())
-    return torch.where(peaks > 0, peaks, largest) / WEIGHT_QMAX
+    scales = torch.where(peaks > 0, peaks, largest).double() / WEIGHT_QMAX
+    return torch.from_numpy(representable(scales.numpy())).float()
+
+
+def representable(scales: Histogram) -> Histogram:
+    """The next numbers, rarely over 0.2 % larger, that every target holds and divides by alike; positive, any shape.
+
+    They have 11 significant bits, so FP16 holds them (from 2^-14 up, its smallest normal). Their FP32 reciprocal is
+    right to 2^-25, so that multiplying by it turns every multiple of a quarter step below 2^10 into that multiple: the
+    ties that average pooling makes are ties in every runtime, whether it divides or multiplies.
+
+    >>> representable(np.array([0.1, 0.5, 1 / 3])).tolist()
+    [0.10009765625, 0.5, 0.33349609375]
+    """
+    mantissas, exponents = np.frexp(scales)
+    steps = np.ceil(mantissas * 2**11 - 1e-6)  # a scale that is representable, up to its own rounding, stays
+    while (uneven := np.abs(_reciprocals(steps) * steps - 1) > 2**-25).any():
+        steps = steps + uneven  # ends at 2^11 at the latest: a power of two has an exact reciprocal
+    return np.asarray(np.ldexp(steps / 2**11, exponents))
+
+
+def _reciprocals(values: Histogram) -> Histogram:
+    return (1 / values).astype(np.float32).astype(np.float64)
 
 
 def fake_quantize(weight: Tensor, scales: Tensor, axis: int) -> Tensor:

@@ -21,6 +21,7 @@ from pipeline.stages.quantize.observers import (
     minmax,
     mse,
     percentile,
+    representable,
 )
 
 
@@ -109,11 +110,31 @@ def test_grid_holds_zero_and_rounds_within_half_a_step(first: float, second: flo
 
 def test_channel_scales_are_the_peak_over_127_and_borrow_the_largest_for_a_dead_channel() -> None:
     weight = torch.tensor([[1.27, -0.5], [0.0, 0.0], [-2.54, 1.0]])
-    torch.testing.assert_close(channel_scales(weight, 0), torch.tensor([0.01, 0.02, 0.02]))
+    scales = channel_scales(weight, 0)
+    assert scales[1] == scales[2]
+    for scale, peak in zip(scales[[0, 2]].tolist(), (1.27, 2.54), strict=True):
+        assert peak / 127 <= scale * (1 + 1e-6) <= peak / 127 * 1.005
 
 
 def test_channel_scales_are_one_over_127_when_the_whole_weight_is_zero() -> None:
-    torch.testing.assert_close(channel_scales(torch.zeros(2, 3), 0), torch.full((2,), 1 / 127))
+    torch.testing.assert_close(channel_scales(torch.zeros(2, 3), 0), torch.full((2,), 1 / 127), rtol=0.005, atol=0)
+    assert channel_scales(torch.zeros(2, 3), 0).min() >= 1 / 127
+
+
+@given(st.floats(2.0**-14, 1e4))
+def test_representable_scale_is_the_same_in_fp16_and_hardly_larger(scale: float) -> None:
+    chosen = float(representable(np.array(scale)))
+    assert float(np.float16(chosen)) == chosen
+    assert scale * (1 - 1e-8) <= chosen <= scale * 1.01
+    assert float(representable(np.array(chosen))) == chosen
+
+
+@given(st.floats(1e-6, 1e3), st.integers(-1023, 1023))
+def test_quarter_steps_are_exact_when_divided_or_multiplied_by_the_reciprocal(scale: float, quarters: int) -> None:
+    step = np.float32(representable(np.array(scale)))
+    value = step * np.float32(quarters / 4)
+    assert value / step == quarters / 4
+    assert value * (np.float32(1) / step) == quarters / 4
 
 
 def test_fake_quantize_rounds_along_the_channel_axis() -> None:
