@@ -167,8 +167,10 @@ class Target(Protocol):
         """
         ...
 
-    def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:
-        """Latency on devices that are not here: predicted by a named method, or skipped with the reason."""
+    def estimates(self, lowered: Lowered) -> tuple[Latency, ...]:
+        """Latency beside the session's: predicted by a named method for devices that are not here, measured on other
+        processors of this machine, or skipped with the reason.
+        """
         ...
 
     def load(self, lowered: Lowered, *, threads: int) -> Session:

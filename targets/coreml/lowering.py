@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,35 +17,68 @@ from torch.export import ExportedProgram
 from pipeline.core import ModelArtifact, TargetError, TensorSpec
 from pipeline.program import capture, fixed_batch_size
 from pipeline.recipe import CoremlConfig
-from pipeline.target import Lowered
+from pipeline.target import Lowered, Variant
+from targets.coreml.compression import compress
+from targets.coreml.interface import (
+    PROBABILITIES,
+    Deployed,
+    add_classifier,
+    classifier_labels,
+    describe,
+    image_inputs,
+    input_type,
+)
 from targets.coreml.sdk import coremltools, quiet
+from targets.coreml.shrink import shrink
 
+CONVERSION_DATE = "com.github.apple.coremltools.conversion_date"
 DEBUG_MAPPING = "executorch_debug_handle_mapping.json"
+RESCALING = "common::distributive_quantized_binary_op_scale_normalization"
+"""Divides the scales around an addition by one of them: the quotients do not exist in FP16, and parity is lost."""
 FP16_SMALLEST, FP16_SMALLEST_NORMAL = 2.0**-24, 2.0**-14
 
 
-def lower(artifact: ModelArtifact, config: CoremlConfig, out_dir: Path, *, name: str) -> Lowered:
+def lower(
+    artifact: ModelArtifact, config: CoremlConfig, out_dir: Path, *, name: str, variant: Variant | None = None
+) -> Lowered:
     """Convert and save; see `pipeline.target.Target.lower`.
 
     A quantized program keeps its int8 weights as ``constexpr`` operators and its quantize/dequantize pairs, and
-    computes in FP16 between them, as the Neural Engine does. The FP32 original computes in FP32.
+    computes in FP16 between them, as the Neural Engine does. The FP32 original computes in FP32, its compressed
+    variants in FP16.
     """
-    module = fold_weights(artifact.module) if artifact.quantized else artifact.module
+    images = image_inputs(artifact, config, where=name)
+    labels = classifier_labels(artifact, config, where=name)
+    model = fold_weights(artifact.module) if artifact.quantized else artifact.module
     subnormal = _subnormal_scales(artifact.module, where=name) if artifact.quantized else 0
-    program = _capture(module, artifact.inputs, config)
+    if single := any(images) or bool(labels):
+        model = Deployed(model, images, artifact.preprocessing, classifier=bool(labels))
+    program = _capture(model, artifact.inputs, config, single=single)
     batch_size = fixed_batch_size(program)
-    model = _convert(program, artifact, config, batch_size, where=name)
+    form = variant or ("int8" if artifact.quantized else "fp32")
+    half = config.precision == "float16" if form == "int8" else form != "fp32"
+    outputs = (*artifact.outputs, PROBABILITIES) if labels else artifact.outputs
+    converted = _convert(program, artifact, config, batch_size, images=images, outputs=outputs, half=half, where=name)
+    if variant is not None:
+        converted = compress(converted, variant)
+    converted = _finished(converted, labels)
+    describe(converted, artifact, form, embedded=any(images))
     path = out_dir / f"{name}.mlpackage"
-    _save(model, path)
-    notes = ["computes in FP16 between integer operators"] if artifact.quantized else []
-    if subnormal:
+    _save(converted, path)
+    notes = []
+    if artifact.quantized:
+        notes.append(f"computes in {'FP16' if half else 'FP32'} between integer operators")
+    if subnormal and half:
         notes.append(f"{subnormal} activation scales are subnormal in FP16 and lose precision")
+    if any(images):
+        taken = [spec.name for spec, image in zip(artifact.inputs, images, strict=True) if image]
+        notes.append(f"takes images, and does the preprocessing itself: {', '.join(taken)}")
     notes.append(
         f"batch {batch_size} only" if batch_size else f"batches of {', '.join(map(str, sorted(config.batch_sizes)))}"
     )
     return Lowered(
         path=path,
-        variant="int8" if artifact.quantized else "fp32",
+        variant=form,
         inputs=artifact.inputs,
         outputs=artifact.outputs,
         batch_size=batch_size,
@@ -84,36 +118,48 @@ def _subnormal_scales(module: nn.Module, *, where: str) -> int:
     return sum(scale < FP16_SMALLEST_NORMAL for scale in scales)
 
 
-def _capture(module: nn.Module, inputs: tuple[TensorSpec, ...], config: CoremlConfig) -> ExportedProgram:
+def _capture(
+    module: nn.Module, inputs: tuple[TensorSpec, ...], config: CoremlConfig, *, single: bool
+) -> ExportedProgram:
     """With an open batch where several sizes are asked for and the model has one input; Core ML before iOS 18 takes
     alternative shapes on one input only (https://apple.github.io/coremltools/docs-guides/source/flexible-inputs.html).
+
+    Args:
+        single: Whether the batch has to be 1: images and class labels come one at a time.
     """
-    fixed = config.batch_sizes[0] if len(config.batch_sizes) == 1 else 1
-    return capture(module, inputs, batch_size=None if len(config.batch_sizes) > 1 and len(inputs) == 1 else fixed)
+    if single:
+        return capture(module, inputs, batch_size=1)
+    only = config.batch_sizes[0] if len(config.batch_sizes) == 1 else 1
+    return capture(module, inputs, batch_size=None if len(config.batch_sizes) > 1 and len(inputs) == 1 else only)
 
 
 def _convert(
-    program: ExportedProgram, artifact: ModelArtifact, config: CoremlConfig, batch_size: int | None, *, where: str
+    program: ExportedProgram,
+    artifact: ModelArtifact,
+    config: CoremlConfig,
+    batch_size: int | None,
+    *,
+    images: tuple[bool, ...],
+    outputs: tuple[str, ...],
+    half: bool,
+    where: str,
 ) -> Any:
     ct = coremltools()
     batch_sizes = sorted(config.batch_sizes) if batch_size is None else [batch_size]
-
-    def shape(spec: TensorSpec) -> Any:
-        shapes = [(size, *spec.shape) for size in batch_sizes]
-        return ct.EnumeratedShapes(shapes=shapes, default=shapes[0]) if len(shapes) > 1 else shapes[0]
-
-    precision = ct.precision.FLOAT16 if artifact.quantized else ct.precision.FLOAT32
+    passes = ct.PassPipeline.DEFAULT
+    passes.remove_passes([RESCALING])
     try:
         with quiet():
             return ct.convert(
-                program.run_decompositions(_recurrent_decompositions()),
+                _with_strides(program.run_decompositions(_recurrent_decompositions())),
                 inputs=[
-                    ct.TensorType(name=spec.name, shape=shape(spec), dtype=_interface_dtype(spec))
-                    for spec in artifact.inputs
+                    input_type(spec, batch_sizes, image=image)
+                    for spec, image in zip(artifact.inputs, images, strict=True)
                 ],
-                outputs=[ct.TensorType(name=output, dtype=np.float32) for output in artifact.outputs],
+                outputs=[ct.TensorType(name=output, dtype=np.float32) for output in outputs],
                 minimum_deployment_target=ct.target[config.deployment_target],
-                compute_precision=precision,
+                compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
+                pass_pipeline=passes,
                 skip_model_load=True,
             )
     except Exception as error:  # the converter raises a different class for every operator it cannot convert
@@ -125,15 +171,29 @@ def _convert(
         ) from error
 
 
+def _with_strides(program: ExportedProgram) -> ExportedProgram:
+    """Pooling with its stride written out, which the converter does not complete: by default the window's size."""
+    for node in program.graph.nodes:
+        if re.fullmatch(r"aten\.(max|avg)_pool\dd.*", str(node.target)) and len(node.args) == 2:
+            node.args = (*node.args, node.args[1])
+    return program
+
+
+def _finished(model: Any, labels: tuple[str, ...]) -> Any:
+    """The model with its class labels and a small specification; without the date: equal runs give equal files."""
+    specification = model.get_spec()
+    if labels:
+        add_classifier(specification, labels)
+    shrink(specification)
+    specification.description.metadata.userDefined.pop(CONVERSION_DATE, None)
+    with quiet():
+        return coremltools().models.MLModel(specification, weights_dir=model.weights_dir, skip_model_load=True)
+
+
 def _recurrent_decompositions() -> dict[Any, Any]:
     """Recurrent layers unrolled into products and gates: the converter takes neither LSTM nor GRU from torch.export."""
     aten = torch.ops.aten
     return dict(get_decompositions([aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input]))
-
-
-def _interface_dtype(spec: TensorSpec) -> type[np.generic]:
-    """Core ML inputs are float32, float16 or int32; other integers arrive as int32."""
-    return np.float32 if spec.dtype == "float32" else np.float16 if spec.dtype == "float16" else np.int32
 
 
 def _save(model: Any, path: Path) -> None:

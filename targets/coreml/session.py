@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import torch
 
-from pipeline.core import TargetError, TensorSpec
-from pipeline.recipe import CoremlConfig
+from pipeline.core import Preprocessing, TargetError, TensorSpec
 from pipeline.target import Lowered
+from targets.coreml.interface import PREPROCESSING_KEY, pixels
 from targets.coreml.interpreter import Interpreter
+from targets.coreml.interpreter.execute import Precision
 from targets.coreml.interpreter.package import read_package
 from targets.coreml.interpreter.program import read_program
 from targets.coreml.sdk import coremltools, quiet
@@ -21,29 +22,39 @@ from targets.coreml.sdk import coremltools, quiet
 if TYPE_CHECKING:
     from pipeline.target import Array
 
+NUMERIC = ("multiArrayType", "dictionaryType")
+"""Kinds of outputs that are arrays; a class label is text."""
+
 
 class _NamedSession(Protocol):
     """Cuts a batch into the sizes that the package takes, and passes arrays by name."""
 
     lowered: Lowered
-    batch_sizes: tuple[int, ...]
+    description: Any
 
     @abstractmethod
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Outputs by name for one batch of a size that the package takes."""
+        """Outputs by name for one batch of a size that the package takes; images are ``(N, C, H, W) uint8``."""
 
     def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        """See `pipeline.target.Session.run`."""
+        """See `pipeline.target.Session.run`. Images that are already integers are taken as they are."""
+        given = {
+            spec.name: self._as_pixels(spec.name, array)
+            for spec, array in zip(self.lowered.inputs, inputs, strict=True)
+        }
         results = []
         start = 0
-        for size in chunks(len(inputs[0]), self.batch_sizes):
-            part = {
-                spec.name: array[start : start + size] for spec, array in zip(self.lowered.inputs, inputs, strict=True)
-            }
-            outputs = self.predict(part)
+        for size in chunks(len(inputs[0]), batch_sizes(self.description)):
+            outputs = self.predict({name: array[start : start + size] for name, array in given.items()})
             results.append([outputs[name] for name in self.lowered.outputs])
             start += size
         return tuple(np.concatenate(arrays) for arrays in zip(*results, strict=True))
+
+    def _as_pixels(self, name: str, array: Array) -> Array:
+        if name not in image_names(self.description) or not np.issubdtype(array.dtype, np.floating):
+            return array
+        stored = self.description.metadata.userDefined.get(PREPROCESSING_KEY)
+        return pixels(array, Preprocessing.model_validate_json(stored)) if stored else np.rint(array).astype(np.uint8)
 
 
 class CoremlSession(_NamedSession):
@@ -51,37 +62,51 @@ class CoremlSession(_NamedSession):
 
     metrics_source: Literal["measured", "reference"] = "measured"
 
-    def __init__(self, lowered: Lowered, config: CoremlConfig) -> None:
+    def __init__(self, lowered: Lowered, units: str) -> None:
         ct = coremltools()
         with quiet():
-            unit = ct.ComputeUnit[config.compute_units.upper()]
-            self._model = ct.models.MLModel(str(lowered.path), compute_units=unit)
-        self.lowered, self.batch_sizes = lowered, batch_sizes(self._model.get_spec().description)
+            self._model = ct.models.MLModel(str(lowered.path), compute_units=ct.ComputeUnit[units.upper()])
+        self.lowered, self.description = lowered, self._model.get_spec().description
         self.runtime = f"Core ML on macOS {platform.mac_ver()[0]}"
-        self.device = f"{platform.processor() or platform.machine()}, compute units {config.compute_units}"
+        self.device = f"{platform.processor() or platform.machine()}, compute units {units}"
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        given = {
-            spec.name: inputs[spec.name].astype(np.float32 if spec.dtype.startswith("float") else np.int32)
-            for spec in self.lowered.inputs
-        }
-        outputs: dict[str, Array] = self._model.predict(given)
-        return outputs
+        outputs = self._model.predict({name: self._given(name, array) for name, array in inputs.items()})
+        return {name: _array(value) for name, value in outputs.items()}
+
+    def _given(self, name: str, array: Array) -> Any:
+        if name not in image_names(self.description):
+            return array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else np.int32)
+        from PIL import Image
+
+        return Image.fromarray(array[0, 0] if array.shape[1] == 1 else array[0].transpose(1, 2, 0))
 
 
 class ReferenceSession(_NamedSession):
-    """A package run by our own interpreter, which rounds to FP16 wherever the program says FP16."""
+    """A package run by our own interpreter: in FP16 wherever the program says so, or all in FP32."""
 
     metrics_source: Literal["measured", "reference"] = "reference"
 
-    def __init__(self, lowered: Lowered) -> None:
-        self._interpreter = Interpreter(lowered.path, precision="float16")
-        self.lowered, self.batch_sizes = lowered, batch_sizes(self._interpreter.description)
-        self.runtime = "edgewright reference interpreter"
+    def __init__(self, lowered: Lowered, *, precision: Precision = "float16") -> None:
+        self._interpreter = Interpreter(lowered.path, precision=precision)
+        self.lowered, self.description = lowered, self._interpreter.description
+        rounding = "each result rounded as the program says" if precision == "float16" else "all in FP32"
+        self.runtime = f"edgewright reference interpreter, {rounding}"
         self.device = f"{platform.machine()} CPU"
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        return self._interpreter.run(inputs)
+        return {name: _array(value) for name, value in self._interpreter.run(inputs).items()}
+
+
+def _array(value: Any) -> Array:
+    """An output as an array; of a classifier's dictionary, the probabilities ``(1, classes)``."""
+    held = value.item() if isinstance(value, np.ndarray) and value.dtype == object else value
+    return np.asarray([list(held.values())], np.float32) if isinstance(held, dict) else np.asarray(held)
+
+
+def image_names(description: Any) -> frozenset[str]:
+    """The inputs that a package takes as images."""
+    return frozenset(entry.name for entry in description.input if entry.type.WhichOneof("Type") == "imageType")
 
 
 def batch_sizes(description: Any) -> tuple[int, ...]:
@@ -90,6 +115,8 @@ def batch_sizes(description: Any) -> tuple[int, ...]:
     Args:
         description: A ``ModelDescription`` (https://apple.github.io/coremltools/mlmodel/Format/Model.html).
     """
+    if description.input[0].name in image_names(description):
+        return (1,)
     form = description.input[0].type.multiArrayType
     kind = form.WhichOneof("ShapeFlexibility")
     if kind == "enumeratedShapes":
@@ -119,19 +146,22 @@ def chunks(count: int, sizes: tuple[int, ...]) -> list[int]:
 
 
 def read_interface(path: Path) -> Lowered:
-    """What a saved package takes and gives. See `pipeline.target.Target.open`."""
-    program = read_program(read_package(path))
+    """What a saved package takes and gives; images are uint8. See `pipeline.target.Target.open`."""
+    package = read_package(path)
+    program, description = read_program(package), package.specification.description
     inputs = []
     for name, form in program.inputs.items():
         if form.shape is None or None in form.shape[1:]:
             raise TargetError(f"input {name!r} has a dynamic shape", where=str(path))
-        dtype = {torch.int32: "int32", torch.float32: "float32"}.get(form.held)
+        image = name in image_names(description)
+        dtype = "uint8" if image else {torch.int32: "int32", torch.float32: "float32"}.get(form.held)
         inputs.append(TensorSpec.model_validate({"name": name, "shape": form.shape[1:], "dtype": dtype}))
+    outputs = [entry.name for entry in description.output if entry.type.WhichOneof("Type") in NUMERIC]
     first = next(iter(program.inputs.values())).shape
     return Lowered(
         path=path,
         variant="int8" if "quantize" in program.count_operators() else "fp32",
         inputs=tuple(inputs),
-        outputs=program.body.outputs,
+        outputs=tuple(outputs),
         batch_size=first[0] if first else None,
     )

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.core import ModelArtifact
 from pipeline.recipe import CoremlConfig
-from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped, Variant
+from pipeline.target import Capabilities, Latency, Lowered, Placement, Session, Skipped, Variant
 from targets.coreml.capabilities import CAPABILITIES
+
+if TYPE_CHECKING:
+    from targets.coreml.interpreter.execute import Precision
 
 
 class CoremlTarget:
@@ -37,26 +41,34 @@ class CoremlTarget:
     def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.coreml.lowering import lower
 
-        assert variant is None  # none is offered yet
-        return lower(artifact, self._config, out_dir, name=name)
+        return lower(artifact, self._config, out_dir, name=name, variant=variant)
 
     def open(self, path: Path) -> Lowered:
         from targets.coreml.session import read_interface
 
         return read_interface(path)
 
-    def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:
+    def estimates(self, lowered: Lowered) -> tuple[Latency, ...]:
+        """Also, on macOS, what each choice of compute units takes on this Mac."""
         from targets.coreml.neural_engine import estimates
 
-        return estimates(lowered.path, lowered.batch_size or 1)
+        return (*_on_this_mac(lowered), *estimates(lowered.path, lowered.batch_size or 1))
 
     def load(self, lowered: Lowered, *, threads: int) -> Session:  # noqa: ARG002  # Core ML has no thread setting
         from targets.coreml.session import CoremlSession, ReferenceSession
 
-        return CoremlSession(lowered, self._config) if sys.platform == "darwin" else ReferenceSession(lowered)
+        return (
+            CoremlSession(lowered, self._config.compute_units)
+            if sys.platform == "darwin"
+            else ReferenceSession(lowered)
+        )
 
-    def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:  # noqa: ARG002
-        return ()
+    def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:
+        """The interpreter in FP32, and beside Core ML itself also in FP16."""
+        from targets.coreml.session import ReferenceSession
+
+        others: tuple[Precision, ...] = ("float16", "float32") if sys.platform == "darwin" else ("float32",)
+        return tuple(ReferenceSession(lowered, precision=precision) for precision in others)
 
     def placement(self, lowered: Lowered) -> Placement | None:
         if sys.platform == "darwin":
@@ -66,3 +78,11 @@ class CoremlTarget:
         from targets.coreml.neural_engine import placement
 
         return placement(lowered.path)
+
+
+def _on_this_mac(lowered: Lowered) -> tuple[Latency, ...]:
+    if sys.platform != "darwin":
+        return (Skipped(runtime="Core ML", device="every compute unit", reason="Core ML runs only on macOS"),)
+    from targets.coreml.compute_units import measure
+
+    return measure(lowered)

@@ -83,12 +83,9 @@ def max_pool(
     ceil_mode: Tensor | None = None,
 ) -> Tensor:
     """Largest element per window; padding never wins."""
-    rank = x.ndim - 2
-    kernel, stride = _sizes(kernel_sizes, rank), _sizes(strides, rank)
-    pads = _pads(pad_type, pad, x.shape[2:], kernel, stride, (1,) * rank)
+    kernel, stride, pads = _windows(x, kernel_sizes, strides, pad_type, pad)
     padding, x = _symmetric(x, pads, -torch.inf, kernel)
-    ceil = ceil_mode is not None and bool(ceil_mode)
-    return _MAX_POOL[rank - 1](x, kernel, stride, padding, ceil_mode=ceil)
+    return _MAX_POOL[len(kernel) - 1](x, kernel, stride, padding, ceil_mode=_flag(ceil_mode))
 
 
 def avg_pool(
@@ -101,15 +98,11 @@ def avg_pool(
     ceil_mode: Tensor | None = None,
 ) -> Tensor:
     """Mean per window; padding counts as zeros unless it is excluded."""
-    rank = x.ndim - 2
-    kernel, stride = _sizes(kernel_sizes, rank), _sizes(strides, rank)
-    pads = _pads(pad_type, pad, x.shape[2:], kernel, stride, (1,) * rank)
-    exclude = exclude_padding_from_average is not None and bool(exclude_padding_from_average)
-    ceil = ceil_mode is not None and bool(ceil_mode)
-    pool = _AVG_POOL[rank - 1]
+    kernel, stride, pads = _windows(x, kernel_sizes, strides, pad_type, pad)
+    exclude, pool = _flag(exclude_padding_from_average), _AVG_POOL[len(kernel) - 1]
     padding, padded = _symmetric(x, pads, 0.0, kernel)
     if not exclude or padded is x:  # torch itself knows what is padding
-        return pool(padded, kernel, stride, padding, ceil, not exclude)
+        return pool(padded, kernel, stride, padding, _flag(ceil_mode), not exclude)
     inside = functional.pad(torch.ones(1, 1, *x.shape[2:]), _torch_order(pads))
     return pool(padded, kernel, stride) / pool(inside, kernel, stride)
 
@@ -128,6 +121,19 @@ def l2_pool(
 
 
 Pads = tuple[tuple[int, int], ...]
+
+
+def _windows(
+    x: Tensor, kernel_sizes: Tensor, strides: Tensor | None, pad_type: str, pad: Tensor | None
+) -> tuple[tuple[int, ...], tuple[int, ...], Pads]:
+    """Size, stride and padding of a pooling's windows."""
+    rank = x.ndim - 2
+    kernel, stride = _sizes(kernel_sizes, rank), _sizes(strides, rank)
+    return kernel, stride, _pads(pad_type, pad, x.shape[2:], kernel, stride, (1,) * rank)
+
+
+def _flag(value: Tensor | None) -> bool:
+    return value is not None and bool(value)
 
 
 def _sizes(values: Tensor | None, rank: int) -> tuple[int, ...]:

@@ -143,11 +143,23 @@ def slice_by_index(
     squeeze_mask: Tensor | None = None,
 ) -> Tensor:
     """``x[begin:end:stride]`` per dimension, as in NumPy; a masked end is open, a squeezed dimension is indexed."""
-    index, squeezed = _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
-    for axis, positions in enumerate(index):
-        if len(positions) != x.shape[axis] or positions.step < 0:
+    squeezed = []
+    for axis, size in enumerate(x.shape):
+        first: int | None = int(begin[axis])
+        last: int | None = int(end[axis])
+        step = 1 if stride is None else int(stride[axis])
+        if squeeze_mask is not None and bool(squeeze_mask[axis]):
+            x = x.narrow(axis, int(begin[axis]) % size, 1)
+            squeezed.append(axis)
+            continue
+        if begin_mask is not None and bool(begin_mask[axis]):
+            first = None
+        if end_mask is not None and bool(end_mask[axis]):
+            last = None
+        positions = range(*slice(first, last, step).indices(size))
+        if len(positions) != size or step < 0:
             x = _take(x, axis, positions)
-    return x.squeeze(squeezed) if squeezed else x
+    return x.squeeze(tuple(squeezed)) if squeezed else x
 
 
 def slice_update(
@@ -161,39 +173,9 @@ def slice_update(
     squeeze_mask: Tensor | None = None,
 ) -> Tensor:
     """``x`` with the elements that `slice_by_index` would return replaced."""
-    index, _ = _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
-    updated = x.clone()
-    grid = torch.meshgrid(*(torch.tensor(list(positions)) for positions in index), indexing="ij")
-    updated[grid] = update.reshape([len(positions) for positions in index])
-    return updated
-
-
-def _slices(
-    x: Tensor,
-    begin: Tensor,
-    end: Tensor,
-    stride: Tensor | None,
-    begin_mask: Tensor | None,
-    end_mask: Tensor | None,
-    squeeze_mask: Tensor | None,
-) -> tuple[list[range], tuple[int, ...]]:
-    """The positions taken of each dimension, and the dimensions that are indexed rather than cut."""
-    taken, squeezed = [], []
-    for axis, size in enumerate(x.shape):
-        first: int | None = int(begin[axis])
-        last: int | None = int(end[axis])
-        step = 1 if stride is None else int(stride[axis])
-        if squeeze_mask is not None and bool(squeeze_mask[axis]):
-            position = int(begin[axis]) % size
-            taken.append(range(position, position + 1))
-            squeezed.append(axis)
-            continue
-        if begin_mask is not None and bool(begin_mask[axis]):
-            first = None
-        if end_mask is not None and bool(end_mask[axis]):
-            last = None
-        taken.append(range(*slice(first, last, step).indices(size)))
-    return taken, tuple(squeezed)
+    places = torch.arange(x.numel()).reshape(x.shape)
+    replaced = slice_by_index(places, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    return x.flatten().index_copy(0, replaced.flatten(), update.to(x.dtype).flatten()).reshape(x.shape)
 
 
 def _take(x: Tensor, axis: int, positions: range) -> Tensor:
