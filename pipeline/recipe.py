@@ -108,11 +108,45 @@ class TrainingConfig(Setting):
     augment: Augmentation = Augmentation()
 
 
+class TeacherConfig(TrainingConfig):
+    """Training with the original as teacher (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)."""
+
+    temperature: float = Field(4.0, gt=0)
+    alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's loss; the rest is the labels'")
+
+    @model_validator(mode="after")
+    def _mixed_images_need_the_teacher(self) -> TeacherConfig:
+        if self.alpha == 0 and self.augment.mixup + self.augment.cutmix > 0:
+            raise ValueError("only the teacher can label mixed images: raise alpha, or leave mixup and cutmix out")
+        return self
+
+
 Importance = Literal["l1", "l2", "bn_scale", "taylor", "activation"]
 
 
+class Sparsity(Setting):
+    """Single weights at zero, which no runtime here turns into size or speed: the smallest of every layer."""
+
+    ratio: float | None = Field(None, gt=0, lt=1, description="share of zeros in every layer")
+    pattern: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="[2, 4]: the 2 largest of every 4 neighbours along the inputs stay"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> Sparsity:
+        if (self.ratio is None) == (self.pattern is None):
+            raise ValueError("give either ratio or pattern")
+        if self.pattern is not None and self.pattern[0] >= self.pattern[1]:
+            raise ValueError("pattern: [N, M] keeps N of M, and N must be the smaller")
+        return self
+
+
 class PruneConfig(Setting):
-    """Structured pruning: whole channels are removed until every budget is met. Ratios are shares of the original."""
+    """Structured pruning: whole channels are removed until every budget is met. Ratios are shares of the original.
+
+    Residual blocks leave first (``blocks_ratio``), then channels, then single weights become zero (``sparsity``). With
+    ``iterations`` the budgets are approached in equal relative steps, with ``recover`` training after each.
+    """
 
     macs_ratio: Ratio | None = Field(None, description="multiply-accumulates to keep")
     parameters_ratio: Ratio | None = Field(None, description="parameters to keep")
@@ -129,6 +163,12 @@ class PruneConfig(Setting):
     )
     round_to: PositiveInt = Field(8, description="kept channels are a multiple of this")
     max_layer_ratio: Ratio = Field(0.9, description="never remove more than this share of one layer")
+    blocks_ratio: Ratio | None = Field(
+        None, description="share of the residual blocks to remove whole: those that move the outputs least"
+    )
+    sparsity: Sparsity | None = None
+    iterations: PositiveInt = Field(1, description="reach the budgets in this many rounds")
+    recover: TeacherConfig | None = Field(None, description="training after every round, with the original as teacher")
     skip: tuple[str, ...] = Field((), description="names of modules to leave alone")
 
     @model_validator(mode="after")
@@ -136,23 +176,13 @@ class PruneConfig(Setting):
         timed = self.latency_ratio is not None or self.max_latency_ns is not None
         counted = (self.macs_ratio, self.parameters_ratio, self.size_ratio)
         limits = (self.max_macs, self.max_parameters, self.max_size_bytes)
-        if not timed and all(budget is None for budget in (*counted, *limits)):
+        others = (self.blocks_ratio, self.sparsity)
+        if not timed and all(wanted is None for wanted in (*counted, *limits, *others)):
             raise ValueError("give a budget, such as macs_ratio")
+        if self.iterations > 1 and self.recover is None:
+            raise ValueError("rounds without training between them are one: add recover: {epochs: 1}")
         if timed and self.latency_target is None:
             raise ValueError("say where latency is measured: latency_target: onnx")
-        return self
-
-
-class TeacherConfig(TrainingConfig):
-    """Training with the original as teacher (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)."""
-
-    temperature: float = Field(4.0, gt=0)
-    alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's loss; the rest is the labels'")
-
-    @model_validator(mode="after")
-    def _mixed_images_need_the_teacher(self) -> TeacherConfig:
-        if self.alpha == 0 and self.augment.mixup + self.augment.cutmix > 0:
-            raise ValueError("only the teacher can label mixed images: raise alpha, or leave mixup and cutmix out")
         return self
 
 
@@ -283,6 +313,14 @@ EthosU = Literal[
 ]
 
 
+class AndroidConfig(Setting):
+    """A phone that is connected over adb."""
+
+    benchmark_tool: Path = Field(description="LiteRT's benchmark_model, built for the phone; an absolute path")
+    serial: str | None = Field(None, description="as 'adb devices' prints it; the only phone when absent")
+    threads: PositiveInt = 1
+
+
 class TfliteConfig(Setting):
     """The TFLite target's options."""
 
@@ -296,6 +334,11 @@ class TfliteConfig(Setting):
         None,
         description="also score with the plain kernels that NPUs follow, some 30 times slower than XNNPACK; "
         "where absent, when a sample takes them less than 20 ms",
+    )
+    gpu: bool = Field(False, description="note what LiteRT's analyzer says of its GPU delegate; it says little")
+    android: AndroidConfig | None = Field(None, description="time the model on a phone")
+    aot: tuple[Annotated[str, Field(pattern=r"^\w+:\w+$")], ...] = Field(
+        (), description="chips to compile for ahead of time: qualcomm:SM8650, mediatek:MT6989, google_tensor:Tensor_G5"
     )
     variants: tuple[Literal["fp16", "int8_dynamic"], ...] = Field(
         (), description="forms of the original to compare with, beside FP32"
@@ -380,6 +423,9 @@ class Recipe(Setting):
         verbs = [step.name for step in self.stages]
         if "quantize" in verbs[:-1]:
             raise ValueError(f"stages run in the order written, and nothing can follow quantize: {', '.join(verbs)}")
+        zeroed = next((index for index, step in enumerate(self.stages) if step.prune and step.prune.sparsity), None)
+        if zeroed is not None and "distill" in verbs[zeroed:]:
+            raise ValueError("distill would fill the zeros of prune.sparsity: train in prune.recover, or distill first")
         targets = [step.name for step in self.targets]
         if len(set(targets)) != len(targets):
             raise ValueError(f"each target can be listed once: {', '.join(targets)}")

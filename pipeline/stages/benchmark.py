@@ -110,7 +110,8 @@ def _score(artifact: ModelArtifact, ready: Sequence[_Artefacts], samples: Sample
 
 
 def _score_batch(run: _Run, batch: Batch, expected: tuple[Tensor, ...], quantized: tuple[Tensor, ...]) -> None:
-    outputs = session_predictor(run.session, run.lowered.batch_size)(batch.inputs)
+    batch_size = getattr(run.session, "batch_size", run.lowered.batch_size)  # a cross-check may take any
+    outputs = session_predictor(run.session, batch_size)(batch.inputs)
     run.against_original.update(outputs, expected, batch.labels)
     run.against_program.update(outputs, quantized)
 

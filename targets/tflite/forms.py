@@ -8,11 +8,17 @@ of those kernels. Every rewrite below keeps the real values of the program, up t
    factor into their scales (see `absorb`).
 2. A max pool pads with zeros where no value is negative: PAD is delegated, PADV2 with minus infinity is not.
 3. An average pool is a depthwise convolution with equal weights for the CPU (XNNPACK has no int8 AVERAGE_POOL_2D).
+4. A mean over height and width is a global average pool, which the converter keeps in NHWC: Vela takes no mean over
+   what looks to it like depth.
+5. The first convolution, where its stride is 2 and the image has at most four channels, reads pairs of neighbouring
+   pixels as one pixel of twice the channels, for the CPU: XNNPACK's kernels read channels eight at a time, so that
+   three of them waste more than half of the work. Weights move to where their pixels went; the new places hold zeros.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -40,15 +46,17 @@ LINEAR = {  # f(c x) = c f(x)
 }
 
 
-def rewrite(program: GraphModule, goal: Goal) -> None:
-    """Bring a captured program's operators into the forms above, in place."""
+def rewrite(program: GraphModule, goal: Goal) -> Counter[str]:
+    """Bring a captured program's operators into the forms above, in place, and count the operators that changed."""
+    changed: Counter[str] = Counter()
     for node in list(program.graph.nodes):
         form = FORMS.get(node.target)
-        if form is not None and not node._erased:
-            form(program, node, goal)
+        if form is not None and not node._erased and form(program, node, goal):
+            changed[node.target.__name__.partition(".")[0].rstrip("_")] += 1
     program.graph.eliminate_dead_code()
     program.graph.lint()
     program.recompile()
+    return changed
 
 
 def _args(node: Node, *defaults: Any) -> tuple[Any, ...]:
@@ -70,9 +78,14 @@ def _through_int8(graph: Graph, x: Node, scale: float, zero_point: int) -> Node:
     return graph.call_function(dequantize, (graph.call_function(quantize, (x, *parameters)), *parameters))
 
 
-def _hardswish(program: GraphModule, node: Node, goal: Goal) -> None:
+def _through_int8_like(graph: Graph, x: Node, like: Node) -> Node:
+    """``x`` through the integers of ``like``, where that is dequantized from any."""
+    return _through_int8(graph, x, *_args(like)[1:3]) if like.target in (quantize, dequantize) else x
+
+
+def _hardswish(program: GraphModule, node: Node, goal: Goal) -> bool:
     if goal == "npu" or not _between_quantizers(node):
-        return
+        return False
     graph, x = program.graph, _args(node)[0]
     with graph.inserting_before(node):
         shifted = graph.call_function(aten.relu6.default, (graph.call_function(aten.add.Tensor, (x, 3.0)),))
@@ -84,6 +97,7 @@ def _hardswish(program: GraphModule, node: Node, goal: Goal) -> None:
         node.replace_all_uses_with(graph.call_function(aten.mul.Tensor, (x, gate)))
     for edit in edits or ():
         edit()
+    return True
 
 
 def keep_requantizations_apart(program: GraphModule) -> int:
@@ -157,20 +171,29 @@ def _has_own_quantized_weight(node: Node) -> bool:
 
 def _shrink_weight(program: GraphModule, node: Node, factor: float) -> None:
     """Divide a weight's values and scales, so that the integers stay what they are."""
+    quantizer = _args(_args(node)[1])[0]
+    values, steps, zero_points = (_value(program, source) for source in _args(quantizer)[:3])
+    settings = _args(quantizer)[3:]
+    integers = torch.ops.quantized_decomposed.quantize_per_channel(values, steps, zero_points, *settings)
+    per_channel = [-1 if dimension == settings[0] else 1 for dimension in range(values.ndim)]
+    shrunk = steps / factor
+    _replace_weight(program, node, integers.float() * shrunk.view(per_channel), shrunk)
+
+
+def _replace_weight(program: GraphModule, node: Node, values: torch.Tensor, scales: torch.Tensor) -> None:
     dequantizer = _args(node)[1]
     quantizer = _args(dequantizer)[0]
-    weight, scales, zero_points, axis, low, high, dtype = _args(quantizer)
-    values, steps = (operator.attrgetter(source.target)(program) for source in (weight, scales))
-    integers = torch.ops.quantized_decomposed.quantize_per_channel(
-        values, steps, operator.attrgetter(zero_points.target)(program), axis, low, high, dtype
-    )
-    per_channel = [-1 if dimension == axis else 1 for dimension in range(values.ndim)]
-    shrunk = steps / factor
     with program.graph.inserting_before(quantizer):
-        new_weight = _constant(program, f"{node.name}_weight", integers.float() * shrunk.view(per_channel))
-        new_scales = _constant(program, f"{node.name}_scales", shrunk)
+        new_weight = _constant(program, f"{node.name}_weight", values)
+        new_scales = _constant(program, f"{node.name}_scales", scales)
     quantizer.args = (new_weight, new_scales, *_args(quantizer)[2:])
     dequantizer.args = (quantizer, new_scales, *_args(dequantizer)[2:])
+
+
+def _value(program: GraphModule, constant: Node) -> torch.Tensor:
+    value = operator.attrgetter(constant.target)(program)
+    assert isinstance(value, torch.Tensor)
+    return value.detach()
 
 
 def _constant(program: GraphModule, name: str, value: torch.Tensor) -> Node:
@@ -180,29 +203,31 @@ def _constant(program: GraphModule, name: str, value: torch.Tensor) -> Node:
     return program.graph.get_attr(name)
 
 
-def _max_pool(program: GraphModule, node: Node, goal: Goal) -> None:  # noqa: ARG001
+def _max_pool(program: GraphModule, node: Node, goal: Goal) -> bool:  # noqa: ARG001
     x, kernel, stride, padding, dilation, ceil_mode = _args(node, None, None, [], 0, 1, False)
     height, width = (padding, padding) if isinstance(padding, int) else (padding[0], padding[-1])
     if not (height or width) or ceil_mode or not _never_negative(x):
-        return
+        return False
     graph = program.graph
     with graph.inserting_before(node):
         padded = graph.call_function(aten.constant_pad_nd.default, (x, [width, width, height, height], 0.0))
-        if _is(x, dequantize):
-            padded = _through_int8(graph, padded, *_args(x)[1:3])
+        padded = _through_int8_like(graph, padded, x)
         node.args = (padded, kernel, stride, 0, dilation, ceil_mode)
+    return True
 
 
 def _never_negative(x: Node) -> bool:
-    return x.target in (aten.relu.default, aten.relu6.default) or (_is(x, dequantize) and _args(x)[2] == QMIN)
+    if x.target in (quantize, dequantize):  # zero has an integer, so rounding keeps the sign
+        return _args(x)[2] == QMIN or _never_negative(_args(x)[0])
+    return x.target in (aten.relu.default, aten.relu_.default, aten.relu6.default)
 
 
-def _avg_pool(program: GraphModule, node: Node, goal: Goal) -> None:
+def _avg_pool(program: GraphModule, node: Node, goal: Goal) -> bool:
     if goal == "npu" or not _between_quantizers(node):
-        return
+        return False
     x, kernel, stride, padding, ceil_mode, padding_counts, divisor = _args(node, None, None, [], 0, False, True, None)
     if ceil_mode or divisor is not None or (padding not in (0, [0], [0, 0]) and not padding_counts):
-        return
+        return False
     height, width = (kernel, kernel) if isinstance(kernel, int) else (kernel[0], kernel[-1])
     channels = node.meta["val"].shape[1]
     graph = program.graph
@@ -212,6 +237,7 @@ def _avg_pool(program: GraphModule, node: Node, goal: Goal) -> None:
             aten.conv2d.default, (x, weight, None, stride or [height, width], padding or [0, 0], [1, 1], channels)
         )
     node.replace_all_uses_with(pooled)
+    return True
 
 
 def _equal_weights(program: GraphModule, name: str, channels: int, height: int, width: int) -> Node:
@@ -227,9 +253,73 @@ def _equal_weights(program: GraphModule, name: str, channels: int, height: int, 
     return program.graph.call_function(dequantize_per_channel, (quantized, *values[1:], *settings))
 
 
-FORMS: dict[object, Callable[[GraphModule, Node, Goal], None]] = {
+def _mean(program: GraphModule, node: Node, goal: Goal) -> bool:  # noqa: ARG001
+    x, dimensions, keep = _args(node, None, None, False)
+    if not _between_quantizers(node) or x.meta["val"].ndim != 4 or {axis % 4 for axis in dimensions} != {2, 3}:
+        return False
+    graph = program.graph
+    with graph.inserting_before(node):
+        pooled = graph.call_function(aten.adaptive_avg_pool2d.default, (x, [1, 1]))
+        if not keep:
+            integers = _through_int8_like(graph, pooled, next(iter(node.users)))
+            pooled = graph.call_function(aten.flatten.using_ints, (integers, 1))
+    node.replace_all_uses_with(pooled)
+    return True
+
+
+def _first_convolution(program: GraphModule, node: Node, goal: Goal) -> bool:
+    x, _, bias, stride, padding, dilation, groups = _args(node, None, None, None, [1, 1], [0, 0], [1, 1], 1)
+    if goal == "npu" or not _reads_an_input(x) or not _has_own_quantized_weight(node):
+        return False
+    batch, channels, height, width = x.meta["val"].shape
+    weight, scales, *_ = (_value(program, source) for source in _args(_args(_args(node)[1])[0])[:2])
+    outputs, _, rows, columns = weight.shape
+    across = _pair_columns(columns, padding[-1], width)
+    if channels > 4 or stride[-1] != 2 or width % 2 or columns < 2 or groups != 1 or set(dilation) != {1} or not across:
+        return False
+    left, right, taps = across
+    tall = (height + 2 * padding[0] - rows) // stride[0] + 1
+    bottom = max(0, (tall - 1) * stride[0] + rows - padding[0] - height)
+    paired = torch.zeros(outputs, 2 * channels, rows, taps)
+    for column in range(columns):
+        pair, side = divmod(column - padding[-1], 2)
+        paired[:, side * channels : (side + 1) * channels, :, pair + left] = weight[..., column]
+    graph = program.graph
+    with graph.inserting_before(node):
+        last = graph.call_function(aten.permute.default, (x, [0, 2, 3, 1]))
+        pairs = graph.call_function(aten.reshape.default, (last, [batch, height, width // 2, 2 * channels]))
+        packed = _through_int8_like(graph, pairs, x)
+        edges = [0, 0, left, right, padding[0], bottom]
+        padded = _through_int8_like(graph, graph.call_function(aten.constant_pad_nd.default, (packed, edges, 0.0)), x)
+        padded = graph.call_function(aten.permute.default, (padded, [0, 3, 1, 2]))
+    _replace_weight(program, node, paired, scales)
+    node.args = (padded, _args(node)[1], bias, [stride[0], 1], [0, 0], [1, 1], 1)
+    return True
+
+
+def _pair_columns(columns: int, padding: int, width: int) -> tuple[int, int, int] | None:
+    """Pairs to pad with on the left and on the right, and pairs that a kernel of stride 2 covers.
+
+    Output j reads the pixels ``2 j + a - padding`` for the kernel's columns a.
+
+    >>> _pair_columns(columns=7, padding=3, width=224)  # pixels -3 to 3 lie in the pairs -2 to 1
+    (2, 1, 4)
+    """
+    first, last = (-padding) // 2, (columns - 1 - padding) // 2
+    wide = (width + 2 * padding - columns) // 2 + 1
+    right = wide + last - width // 2
+    return (-first, right, last - first + 1) if first <= 0 <= right else None
+
+
+def _reads_an_input(x: Node) -> bool:
+    return _is(x, dequantize) and _is(_args(x)[0], quantize) and _args(_args(x)[0])[0].op == "placeholder"
+
+
+FORMS: dict[object, Callable[[GraphModule, Node, Goal], bool]] = {
     aten.hardswish.default: _hardswish,
     aten.hardswish_.default: _hardswish,
     aten.max_pool2d.default: _max_pool,
     aten.avg_pool2d.default: _avg_pool,
+    aten.mean.dim: _mean,
+    aten.conv2d.default: _first_convolution,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +9,97 @@ from torch import Tensor, nn
 
 from pipeline.core import ModelArtifact, TargetError
 from pipeline.program import capture, example_inputs
-from pipeline.target import Lowered
-from targets.tflite import flatbuffer, forms
+from pipeline.recipe import TfliteConfig
+from pipeline.target import Lowered, Variant
+from targets.tflite import comparison, flatbuffer, forms, gpu, interface, layout, placement
 from targets.tflite.sdk import litert_torch, quiet
+from targets.tflite.session import interpreter
 
 BATCH_SIZE = 1
 SAME_SCALE = "violate the same scale constraint"  # the converter merged two sets of parameters that are meant to differ
 
 
-def lower(artifact: ModelArtifact, out_dir: Path, *, name: str, goal: forms.Goal = "cpu") -> Lowered:
+def lower(
+    artifact: ModelArtifact, config: TfliteConfig, out_dir: Path, *, name: str, variant: Variant | None = None
+) -> Lowered:
     """Write ``out_dir/name.tflite`` for batch 1, its signature named as the model's inputs and outputs.
 
     Raises:
-        TargetError: The converter has no TFLite form for the program; the message holds the converter's reason.
+        TargetError: The converter has no TFLite form for the program, or LiteRT does not load what it wrote: a custom
+            operator, a rank that no kernel takes. The message holds the tool's own reason.
     """
     path = out_dir / f"{name}.tflite"
-    program = capture(artifact.module, artifact.inputs, batch_size=BATCH_SIZE).module()
-    forms.rewrite(program, goal)
-    inputs = example_inputs(artifact.inputs, BATCH_SIZE)
-    notes: tuple[str, ...] = ()
-    try:
-        content = convert(program, inputs, quantized=artifact.quantized)
-    except TargetError as error:
-        if SAME_SCALE not in error.problem:
-            raise
-        apart = forms.keep_requantizations_apart(program)
-        notes = (f"{apart} changes of quantization parameters pass through float",)
-        content = convert(program, inputs, quantized=artifact.quantized)
-    model = flatbuffer.read_model(content)
-    name_signature(model, [spec.name for spec in artifact.inputs], artifact.outputs)
-    flatbuffer.write_model(flatbuffer.serialize(model), path)
+    content, notes = translate(artifact, config.optimize_for)
+    if variant is not None:
+        content = comparison.encode(content, variant)
+    made: Variant = variant or ("int8" if artifact.quantized else "fp32")
+    flatbuffer.write_model(finish(content, artifact, config, made), path)
+    _verify(path)
+    if artifact.quantized and notes:
+        notes += _without_forms(artifact, config, path)
+    if config.gpu:
+        notes += gpu.compatibility(path)
     return Lowered(
         path=path,
-        variant="int8" if artifact.quantized else "fp32",
+        variant=made,
         inputs=artifact.inputs,
         outputs=artifact.outputs,
         batch_size=BATCH_SIZE,
         notes=notes,
     )
+
+
+def _verify(path: Path) -> None:
+    """Load what was written; a file that LiteRT refuses is removed."""
+    try:
+        interpreter(path)
+    except (ValueError, RuntimeError) as error:
+        path.unlink()
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TargetError(f"LiteRT cannot run the converted model: {reason}", where=path.name) from error
+
+
+def _without_forms(artifact: ModelArtifact, config: TfliteConfig, path: Path) -> tuple[str, ...]:
+    """Record where the operators would run without our forms; say so where that model cannot even be made."""
+    try:
+        content, _ = translate(artifact, None)
+    except TargetError as error:
+        return (f"without our forms: {error.problem}",)
+    placement.record_before(finish(content, artifact, config, "int8"), path, config.npu)
+    return ()
+
+
+def translate(artifact: ModelArtifact, goal: forms.Goal | None) -> tuple[bytes, tuple[str, ...]]:
+    """A program as TFLite bytes, and what a reader of the report should know of them.
+
+    Args:
+        goal: None leaves the operators as the converter takes them.
+    """
+    program = capture(artifact.module, artifact.inputs, batch_size=BATCH_SIZE).module()
+    changed = forms.rewrite(program, goal) if goal is not None else {}
+    notes = [f"{count} x {op} rewritten for the {goal}" for op, count in sorted(changed.items())]
+    inputs = example_inputs(artifact.inputs, BATCH_SIZE)
+    try:
+        return convert(program, inputs, quantized=artifact.quantized), tuple(notes)
+    except TargetError as error:
+        if SAME_SCALE not in error.problem:
+            raise
+        apart = forms.keep_requantizations_apart(program)
+        notes.append(f"{apart} changes of quantization parameters pass through float")
+        return convert(program, inputs, quantized=artifact.quantized), tuple(notes)
+
+
+def finish(content: bytes, artifact: ModelArtifact, config: TfliteConfig, variant: Variant) -> bytes:
+    """Give a converted model its names, layout and number types, and let it say what it is."""
+    model = flatbuffer.read_model(content)
+    interface.name_signature(model, [spec.name for spec in artifact.inputs], artifact.outputs)
+    layout.pad_in_place(model)
+    if config.input_layout == "nhwc":
+        layout.take_channels_last(model)
+    flatbuffer.drop_unused_tensors(model)
+    interface.exchange(model, config.io)
+    interface.describe(model, artifact, variant=variant, layout=config.input_layout)
+    return flatbuffer.serialize(model)
 
 
 def convert(module: nn.Module, inputs: tuple[Tensor, ...], *, quantized: bool) -> bytes:
@@ -85,22 +137,3 @@ def _reason(error: Exception, native_log: str) -> str:
     said_by_mlir = (line.partition("error:")[2].strip() for line in native_log.splitlines() if "error:" in line)
     said_by_python = (line.strip() for line in str(error).splitlines() if line.strip())
     return next(said_by_mlir, "") or next(said_by_python, "") or type(error).__name__
-
-
-def name_signature(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Give the default signature's ``args_<i>`` and ``output_<i>`` the model's own names and order.
-
-    Raises:
-        TargetError: The converter dropped an input that no operator reads.
-    """
-    signature = model.signatureDefs[0]
-    for ports, names in ((signature.inputs, inputs), (signature.outputs, outputs)):
-        ports.sort(key=lambda port: int(port.name.decode().rpartition("_")[2]))
-        if len(ports) != len(names):
-            raise TargetError(
-                f"the converted model has {len(ports)} ports where the model has {len(names)}: {', '.join(names)}"
-            )
-        for port, port_name in zip(ports, names, strict=True):
-            port.name = port_name.encode()
-    model.subgraphs[0].inputs = [port.tensorIndex for port in signature.inputs]
-    model.subgraphs[0].outputs = [port.tensorIndex for port in signature.outputs]

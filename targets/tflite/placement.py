@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -9,15 +11,54 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from pipeline.core import TargetError
 from pipeline.target import Fallback, Placement
 from targets.tflite.session import interpreter
+from targets.tflite.vela import compile_for
 
 OUTSIDE = "outside the XNNPACK delegate"
 IN_FLOAT = "computed in float in an integer model"
 
 
+DELEGATE = "XNNPACK"
+BEFORE = TypeAdapter(dict[str, Placement])
+
+
+def record_before(content: bytes, path: Path, npus: Sequence[str]) -> None:
+    """Keep, next to the model at ``path``, where the operators of the same model without our forms would run.
+
+    Args:
+        content: That model.
+        npus: Ethos-U configurations to compile it for; one that Vela refuses is left out.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / path.name
+        plain.write_bytes(content)
+        found = {DELEGATE: _in_delegate(plain)}
+        for npu in npus:
+            with contextlib.suppress(TargetError):
+                found[npu] = compile_for(plain, npu).placement
+    _before_file(path).write_bytes(BEFORE.dump_json(found))
+
+
+def read_before(path: Path, where: str = DELEGATE) -> Placement | None:
+    """What `record_before` kept for the delegate or for one NPU; None where the model was not rewritten."""
+    file = _before_file(path)
+    return BEFORE.validate_json(file.read_bytes()).get(where) if file.is_file() else None
+
+
+def _before_file(path: Path) -> Path:
+    return path.with_suffix(".before.json")
+
+
 def placement(path: Path) -> Placement:
+    """Where a model's operators run, and where they would without our forms."""
+    return _in_delegate(path).model_copy(update={"before": read_before(path)})
+
+
+def _in_delegate(path: Path) -> Placement:
     """Ask LiteRT's interpreter what its delegate took over.
 
     An operator counts as accelerated inside a delegate partition; in a model with integer weights it must also work

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from pipeline.core import ModelArtifact
 from pipeline.recipe import TfliteConfig
-from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped, Variant
+from pipeline.target import Capabilities, Estimated, Latency, Lowered, Placement, Session, Skipped, Variant
 from targets.tflite.capabilities import CAPABILITIES
+
+SLOW_S = 0.02
+"""Seconds of one sample in the reference kernels above which they are run only where the recipe asks for it."""
 
 
 class TfliteTarget:
@@ -34,28 +37,48 @@ class TfliteTarget:
     def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.tflite.lowering import lower
 
-        assert variant is None  # none is offered yet
-        return lower(artifact, out_dir, name=name, goal=self._config.optimize_for)
+        return lower(artifact, self._config, out_dir, name=name, variant=variant)
 
     def open(self, path: Path) -> Lowered:
         from targets.tflite.session import read_interface
 
         return read_interface(path)
 
-    def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:
+    def estimates(self, lowered: Lowered) -> tuple[Latency, ...]:
+        from targets.tflite.android import time_on_phone
+        from targets.tflite.aot import compile_ahead
+        from targets.tflite.placement import read_before
         from targets.tflite.vela import estimate
 
-        return tuple(estimate(lowered.path, configuration) for configuration in self._config.npu)
+        config = self._config
+        return (
+            *(_with_before(estimate(lowered.path, npu), read_before(lowered.path, npu)) for npu in config.npu),
+            *(compile_ahead(lowered.path, chip) for chip in config.aot),
+            *(() if config.android is None else (time_on_phone(lowered.path, config.android),)),
+        )
 
     def load(self, lowered: Lowered, *, threads: int) -> Session:
         from targets.tflite.session import LitertSession
 
         return LitertSession(lowered.path, threads=threads)
 
-    def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:  # noqa: ARG002
-        return ()
+    def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:
+        from targets.tflite.session import ReferenceSession
+
+        if lowered.variant != "int8" or self._config.reference_kernels is False:
+            return ()
+        session = ReferenceSession(lowered.path)
+        slow = self._config.reference_kernels is None and session.seconds_per_sample() > SLOW_S
+        return () if slow else (session,)
 
     def placement(self, lowered: Lowered) -> Placement:
         from targets.tflite.placement import placement
 
         return placement(lowered.path)
+
+
+def _with_before(latency: Estimated | Skipped, before: Placement | None) -> Estimated | Skipped:
+    """An estimate whose placement also says where the operators would run without our forms."""
+    if not isinstance(latency, Estimated) or latency.placement is None:
+        return latency
+    return latency.model_copy(update={"placement": latency.placement.model_copy(update={"before": before})})

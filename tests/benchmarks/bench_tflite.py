@@ -1,16 +1,20 @@
 """LiteRT side by side: ours, ai-edge-quantizer, TensorFlow's converter and FP32 on published networks, interleaved.
 
-    python tests/benchmarks/bench_tflite.py [--networks resnet18 …] [--threads 1 2]
+    python tests/benchmarks/bench_tflite.py [--networks resnet18 …] [--threads 1 2] [--files folder] [--results file]
 
 ai-edge-quantizer gets the FP32 ``.tflite`` and the calibration images, with its static recipe (int8 activations, int8
 weights per channel). TensorFlow's own converter cannot read PyTorch: it gets the Keras twin of the architecture where
-Keras has one, and a representative data set. Every file runs in LiteRT with XNNPACK at batch 1; one call is one
-``invoke``. A ratio below 1 means that ours is faster. The band is half the spread between the quartiles of both.
+Keras has one, and a representative data set. Every file takes NHWC images, as Keras networks do, and runs in LiteRT
+with XNNPACK at batch 1; one call is one ``invoke``. A ratio below 1 means that ours is faster. The band is half the
+spread between the quartiles of both. ``--files`` keeps the files, so that measuring can be done apart from making them;
+``--results`` writes a JSON file with the medians, in which a row replaces the older one of its network and threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import logging
 import math
 import statistics
@@ -27,17 +31,20 @@ from bench_onnx import CALIBRATION_IMAGES, Images, half_spread
 import targets
 from pipeline.core import ModelArtifact
 from pipeline.data import from_dataset
-from pipeline.recipe import Budget, QuantizeConfig
+from pipeline.machine import cpu_name
+from pipeline.recipe import Budget, QuantizeConfig, TfliteConfig
 from pipeline.stages.benchmark import Candidate, interleave
 from pipeline.stages.quantize import quantize
 from targets.tflite.sdk import quiet
 from targets.tflite.session import interpreter
 
+TARGET = targets.get("tflite", TfliteConfig(input_layout="nhwc"))
+
 
 def ours(artifact: ModelArtifact, fp32: Path, out: Path) -> Path:  # noqa: ARG001
     config = QuantizeConfig(observers=("minmax",), bias_correction=False, mixed_precision=False)
     program = quantize(artifact, config, from_dataset(Images(), artifact.inputs), budget=Budget(metric="agreement"))
-    return targets.get("tflite").lower(program, out, name="ours").path
+    return TARGET.lower(program, out, name="ours").path
 
 
 def ai_edge_quantizer(artifact: ModelArtifact, fp32: Path, out: Path) -> Path:  # noqa: ARG001
@@ -46,7 +53,8 @@ def ai_edge_quantizer(artifact: ModelArtifact, fp32: Path, out: Path) -> Path:  
     peer = quantizer.Quantizer(str(fp32))
     peer.load_quantization_recipe(recipe.static_wi8_ai8())
     path = out / "ai_edge_quantizer.tflite"
-    peer.quantize(peer.calibrate({"serving_default": list(Images().feeds())})).export_model(str(path))
+    feeds = [{"image": feed["image"].transpose(0, 2, 3, 1)} for feed in Images().feeds()]
+    peer.quantize(peer.calibrate({"serving_default": feeds})).export_model(str(path))
     return path
 
 
@@ -79,16 +87,22 @@ COLUMNS = ("fp32", *PEERS, "tensorflow")
 
 
 def files(name: str, out: Path) -> dict[str, Path]:
-    """The network's file from every tool; a tool that fails is reported and left out."""
+    """The network's file from every tool, made where it is not there; a tool that fails is reported and left out."""
+    out.mkdir(parents=True, exist_ok=True)
     artifact = networks.build(name)
-    made = {"fp32": targets.get("tflite").lower(artifact.original(), out, name="fp32").path}
+    made = {"fp32": out / "fp32.tflite"}
+    if not made["fp32"].exists():
+        TARGET.lower(artifact.original(), out, name="fp32")
     for peer, make in PEERS.items():
+        path = out / f"{peer}.tflite"
         try:
-            made[peer] = make(artifact, made["fp32"], out)
+            made[peer] = path if path.exists() else make(artifact, made["fp32"], out)
         except Exception as error:
             print(f"{name}: {peer} failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-    with quiet():
-        twin = tensorflow(name, out)
+    twin: Path | None = out / "tensorflow.tflite"
+    if twin is not None and not twin.exists():
+        with quiet():
+            twin = tensorflow(name, out)
     return made if twin is None else {**made, "tensorflow": twin}
 
 
@@ -115,6 +129,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(networks.FACTORIES), choices=list(networks.FACTORIES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time per tool and row")
+    parser.add_argument("--files", type=Path, help="folder that keeps the files of every network")
+    parser.add_argument("--results", type=Path, help="JSON file to put the medians into")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -123,22 +139,45 @@ def main() -> None:
     print(f"calibrated on {CALIBRATION_IMAGES} images; milliseconds per image, batch 1")
     print(f"{'network':20} threads partitions |" + "".join(f"{label:>18}" for label in COLUMNS), end="")
     print(" | fp32/ours  ours/best peer   band")
-    for name in arguments.networks:
-        with tempfile.TemporaryDirectory() as folder:
-            made = files(name, Path(folder))
-            for threads in arguments.threads:
-                candidates = [candidate(label, path, threads) for label, path in made.items()]
-                taken = dict(zip(made, interleave(candidates, seconds_per_candidate=arguments.seconds), strict=True))
-                samples = {label: samples for label, (_, samples) in taken.items()}
-                medians = {label: statistics.median(values) for label, values in samples.items()}
-                best = min((medians[label], label) for label in medians if label not in ("fp32", "ours"))
-                ratio = medians["ours"] / best[0]
-                ratios.append(ratio)
-                band = half_spread(samples["ours"]) + half_spread(samples[best[1]])
-                cells = "".join(f"{medians.get(label, math.nan) / 1e6:18.3f}" for label in COLUMNS)
-                print(f"{name:20} {threads:7} {partitions(made['ours']):10} |{cells}", end="")
-                print(f" |{medians['fp32'] / medians['ours']:9.2f}x {ratio:15.3f} {band:6.1%}", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.files or Path(temporary)
+        for name, threads in itertools.product(arguments.networks, arguments.threads):
+            row = measure(name, files(name, folder / name), threads, arguments.seconds)
+            ratios.append(row["ratio"])
+            cells = "".join(f"{row['median_ms'].get(label, math.nan):18.3f}" for label in COLUMNS)
+            print(f"{name:20} {threads:7} {row['partitions']:10} |{cells}", end="")
+            print(f" |{row['speedup_vs_fp32']:9.2f}x {row['ratio']:15.3f} {row['band']:6.1%}", flush=True)
+            if arguments.results is not None:
+                keep(row, arguments.results)
     print(f"geometric mean of ours / best peer: {statistics.geometric_mean(ratios):.3f}")
+
+
+def measure(name: str, made: dict[str, Path], threads: int, seconds: float) -> dict[str, Any]:
+    """One row of the table, from one interleaved run."""
+    candidates = [candidate(label, path, threads) for label, path in made.items()]
+    taken = dict(zip(made, interleave(candidates, seconds_per_candidate=seconds), strict=True))
+    samples = {label: samples for label, (_, samples) in taken.items()}
+    medians = {label: statistics.median(values) / 1e6 for label, values in samples.items()}
+    best = min((median, label) for label, median in medians.items() if label not in ("fp32", "ours"))[1]
+    return {
+        "network": name,
+        "threads": threads,
+        "cpu": cpu_name(),
+        "partitions": partitions(made["ours"]),
+        "median_ms": {label: round(median, 4) for label, median in medians.items()},
+        "best_peer": best,
+        "ratio": round(medians["ours"] / medians[best], 4),
+        "band": round(half_spread(samples["ours"]) + half_spread(samples[best]), 4),
+        "speedup_vs_fp32": round(medians["fp32"] / medians["ours"], 3),
+    }
+
+
+def keep(row: dict[str, Any], path: Path) -> None:
+    """Put a row into the results, in place of the one it repeats."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    others = [old for old in rows if (old["network"], old["threads"]) != (row["network"], row["threads"])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([*others, row], indent=1) + "\n")
 
 
 if __name__ == "__main__":

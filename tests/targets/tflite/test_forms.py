@@ -150,3 +150,39 @@ def test_rewrite_leaves_an_average_pool_alone_when_its_padding_does_not_count():
 def test_rewrite_changes_nothing_when_the_program_is_float():
     module = nn.Sequential(nn.Hardswish(), nn.AvgPool2d(2), nn.ReLU())
     assert targets(rewritten(module)) == targets(captured(module))
+
+
+@pytest.mark.parametrize(("size", "channels"), [((10, 10), 3), ((9, 12), 1), ((8, 6), 4)])
+def test_rewrite_pairs_the_pixels_of_a_strided_first_convolution_with_equal_values(size, channels):
+    module = QuantizedConv(channels, 8, stride=2)
+    specs = artifact(module, (channels, *size), quantized=True).inputs
+    program = capture(module.eval(), specs, batch_size=1).module()
+    assert rewrite(program, "cpu") == {"conv2d": 1}
+    (x,) = example_inputs(specs)
+    assert torch.equal(program(3 * x), module(3 * x))
+    (conv,) = [node for node in program.graph.nodes if node.target is aten.conv2d.default]
+    assert conv.args[3] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "goal"),
+    [
+        (QuantizedConv(3, 8, stride=1), (3, 10, 10), "cpu"),
+        (QuantizedConv(3, 8, stride=2), (3, 10, 9), "cpu"),
+        (QuantizedConv(8, 8, stride=2), (8, 10, 10), "cpu"),
+        (QuantizedConv(3, 8, stride=2), (3, 10, 10), "npu"),
+    ],
+    ids=["no stride", "odd width", "many channels", "npu"],
+)
+def test_rewrite_does_not_pair_pixels_when_it_gains_nothing(module, shape, goal):
+    program = capture(module.eval(), artifact(module, shape, quantized=True).inputs, batch_size=1).module()
+    assert not rewrite(program, goal)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_rewrite_makes_a_mean_over_the_image_a_pool_with_the_same_values(keep):
+    module = Activation(lambda y: y.mean((2, 3), keepdim=keep))
+    program = rewritten(module)
+    assert aten.mean.dim not in targets(program)
+    assert torch.equal(program(*inputs()), module(*inputs()))
+    assert aten.mean.dim in targets(rewritten(Activation(lambda y: y.mean((1, 2)))))

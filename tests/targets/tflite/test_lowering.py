@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from pipeline.core import TargetError
+from pipeline.recipe import TfliteConfig
 from targets.tflite import TfliteTarget, flatbuffer
 from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, artifact, through_int8
 
@@ -101,3 +102,22 @@ def test_write_model_leaves_no_file_when_the_content_is_no_model(tmp_path):
     with pytest.raises(TargetError, match="wrote no usable model"):
         flatbuffer.write_model(b"nonsense", tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_lower_refuses_a_model_that_litert_cannot_load(target, tmp_path):
+    class SevenDimensions(nn.Module):
+        def forward(self, x):
+            return x.reshape(1, 2, 2, 2, 2, 2, 2).permute(0, 6, 5, 4, 3, 2, 1) + 1
+
+    with pytest.raises(TargetError, match=r"LiteRT cannot run the converted|litert-torch cannot lower"):
+        target.lower(artifact(SevenDimensions(), (64,), quantized=False), tmp_path, name="model")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_lower_notes_the_analyzers_words_when_the_gpu_is_asked_for(tmp_path):
+    lowered = TfliteTarget(TfliteConfig(gpu=True)).lower(
+        artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original"
+    )
+    assert any("compatible with GPU delegate" in note for note in lowered.notes)

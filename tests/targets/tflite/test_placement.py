@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 from torch import nn
+from torch.nn import functional as F
 
+from pipeline.recipe import TfliteConfig
 from targets.tflite import TfliteTarget
 from targets.tflite.placement import delegated
-from tests.targets.tflite.programs import QuantizedConv, artifact
+from tests.targets.tflite.programs import QuantizedConv, artifact, through_int8
 
 
 def node(index, inputs, outputs, name="ADD"):
@@ -47,3 +49,30 @@ def test_placement_names_what_is_left_in_float_and_what_leaves_the_delegate(tmp_
     reasons = {fallback.op: fallback.reason for fallback in target.placement(lowered).fallback}
     assert reasons["DEQUANTIZE"] == "computed in float in an integer model"
     assert "SIN" in reasons
+
+
+@pytest.mark.slow
+def test_placement_says_what_would_have_left_the_delegate_without_our_forms(tmp_path):
+    class Swish(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = QuantizedConv()
+
+        def forward(self, x):
+            return through_int8(F.hardswish(self.conv(x)), 0.05, -100)
+
+    target = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",)))
+    lowered = target.lower(artifact(Swish(), (3, 9, 9), quantized=True), tmp_path, name="model")
+    assert lowered.notes == ("1 x hardswish rewritten for the cpu",)
+    placement = target.placement(lowered)
+    assert placement.fallback == ()
+    assert {fallback.op for fallback in placement.before.fallback} == {"HARD_SWISH"}
+    (estimate,) = target.estimates(lowered)
+    assert estimate.placement.before.operators > 0
+
+
+@pytest.mark.slow
+def test_placement_has_no_before_when_nothing_was_rewritten(tmp_path):
+    target = TfliteTarget()
+    lowered = target.lower(artifact(QuantizedConv(), (3, 9, 9), quantized=True), tmp_path, name="model")
+    assert target.placement(lowered).before is None

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.metrics import predictor
+from pipeline.recipe import TfliteConfig
 from targets.tflite import TfliteTarget
-from targets.tflite.session import LitertSession, Port
+from targets.tflite.session import LitertSession, Port, ReferenceSession
 from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, artifact, ops
 
 STEP = 0.1  # of QuantizedConv's output
@@ -67,3 +68,17 @@ def test_port_encodes_exactly_as_torch_for_any_scale(values, scale, zero_point):
     assert port.encode(x.numpy()).tolist() == expected.tolist()
     decoded = ops.dequantize_per_tensor.default(expected, scale, zero_point, -128, 127, torch.int8)
     assert port.decode(expected.numpy()).tolist() == decoded.tolist()
+
+
+def test_reference_session_shares_samples_out_and_keeps_their_order(linear):
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32) * 4
+    one_by_one = LitertSession(linear.path, reference_kernels=True)
+    expected = np.concatenate([one_by_one.run((row[None],))[0] for row in x])
+    (output,) = ReferenceSession(linear.path).run((x,))
+    assert np.array_equal(output, expected)
+
+
+def test_cross_checks_are_the_reference_kernels_unless_they_are_declined(linear):
+    (session,) = TfliteTarget().cross_checks(linear)
+    assert session.metrics_source == "reference"
+    assert TfliteTarget(TfliteConfig(reference_kernels=False)).cross_checks(linear) == ()

@@ -1,0 +1,85 @@
+"""Layout in a converted model: images as NHWC from the input on, and no TRANSPOSE that can be spared.
+
+Both functions change a ``ModelT`` in place (see `flatbuffer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from targets.tflite import flatbuffer
+
+TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def pad_in_place(model: Any) -> None:
+    """Let a PAD between a TRANSPOSE and its inverse pad the axes that they permute, and drop both.
+
+    The converter moves every operator of a convolutional network to NHWC but this one.
+    """
+    graph = model.subgraphs[0]
+    for pad in [operator for operator in graph.operators if flatbuffer.operator_name(model, operator) == "PAD"]:
+        before = next((operator for operator in graph.operators if pad.inputs[0] in operator.outputs), None)
+        after = [operator for operator in graph.operators if pad.outputs[0] in operator.inputs]
+        permutation = before and _permutation(model, before)
+        if not permutation or len(after) != 1 or pad.outputs[0] in graph.outputs:
+            continue
+        if _permutation(model, after[0]) != tuple(np.argsort(permutation)):
+            continue
+        amounts = _int32(model, pad.inputs[1]).reshape(-1, 2)[np.argsort(permutation)]
+        pad.inputs = [int(before.inputs[0]), flatbuffer.add_constant(model, amounts)]
+        pad.outputs = [int(after[0].outputs[0])]
+        graph.operators.remove(after[0])
+        if not any(before.outputs[0] in operator.inputs for operator in graph.operators):
+            graph.operators.remove(before)
+
+
+def take_channels_last(model: Any) -> None:
+    """Let every input ``(N, C, H, W)`` be ``(N, H, W, C)``.
+
+    Convolutions want it so: where the graph begins with the TRANSPOSE to it, that goes; another reader gets the old
+    layout through a TRANSPOSE of its own.
+    """
+    graph = model.subgraphs[0]
+    for index in graph.inputs:
+        tensor = graph.tensors[index]
+        if len(tensor.shape) != 4:
+            continue
+        readers = [operator for operator in graph.operators if index in operator.inputs]
+        undone = [
+            operator
+            for operator in readers
+            if _permutation(model, operator) == TO_LAST and operator.outputs[0] not in graph.outputs
+        ]
+        first = [int(size) for size in tensor.shape]
+        tensor.shape = [first[axis] for axis in TO_LAST]
+        for operator in undone:
+            graph.operators.remove(operator)
+            _read_instead(graph.operators, int(operator.outputs[0]), index)
+        others = [operator for operator in readers if operator not in undone]
+        if others:
+            restored = flatbuffer.add_tensor_like(graph, index, shape=first)
+            _read_instead(others, index, restored)
+            permutation = flatbuffer.add_constant(model, np.array(TO_FIRST))
+            graph.operators.insert(0, flatbuffer.new_operator(model, "TRANSPOSE", [index, permutation], restored))
+
+
+def _permutation(model: Any, operator: Any) -> tuple[int, ...] | None:
+    """Of a TRANSPOSE by a constant; None for any other operator."""
+    if flatbuffer.operator_name(model, operator) != "TRANSPOSE":
+        return None
+    return tuple(map(int, _int32(model, operator.inputs[1]))) or None
+
+
+def _int32(model: Any, index: int) -> Any:
+    """Values of a constant; empty where the tensor is computed."""
+    data = model.buffers[model.subgraphs[0].tensors[index].buffer].data
+    return np.asarray([] if data is None else data, np.uint8).view(np.int32)
+
+
+def _read_instead(operators: Sequence[Any], old: int, new: int) -> None:
+    for operator in operators:
+        operator.inputs = [new if index == old else int(index) for index in operator.inputs]
