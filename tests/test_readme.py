@@ -12,6 +12,8 @@ import yaml
 from pipeline.cli import summary
 from pipeline.recipe import parse_recipe
 from pipeline.report.model import read_report
+from tests.architecture_table import read_rows
+from tests.models import ARCHITECTURES
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -31,8 +33,10 @@ def test_library_snippet_prints_metrics_when_run_as_printed(tmp_path: Path) -> N
 
 
 def test_recipe_in_readme_is_valid_when_parsed() -> None:
-    (recipe,) = blocks("yaml")
-    assert [step.name for step in parse_recipe(yaml.safe_load(recipe)).stages] == ["prune", "distill", "quantize"]
+    recipe, training = (yaml.safe_load(block) for block in blocks("yaml"))
+    assert [step.name for step in parse_recipe(recipe).stages] == ["prune", "distill", "quantize"]
+    (step,) = parse_recipe({**recipe, "stages": training}).stages
+    assert step.config.student.kwargs == {"classes": 10}
 
 
 def test_headline_in_readme_is_the_sample_reports_when_shown() -> None:
@@ -46,3 +50,10 @@ def test_sample_report_is_valid_when_read_against_the_published_schema() -> None
     root = README.parent
     schema = json.loads((root / "pipeline" / "report" / "report.schema.json").read_text())
     jsonschema.validate(json.loads((root / "reports" / "sample" / "report.json").read_text()), schema)
+
+
+def test_table_in_readme_has_a_row_for_every_architecture() -> None:
+    rows = read_rows(README.read_text())
+    assert list(rows) == list(ARCHITECTURES)
+    for row in rows.values():
+        assert float(row.split("|")[2].strip(" %")) >= 99
