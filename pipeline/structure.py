@@ -1,7 +1,8 @@
 """Modules on disk after their layers have changed size: weights and widths, put back onto the factory's own module.
 
 A file is a plain safetensors file. Its header says, per submodule, which integers size it (``in_channels``,
-``groups``, ``num_features``, ``normalized_shape`` …). Reading one runs no code from the file: nothing is unpickled.
+``groups``, ``num_features``, ``normalized_shape`` …), and which submodules are `nn.Identity`: a block that was removed
+is one. Reading a file runs no code from it: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ def save_module(module: nn.Module, path: Path) -> None:
         else:
             names[id(tensor)] = name
             kept[name] = tensor.detach().contiguous().clone()
-    structure = {"sizes": {name: _sizes(part) for name, part in module.named_modules()}, "aliases": aliases}
+    structure = {
+        "sizes": {name: _sizes(part) for name, part in module.named_modules()},
+        "aliases": aliases,
+        "identities": [name for name, part in module.named_modules() if type(part) is nn.Identity],
+    }
     partial = path.with_name(f".{path.name}.partial")
     save_file(kept, partial, metadata={_KEY: json.dumps(structure, separators=(",", ":"))})
     partial.replace(path)
@@ -48,6 +53,9 @@ def restore_module(reference: nn.Module, path: Path) -> nn.Module:
     """
     tensors, structure = _read(path)
     module = copy.deepcopy(reference)
+    for name in structure["identities"]:
+        if name and name in dict(module.named_modules()):
+            module.set_submodule(name, nn.Identity())
     parts = dict(module.named_modules())
     missing = structure["sizes"].keys() ^ parts.keys()
     owners = {name: name.rpartition(".") for name in (*tensors, *structure["aliases"])}

@@ -1,5 +1,8 @@
 """Structured pruning: whole channels leave the network until it meets its budgets, so every later file is smaller.
 
+Residual blocks may leave whole before that (`blocks`), single weights become zero after it (`sparsity`), and all of it
+may be done in several rounds with training after each. A round of channels:
+
 1. Every set of coupled channels is cut into steps of ``round_to`` channels, the least important channels first.
 2. All steps of the network are put in one order: by the importance of what they remove, or by how far they move the
    outputs for what they save.
@@ -9,9 +12,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -19,14 +25,17 @@ from torch.fx import GraphModule
 
 from pipeline.core import ModelArtifact, SkippedLayer, StageError, StageRecord
 from pipeline.data import SampleSet
+from pipeline.distillation import distillation_loss
 from pipeline.program import count_macs, count_parameters
 from pipeline.recipe import PruneConfig
+from pipeline.stages.prune.blocks import block_damages, removable_blocks, without_blocks
 from pipeline.stages.prune.budget import Budget, budgets_of
 from pipeline.stages.prune.channels import (
     PRUNABLE,
     CoupledChannels,
     Step,
     coupled_channels,
+    is_within,
     pruning_order,
     remove,
     runnable,
@@ -35,7 +44,9 @@ from pipeline.stages.prune.channels import (
 )
 from pipeline.stages.prune.importance import scorer
 from pipeline.stages.prune.sensitivity import Curve, damages, sensitivity
+from pipeline.stages.prune.sparsity import NOTE, sparsify, zero_ratio, zeros_stay
 from pipeline.target import Target
+from pipeline.training import EpochLog, fit
 
 
 def prune(
@@ -43,15 +54,18 @@ def prune(
     config: PruneConfig,
     data: SampleSet | None = None,
     *,
+    train: SampleSet | None = None,
     target: Target | None = None,
-    seed: int = 0,  # noqa: ARG001  every stage takes one; nothing here is random
+    seed: int = 0,
 ) -> ModelArtifact:
     """Remove channels until every budget of ``config`` is met.
 
     Budgets are shares of the *original*, so a recipe may prune a little, distill, and prune on.
 
     Args:
-        data: Samples that importance ``taylor`` and ``activation`` and allocation ``sensitivity`` are measured on.
+        data: Samples that importance ``taylor`` and ``activation``, allocation ``sensitivity`` and residual blocks are
+            measured on.
+        train: What ``recover`` trains on.
         target: Where latency is measured, if that is a budget.
 
     Raises:
@@ -59,7 +73,69 @@ def prune(
     """
     started = time.monotonic()
     _refuse_programs(artifact)
+    if config.recover is not None and train is None:
+        raise StageError("recover needs samples to train on", where="prune", fix="name data.train")
+    module, blocks, skipped = _without_blocks(artifact, config, data)
     budgets = budgets_of(artifact, config, target)
+    before = [budget.kept(module) for budget in budgets] if config.iterations > 1 else [1.0] * len(budgets)
+    taken: list[Step] = []
+    curves: list[Curve] = []
+    rounds: list[dict[str, Any]] = []
+    for number in range(1, config.iterations + 1):
+        done = number / config.iterations
+        due = [replace(b, share=k * (b.share / k) ** done) for b, k in zip(budgets, before, strict=True)]
+        cut = _remove_channels(replace(artifact, module=module), config, data, tuple(due))
+        module, left = cut.module, cut.skipped
+        taken += cut.steps
+        curves = curves or cut.curves
+        if config.sparsity is not None and number == config.iterations:
+            module, dense = sparsify(module, config.sparsity, config.skip)
+            left += dense
+        recovery = [] if train is None else _recover(artifact, module, config, train, seed + number)
+        rounds.append(
+            {
+                "budgets": {b.name: b.share for b in due},
+                "macs": count_macs(module, artifact.inputs),
+                "parameters": count_parameters(module),
+                "recovery": [asdict(log) for log in recovery],
+            }
+        )
+    record = StageRecord(
+        stage="prune",
+        config=config.model_dump(mode="json"),
+        duration_s=time.monotonic() - started,
+        parameters=count_parameters(module),
+        macs=count_macs(module, artifact.inputs),
+        skipped=skipped + left,
+        details={
+            "budgets": {budget.name: {"asked": budget.share, "reached": budget.kept(module)} for budget in budgets},
+            "layers": _widths(artifact.module, module),
+            "heads": _heads(artifact.module, module, taken),
+            "blocks": blocks,
+            "sensitivity": [curve.model_dump(mode="json") for curve in curves],
+            "rounds": rounds,
+            **({} if config.sparsity is None else {"sparsity_ratio": zero_ratio(module), "sparsity_note": NOTE}),
+        },
+    )
+    return artifact.after(module, record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A module without some of its channels, and how they were chosen."""
+
+    module: nn.Module
+    steps: list[Step]
+    skipped: tuple[SkippedLayer, ...]
+    curves: list[Curve]
+
+
+def _remove_channels(
+    artifact: ModelArtifact, config: PruneConfig, data: SampleSet | None, budgets: tuple[Budget, ...]
+) -> _Cut:
+    """One round: the shortest beginning of the pruning order that meets every budget."""
+    if not budgets:
+        return _Cut(copy.deepcopy(artifact.module), [], (), [])
     groups, skipped = _removable(artifact, config, data)
     order = pruning_order(groups, config.max_layer_ratio)
     curves: list[Curve] = []
@@ -81,25 +157,41 @@ def prune(
         raise StageError(
             f"the budget cannot be reached: with everything removed that may be, {kept} (left alone: {left})",
             where="prune",
-            fix="raise the budget or max_layer_ratio, or lower round_to",
+            fix="raise the budget or max_layer_ratio, lower round_to, or remove whole blocks (blocks_ratio)",
         )
     count = _first_true(fits, len(order))
-    module = pruned(count)
-    record = StageRecord(
-        stage="prune",
-        config=config.model_dump(mode="json"),
-        duration_s=time.monotonic() - started,
-        parameters=count_parameters(module),
-        macs=count_macs(module, artifact.inputs),
-        skipped=skipped,
-        details={
-            "budgets": {budget.name: {"asked": budget.share, "reached": budget.kept(module)} for budget in budgets},
-            "layers": _widths(artifact.module, module),
-            "heads": _heads(order[:count]),
-            "sensitivity": [curve.model_dump(mode="json") for curve in curves],
-        },
-    )
-    return artifact.after(module, record)
+    return _Cut(pruned(count), order[:count], skipped, curves)
+
+
+def _without_blocks(
+    artifact: ModelArtifact, config: PruneConfig, data: SampleSet | None
+) -> tuple[nn.Module, list[dict[str, Any]], tuple[SkippedLayer, ...]]:
+    """The module without the residual blocks that leave whole; what each would have moved; those that cannot leave."""
+    if config.blocks_ratio is None:
+        return artifact.module, [], ()
+    if data is None:
+        raise StageError("blocks_ratio needs samples", where="prune", fix="name data.calibration")
+    found, skipped = removable_blocks(artifact.module, artifact.inputs)
+    found = tuple(name for name in found if not is_within(name, config.skip))
+    if not found:
+        raise StageError("the model has no residual block to remove", where="prune", fix="leave blocks_ratio out")
+    damages = block_damages(artifact.module, found, data)
+    gone = list(damages)[: round(config.blocks_ratio * len(found))]
+    blocks = [{"block": name, "divergence": moved, "removed": name in gone} for name, moved in damages.items()]
+    return without_blocks(artifact.module, gone), blocks, skipped
+
+
+def _recover(
+    artifact: ModelArtifact, module: nn.Module, config: PruneConfig, train: SampleSet, seed: int
+) -> list[EpochLog]:
+    """Train a module in place, its zeros staying zeros."""
+    if config.recover is None:
+        return []
+    teacher = copy.deepcopy(artifact.reference).requires_grad_(False).eval()
+    loss = distillation_loss(teacher, temperature=config.recover.temperature, alpha=config.recover.alpha)
+    module.requires_grad_(True)
+    with zeros_stay(module) if config.sparsity is not None else nullcontext():
+        return fit(module, loss, train, config.recover, seed=seed, label="recover")
 
 
 def _removable(
@@ -173,12 +265,12 @@ def _refuse_programs(artifact: ModelArtifact) -> None:
 
 
 def _widths(before: nn.Module, after: nn.Module) -> list[dict[str, Any]]:
-    """Output channels of every layer that has some, before and after."""
+    """Output channels of every layer that has some, before and after; 0 where its block is gone."""
     counts = [
         {name: _output_channels(part) for name, part in module.named_modules() if isinstance(part, PRUNABLE)}
         for module in (before, after)
     ]
-    return [{"layer": name, "before": width, "after": counts[1][name]} for name, width in counts[0].items()]
+    return [{"layer": name, "before": width, "after": counts[1].get(name, 0)} for name, width in counts[0].items()]
 
 
 def _output_channels(layer: nn.Module) -> int:
@@ -188,11 +280,14 @@ def _output_channels(layer: nn.Module) -> int:
     raise TypeError(type(layer).__name__)
 
 
-def _heads(taken: list[Step]) -> list[dict[str, Any]]:
+def _heads(before: nn.Module, after: nn.Module, taken: list[Step]) -> list[dict[str, Any]]:
     """Attention heads before and after, per attention module that lost some."""
-    lost: dict[str, tuple[int, int]] = {}
-    for step in taken:
-        for module, _ in step.group.counts:
-            before, after = lost.get(module, (len(step.group.units),) * 2)
-            lost[module] = before, after - step.units
-    return [{"module": module, "before": before, "after": after} for module, (before, after) in lost.items()]
+    counts = dict.fromkeys(count for step in taken for count in step.group.counts)
+    return [
+        {
+            "module": module,
+            "before": getattr(before.get_submodule(module), attribute),
+            "after": getattr(after.get_submodule(module), attribute),
+        }
+        for module, attribute in counts
+    ]

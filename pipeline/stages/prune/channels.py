@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from pipeline.core import SkippedLayer, StageError, TensorSpec
 from pipeline.program import example_inputs
+from pipeline.stages.prune import recurrent
 
 Conv = nn.modules.conv._ConvNd
-PRUNABLE = (Conv, nn.Linear, nn.LSTM)
+PRUNABLE = (Conv, nn.Linear, *recurrent.KINDS)
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "heads")
 """Attributes by which attention modules call their number of heads (torch, timm, transformers)."""
 
@@ -102,6 +103,9 @@ def coupled_channels(
     for root in [part for part in graph.module2node if isinstance(part, PRUNABLE)]:
         if names[root] in seen:
             continue
+        if getattr(root, "proj_size", 0):
+            reasons[names[root]] = "its hidden state is projected (proj_size)"
+            continue
         try:
             channels = list(range(graph.get_out_channels(root)))
             group = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, channels)
@@ -112,7 +116,7 @@ def coupled_channels(
         layers = [names[node.module] for node in widened if isinstance(node.module, PRUNABLE)]
         touched = [names[dep.target.module] for dep, _ in group if dep.target.module in names]
         seen.update(layers)
-        named = [name for name in touched if _is_within(name, skip)]
+        named = [name for name in touched if is_within(name, skip)]
         if any(not node.outputs for node in widened):
             reasons.update(dict.fromkeys(layers, "its channels are the model's output"))
         elif named:
@@ -263,8 +267,10 @@ def dependency_graph(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> Any:
         StageError: The network cannot be traced.
     """
     try:
-        with torch.enable_grad():
-            return tp.DependencyGraph().build_dependency(module, example_inputs(inputs), verbose=False)
+        with torch.enable_grad(), recurrent.traced_as_one_node(module):
+            return tp.DependencyGraph().build_dependency(
+                module, example_inputs(inputs), customized_pruners=recurrent.PRUNERS, verbose=False
+            )
     except Exception as error:  # torch-pruning fails with whatever its tracing meets
         raise StageError(
             f"the dependency graph cannot be traced: {type(error).__name__}: {error}",
@@ -286,7 +292,8 @@ def _blocks(graph: Any, group: Any) -> int:
     return max(counts)
 
 
-def _is_within(name: str, containers: Sequence[str]) -> bool:
+def is_within(name: str, containers: Sequence[str]) -> bool:
+    """Whether a module is one of these, or inside one."""
     return any(name == container or name.startswith(f"{container}.") for container in containers)
 
 

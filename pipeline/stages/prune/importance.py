@@ -17,6 +17,7 @@ from pipeline.core import StageError
 from pipeline.data import Batch, SampleSet
 from pipeline.metrics import classifies
 from pipeline.recipe import Importance
+from pipeline.stages.prune import recurrent
 from pipeline.stages.prune.channels import Conv, Score
 
 NEED_DATA = ("taylor", "activation")
@@ -46,7 +47,17 @@ def scorer(kind: Importance, module: nn.Module, data: SampleSet | None) -> Score
     # A layer's values are divided by their mean, so that layers of different fan-in can be compared. A Taylor value
     # is an estimate of the loss itself, and is compared as it is.
     normalizer = None if kind == "taylor" else "mean"
-    weights: Score = tp.importance.GroupMagnitudeImportance(p=power, group_reduction="mean", normalizer=normalizer)
+    readers: Score = tp.importance.GroupMagnitudeImportance(p=power, group_reduction="mean", normalizer=normalizer)
+
+    def weights(group: Any) -> Tensor | None:
+        """Hidden units are judged by their own gates as well, which torch-pruning does not look at."""
+        found, root = readers(group), group[0].dep.target.module
+        if not isinstance(root, recurrent.KINDS):
+            return found
+        own = recurrent.saliency(root, power)
+        own = own if normalizer is None else own / own.mean()
+        return own if found is None else (own + found) / 2
+
     if kind != "bn_scale":
         return weights
     scales: Score = tp.importance.BNScaleImportance()

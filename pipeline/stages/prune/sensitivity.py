@@ -50,8 +50,7 @@ def sensitivity(
     kept_share: Callable[[nn.Module], float],
 ) -> list[Curve]:
     """One curve per group, measured by removing its least important channels, and only its, at a few depths."""
-    samples = data.take(_SAMPLES)
-    expected = _outputs(module, samples)
+    moved = movement(module, data)
     curves = []
     for group in groups:
         steps = steps_of(group, max_layer_ratio)
@@ -63,7 +62,7 @@ def sensitivity(
                 layer=group.layer,
                 steps=tuple(depths),
                 removed_ratio=tuple(removed),
-                divergence=tuple(divergence(_outputs(trial, samples), expected) for trial in trials),
+                divergence=tuple(moved(trial) for trial in trials),
                 saved=tuple(1 - kept_share(trial) for trial in trials),
             )
         )
@@ -82,6 +81,13 @@ def damages(curve: Curve, steps: int) -> list[float]:
     saved = np.diff(np.interp(at, (0, *curve.steps), (0.0, *curve.saved)))
     slopes = np.maximum(moved, 0) / np.maximum(saved, 1e-9)
     return [float(slope) for slope in np.maximum.accumulate(slopes)]
+
+
+def movement(module: nn.Module, data: SampleSet) -> Callable[[nn.Module], float]:
+    """Measures how far another module's outputs are from those of ``module`` on some of the samples."""
+    samples = data.take(_SAMPLES)
+    expected = _outputs(module, samples)
+    return lambda other: divergence(_outputs(other, samples), expected)
 
 
 def divergence(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:

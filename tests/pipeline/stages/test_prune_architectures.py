@@ -1,9 +1,11 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import targets
 from pipeline.checkpoint import from_module
 from pipeline.core import StageError, TensorSpec
 from pipeline.program import capture, count_macs, count_parameters, example_inputs
@@ -19,21 +21,23 @@ from pipeline.stages.prune.channels import (
     traceable_copy,
 )
 from pipeline.stages.prune.importance import scorer
+from pipeline.stages.prune.recurrent import Recurrent
 from pipeline.structure import restore_module, save_module
-from tests.architectures import ARCHITECTURES, build
+from tests.architectures import ARCHITECTURES as TRANSFORMERS
+from tests.architectures import build
+from tests.models import ARCHITECTURES as NETWORKS
+from tests.models import SEQUENCE, Architecture
+from tests.models import Recurrent as RecurrentNetwork
+from tests.pipeline.stages.halving import to_half
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("lstm", "gru")])
-def test_prune_halves_the_network_which_still_runs_exports_and_restores_when_it_is(
-    name: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.mark.parametrize("name", [name for name in TRANSFORMERS if name not in ("lstm", "gru")])
+def test_prune_halves_the_network_which_still_runs_exports_and_restores_when_it_is(name: str, tmp_path: Path) -> None:
     module, inputs = build(name)
-    before = from_module(module, inputs)
-    after = prune(before, PruneConfig(macs_ratio=0.5))
-    record = after.history[-1]
-    assert 0.3 * count_macs(module, inputs) < record.macs <= 0.5 * count_macs(module, inputs)
+    after = prune(from_module(module, inputs), PruneConfig(macs_ratio=0.5))
+    assert 0.3 * count_macs(module, inputs) < after.history[-1].macs <= 0.5 * count_macs(module, inputs)
     examples = example_inputs(inputs, 2)
     with torch.no_grad():
         expected = after.module(*examples)
@@ -41,27 +45,32 @@ def test_prune_halves_the_network_which_still_runs_exports_and_restores_when_it_
         assert expected.isfinite().all()
         exported = capture(after.module, inputs).module()
         torch.testing.assert_close(exported(*examples), expected, rtol=1e-4, atol=1e-5)
-        path = tmp_path_factory.mktemp(name) / "module.safetensors"
-        save_module(after.module, path)
-        assert torch.equal(restore_module(build(name)[0], path)(*examples), expected)
-    print(f"{name}: MACs x{record.macs / count_macs(module, inputs):.2f}, ", end="")
-    print(f"parameters x{record.parameters / count_parameters(module):.2f}")
-    for skipped in record.skipped:
-        print(f"  {skipped.layer}: {skipped.reason}")
+        save_module(after.module, tmp_path / "module.safetensors")
+        assert torch.equal(restore_module(build(name)[0], tmp_path / "module.safetensors")(*examples), expected)
 
 
-def test_prune_narrows_the_input_of_an_lstm_and_says_why_its_hidden_size_stays() -> None:
-    before = from_module(*build("lstm"))
-    after = prune(before, PruneConfig(parameters_ratio=0.8))
-    assert after.module.recurrent.input_size == after.module.embed.out_features < 64
-    assert after.module.recurrent.hidden_size == 64
-    reasons = {skipped.layer: skipped.reason for skipped in after.history[-1].skipped}
-    assert reasons["recurrent"].startswith("without some of its channels the model does not run")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_prune_halves_the_network_which_restores_and_runs_in_onnxruntime_when_it_is(name: str, tmp_path: Path) -> None:
+    before, samples = NETWORKS[name].artifact(), NETWORKS[name].samples(16)
+    after = prune(before, to_half(name), samples)
+    assert after.history[-1].macs <= 0.5 * count_macs(before.module, before.inputs)
+    assert after.history[-1].parameters < 0.75 * count_parameters(before.module)
+    (batch,) = samples.take(1).batches(1)
+    with torch.no_grad():
+        outputs = after.module(*batch.inputs)
+        assert as_tuple(outputs)[0].isfinite().all()
+        save_module(after.module, tmp_path / "module.safetensors")
+        restored = restore_module(NETWORKS[name].artifact(seed=1).module, tmp_path / "module.safetensors")
+        torch.testing.assert_close(restored(*batch.inputs), outputs, rtol=0, atol=0)
+    onnx = targets.get("onnx")
+    session = onnx.load(onnx.lower(after, tmp_path, name="pruned"), threads=1)
+    found = session.run(tuple(tensor.numpy() for tensor in batch.inputs))
+    for ours, theirs in zip(as_tuple(outputs), found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-3, atol=1e-4)
 
 
-def test_prune_says_why_nothing_can_go_when_the_dependency_graph_cannot_follow_a_gru() -> None:
-    with pytest.raises(StageError, match="embed: the dependency graph cannot follow its channels"):
-        prune(from_module(*build("gru")), PruneConfig(parameters_ratio=0.95))
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def masked(module: nn.Module, inputs: tuple[TensorSpec, ...], removed: dict[str, list[int]]) -> None:
@@ -72,10 +81,27 @@ def masked(module: nn.Module, inputs: tuple[TensorSpec, ...], removed: dict[str,
         part = graph.model.get_submodule(layer)
         group = graph.get_pruning_group(part, graph.get_pruner_of_module(part).prune_out_channels, channels)
         for dep, indices in group:
-            if dep.target.module in names and graph.is_in_channel_pruning_fn(dep.handler):
-                consumer = module.get_submodule(names[dep.target.module])
-                if isinstance(consumer, Conv | nn.Linear) and not graph.is_out_channel_pruning_fn(dep.handler):
-                    consumer.register_forward_pre_hook(_silence(indices, 1 if isinstance(consumer, Conv) else -1))
+            if dep.target.module not in names:
+                continue
+            touched = module.get_submodule(names[dep.target.module])
+            widens = graph.is_out_channel_pruning_fn(dep.handler)
+            if widens and isinstance(touched, Recurrent):
+                forget(touched, indices)
+            elif not widens and isinstance(touched, Conv | nn.Linear | Recurrent):
+                touched.register_forward_pre_hook(_silence(indices, 1 if isinstance(touched, Conv) else -1))
+
+
+@torch.no_grad()
+def forget(layer: nn.Module, channels: list[int]) -> None:
+    """Let no gate of a recurrent layer, and no layer above, read these hidden units of either direction."""
+    units = [channel for channel in channels if channel < layer.hidden_size]
+    directions = 2 if layer.bidirectional else 1
+    for name, weight in layer.named_parameters():
+        if name.startswith("weight_hh"):
+            weight[:, units] = 0
+        elif name.startswith("weight_ih") and not name.startswith("weight_ih_l0"):
+            for direction in range(directions):
+                weight[:, [unit + direction * layer.hidden_size for unit in units]] = 0
 
 
 def _silence(channels: list[int], axis: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
@@ -86,10 +112,32 @@ def _silence(channels: list[int], axis: int) -> Callable[[nn.Module, tuple[Tenso
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet", "mobilenet_v2", "efficientnet", "densenet", "unet", "vit", "bert", "distilbert"]
+    "name", ["resnet", "mobilenet_v2", "efficientnet", "densenet", "unet", "vit", "bert", "distilbert", "lstm", "gru"]
 )
-def test_remove_equals_the_masked_network_when_no_norm_mixes_the_channels(name: str) -> None:
+def test_remove_equals_the_masked_transformers_network_when_no_norm_mixes_the_channels(name: str) -> None:
     module, inputs = build(name)
+    assert_equals_the_masked_network(module, inputs, example_inputs(inputs, 2))
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "bilstm of 2 layers", "gru of 2 layers"])
+def test_remove_equals_the_masked_network_when_no_norm_mixes_the_channels(name: str) -> None:
+    network = NETWORKS[name] if name in NETWORKS else STACKED[name]
+    (batch,) = network.samples(2).batches(2)
+    assert_equals_the_masked_network(network.artifact().module, network.inputs, batch.inputs)
+
+
+STACKED = {
+    name: Architecture(name, factory, SEQUENCE)
+    for name, factory in (
+        ("bilstm of 2 layers", lambda: RecurrentNetwork(nn.LSTM, 2, True)),
+        ("gru of 2 layers", lambda: RecurrentNetwork(nn.GRU, 2, False)),
+    )
+}
+
+
+def assert_equals_the_masked_network(
+    module: nn.Module, inputs: tuple[TensorSpec, ...], examples: tuple[Tensor, ...]
+) -> None:
     judged = traceable_copy(module)
     groups, _ = coupled_channels(judged, inputs, scorer("l2", judged, None), round_to=8, max_layer_ratio=0.9)
     groups, _ = runnable(module, inputs, groups, 0.9)
@@ -98,9 +146,14 @@ def test_remove_equals_the_masked_network_when_no_norm_mixes_the_channels(name: 
     steps = [steps_of(group, 0.9)[0] for group in exact]
     pruned = remove(module, inputs, steps)
     masked(module, inputs, {step.group.layer: list(step.channels) for step in steps})
-    examples = example_inputs(inputs, 2)
     with torch.no_grad():
         torch.testing.assert_close(pruned(*examples), module(*examples), rtol=1e-4, atol=1e-5)
+
+
+def test_prune_leaves_a_recurrent_layer_whole_when_its_state_is_projected() -> None:
+    network = RecurrentNetwork(lambda *args, **kwargs: nn.LSTM(args[0], 32, proj_size=16, **kwargs), 1, False)
+    with pytest.raises(StageError, match=r"cell: its hidden state is projected \(proj_size\)"):
+        prune(from_module(network.eval(), SEQUENCE), PruneConfig(parameters_ratio=0.5))
 
 
 def _mixed_by_a_norm(module: nn.Module, inputs: tuple[TensorSpec, ...], layer: str) -> bool:

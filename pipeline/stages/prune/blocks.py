@@ -1,0 +1,82 @@
+"""Whole residual blocks (depth): which can leave, what each is worth, and their removal.
+
+A block that computes ``x + f(x)`` can be left out and the network still fits together. Such a block is recognised by
+what it does: with all its weights at zero it hands its input through.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.core import SkippedLayer, TensorSpec
+from pipeline.data import SampleSet
+from pipeline.program import example_inputs
+from pipeline.stages.prune.channels import PRUNABLE, still_runs
+from pipeline.stages.prune.sensitivity import movement
+
+
+def removable_blocks(
+    module: nn.Module, inputs: tuple[TensorSpec, ...]
+) -> tuple[tuple[str, ...], tuple[SkippedLayer, ...]]:
+    """The innermost modules with an identity shortcut, and those whose caller cannot do without them."""
+    shortcuts = {name for name, x in _single_inputs(module, inputs).items() if _hands_through(module, name, x)}
+    innermost = [name for name in shortcuts if not any(other.startswith(f"{name}.") for other in shortcuts)]
+    ordered = [name for name, _ in module.named_modules() if name in innermost]
+    found, needed = [], []
+    for name in ordered:
+        if still_runs(module, lambda name=name: without_blocks(module, [name]), inputs):  # type: ignore[misc]
+            found.append(name)
+        else:
+            needed.append(SkippedLayer(layer=name, reason="without this block the model does not run"))
+    return tuple(found), tuple(needed)
+
+
+def block_damages(module: nn.Module, blocks: Sequence[str], data: SampleSet) -> dict[str, float]:
+    """How far the outputs move when one block alone leaves (see `sensitivity.Curve`), the least first."""
+    moved = movement(module, data)
+    return dict(sorted(((name, moved(without_blocks(module, [name]))) for name in blocks), key=lambda pair: pair[1]))
+
+
+def without_blocks(module: nn.Module, blocks: Sequence[str]) -> nn.Module:
+    """A copy of ``module`` in which these blocks are `nn.Identity`."""
+    module = copy.deepcopy(module)
+    for name in blocks:
+        module.set_submodule(name, nn.Identity())
+    return module
+
+
+def _single_inputs(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> dict[str, Tensor]:
+    """The input of every submodule with layers inside that maps one tensor to one of the same shape, once per pass."""
+    calls: dict[str, list[Tensor | None]] = {}
+
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            tensors = [value for value in (*args, *kwargs.values(), output) if isinstance(value, Tensor)]
+            plain = len(args) == 1 and not kwargs and len(tensors) == 2 and args[0].shape == output.shape
+            calls.setdefault(name, []).append(args[0] if plain else None)
+
+        return record
+
+    handles = [
+        part.register_forward_hook(recorder(name), with_kwargs=True)
+        for name, part in module.named_modules()
+        if name and not isinstance(part, PRUNABLE) and any(isinstance(inner, PRUNABLE) for inner in part.modules())
+    ]
+    with torch.no_grad():
+        module(*example_inputs(inputs))
+    for handle in handles:
+        handle.remove()
+    return {name: seen[0] for name, seen in calls.items() if len(seen) == 1 and seen[0] is not None}
+
+
+@torch.no_grad()
+def _hands_through(module: nn.Module, name: str, x: Tensor) -> bool:
+    block = copy.deepcopy(module.get_submodule(name))
+    for parameter in block.parameters():
+        parameter.zero_()
+    return torch.equal(block(x), x)
