@@ -1,0 +1,163 @@
+"""Quantization-aware training: the network learns to answer as its original does while every tensor is rounded.
+
+It starts from the best post-training program and trains the prepared graph itself, so the annotator's rules hold here
+as everywhere. Gradients pass rounding straight through (Bengio et al. 2013, https://arxiv.org/abs/1308.3432).
+
+- Activation ranges are learned (Esser et al. 2020, LSQ, https://arxiv.org/abs/1902.08153), and frozen after a share
+  of the steps, so that the weights settle on grids that no longer move.
+- Weight scales follow the largest weight of each channel.
+- Batch norms are folded before training, so their statistics are frozen from the first step. Nagel et al. 2021
+  (https://arxiv.org/abs/2106.08295, section 5.2.1) find this as good as training them, and the network that is trained
+  is then the one that is deployed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from pipeline.core import StageError
+from pipeline.data import SampleSet
+from pipeline.distillation import distillation_loss
+from pipeline.recipe import QatConfig
+from pipeline.stages.quantize.annotator import tensor_of
+from pipeline.stages.quantize.grids import ActivationGrid, FixedGrid, PerChannelWeightGrid
+from pipeline.stages.quantize.observers import QMAX, QMIN, WEIGHT_QMAX, channel_scales
+from pipeline.training import EpochLog, fit
+
+
+class LearnedGrid(nn.Module):
+    """An activation's grid whose scale is trained, as a factor of the scale it starts from; the zero point stays."""
+
+    def __init__(self, scale: float, zero_point: int) -> None:
+        super().__init__()
+        self.start: Tensor
+        self.zero_point: Tensor
+        self.register_buffer("start", torch.tensor([scale]))
+        self.register_buffer("zero_point", torch.tensor([float(zero_point)]))
+        self.log_factor = nn.Parameter(torch.zeros(1))
+
+    @property
+    def scale(self) -> Tensor:
+        """``start * exp(log_factor)``, of shape ``(1,)``: positive, whatever the optimizer does."""
+        return self.start * self.log_factor.exp()
+
+    def forward(self, values: Tensor) -> Tensor:
+        gradient = 1 / math.sqrt(values[0].numel() * QMAX)  # LSQ's: as large a step as the weights take
+        return torch._fake_quantize_learnable_per_tensor_affine(
+            values.float(), self.scale, self.zero_point, QMIN, QMAX, gradient
+        )
+
+
+class PrescribedGrid(nn.Module):
+    """The grid that an integer kernel prescribes."""
+
+    def __init__(self, scale: float, zero_point: int) -> None:
+        super().__init__()
+        self._scale, self._zero_point = scale, zero_point
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(values.float(), self._scale, self._zero_point, QMIN, QMAX)
+
+
+class FollowingGrid(nn.Module):
+    """A weight's grid: one symmetric scale per channel, always that of the weight as it is."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self._axis = axis
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scales = channel_scales(weight, self._axis)
+        zeros = torch.zeros(len(scales), dtype=torch.int32, device=scales.device)
+        return torch.fake_quantize_per_channel_affine(weight, scales, zeros, self._axis, -WEIGHT_QMAX, WEIGHT_QMAX)
+
+
+def train(
+    prepared: GraphModule,
+    teacher: nn.Module,
+    data: SampleSet,
+    config: QatConfig,
+    *,
+    seed: int,
+    validate: Callable[[nn.Module], float | None] | None = None,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
+) -> list[EpochLog]:
+    """Train a prepared graph in place: its weights, its biases and the ranges of its grids.
+
+    Args:
+        teacher: The FP32 original.
+        validate: Metric of a module on held-out samples; larger is better.
+        checkpoint: Where the training's state is kept, so that a killed one goes on; removed at the end.
+        log: CSV file of the loss, step by step.
+
+    Raises:
+        StageError: The loss diverges, or the graph takes one batch size only.
+    """
+    _refuse_fixed_batch(prepared)
+    student, grids = trainable(prepared)
+
+    def freeze(share: float) -> None:
+        for grid in grids.values():
+            grid.log_factor.requires_grad_(share < config.freeze_ratio)
+
+    logs = fit(
+        student,
+        distillation_loss(
+            copy.deepcopy(teacher).requires_grad_(False).eval(), temperature=config.temperature, alpha=config.alpha
+        ),
+        data,
+        config,
+        seed=seed,
+        validate=validate,
+        label="qat",
+        checkpoint=checkpoint,
+        before_step=freeze,
+        log=log,
+    )
+    for grid, learned in grids.items():
+        grid.scale = float(learned.scale)
+    for node in prepared.graph.nodes:
+        if node.op == "call_module" and isinstance(own := prepared.get_submodule(node.target), PerChannelWeightGrid):
+            own.set_weight(tensor_of(prepared, node.args[0]))
+    prepared.requires_grad_(False)
+    return logs
+
+
+def trainable(prepared: GraphModule) -> tuple[GraphModule, dict[ActivationGrid, LearnedGrid]]:
+    """A view of a prepared graph that rounds and can be trained; its parameters are the prepared graph's own.
+
+    Returns:
+        The view, and what each activation's grid became in it. Tensors that share a grid share what it became.
+    """
+    student = GraphModule(prepared, copy.deepcopy(prepared.graph))  # a prepared graph itself refuses train()
+    learned: dict[ActivationGrid, LearnedGrid] = {}
+    for name, module in list(prepared.named_modules(remove_duplicate=False)):
+        replacement: nn.Module
+        if isinstance(module, ActivationGrid):
+            replacement = learned.setdefault(module, LearnedGrid(module.scale, module.zero_point))
+        elif isinstance(module, PerChannelWeightGrid):
+            replacement = FollowingGrid(module.ch_axis)
+        elif isinstance(module, FixedGrid):
+            replacement = PrescribedGrid(float(module.scale), int(module.zero_point))
+        else:
+            continue
+        student.set_submodule(name, replacement)
+    return student.requires_grad_(True), learned
+
+
+def _refuse_fixed_batch(prepared: GraphModule) -> None:
+    first = next(node for node in prepared.graph.nodes if node.op == "placeholder")
+    if not isinstance(first.meta["val"].shape[0], torch.SymInt):
+        raise StageError(
+            "the model's own code fixes its batch size, so it cannot be trained in batches",
+            where="quantize: qat",
+            fix="take sizes from the input's shape in forward, or leave qat out",
+        )
