@@ -295,7 +295,8 @@ def _recipe_of(settings: dict[str, Any], recipe: Recipe, root: Path, folder: Pat
     for key, value in settings.items():
         index, stage, name = key.split(".")
         values["stages"][int(index)][stage][name] = _setting(name, value)
-    sources: Iterable[dict[str, Any]] = (values["model"], *(part for part in values["data"].values()))
+    students = [stage.get("distill", {}).get("student") or {} for stage in values["stages"]]
+    sources: Iterable[dict[str, Any]] = (values["model"], *values["data"].values(), *students)
     for source in sources:
         for key in ("checkpoint", "npz", "folder"):
             if source.get(key) is not None:

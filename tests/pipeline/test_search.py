@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.core import RecipeError
 from pipeline.recipe import parse_recipe, read_recipe
 from pipeline.runner import check
-from pipeline.search import _judged_on_training_data, open_storage, parse_objective, propose, search
+from pipeline.search import _judged_on_training_data, _recipe_of, open_storage, parse_objective, propose, search
 from tests.pipeline import postgresql as server
 from tests.pipeline.conftest import Project
 
@@ -48,6 +48,18 @@ def test_propose_replaces_only_what_is_searched_when_a_trial_suggests(project: P
     assert quantize.observers == ("mse",)
     assert distill.epochs == recipe.stages[1].config.epochs
     assert proposed.model_copy(update={"stages": recipe.stages}) == recipe
+
+
+def test_recipe_of_a_point_finds_its_files_when_it_is_written_to_another_folder(project: Project) -> None:
+    student = {"factory": "mine:tiny", "checkpoint": "students/tiny.safetensors"}
+    project.recipe["stages"][1] = {"distill": {"student": student}}
+    recipe, folder = parse_recipe(project.recipe), project.folder / "search" / "recipes"
+    values = _recipe_of({"0.prune.macs_ratio": 0.3}, recipe, project.folder, folder)
+    assert values["model"]["checkpoint"] == "../../model.safetensors"
+    assert values["data"]["evaluation"]["npz"] == "../../test.npz"
+    assert values["stages"][1]["distill"]["student"]["checkpoint"] == "../../students/tiny.safetensors"
+    assert values["stages"][0]["prune"]["macs_ratio"] == 0.3
+    parse_recipe(values)
 
 
 @pytest.mark.parametrize("text", ["speed", "latency", "size"])
