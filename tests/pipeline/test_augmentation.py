@@ -55,24 +55,27 @@ def test_augmentation_turns_by_the_asked_angle_at_most_when_asked_to_rotate() ->
 
 
 def test_augmentation_jitters_pixels_between_0_and_1_when_images_are_normalised() -> None:
-    pixels = noise(channels=1)
+    pixels = torch.full((256, 1, 4, 4), 0.4)
     pixels[0] = 0.0
-    normalised = (pixels - 0.25) / 0.5
-    jittered = augmented(
-        Augmentation(color_jitter=0.4), normalised, Preprocessing(scale=1 / 255, mean=(0.25,), std=(0.5,))
-    )
-    back = jittered * 0.5 + 0.25
-    assert not torch.allclose(back[1:], pixels[1:])
+    preprocessing = Preprocessing(scale=1 / 255, mean=(0.25,), std=(0.5,))
+    back = augmented(Augmentation(color_jitter=0.4), (pixels - 0.25) / 0.5, preprocessing) * 0.5 + 0.25
+    torch.testing.assert_close(back[0], torch.zeros(1, 4, 4), atol=1e-6, rtol=0)  # black stays black
+    assert back[1:].mean().item() == pytest.approx(0.4, abs=0.03)  # factors around 1
+    assert back[1:].std() > 0.05
     assert back.min() >= -1e-6
-    assert back.max() <= 1 + 1e-6
-    torch.testing.assert_close(back[0], torch.zeros(1, 5, 5), atol=1e-6, rtol=0)  # black stays black
 
 
 def test_augmentation_changes_saturation_only_when_there_is_colour() -> None:
-    grey = torch.full((32, 3, 4, 4), 0.5)
-    jittered = augmented(Augmentation(color_jitter=0.5), grey)
-    torch.testing.assert_close(jittered[:, 0], jittered[:, 2])  # grey has no saturation to change
-    assert jittered.std() > 0.05
+    def distance_from_affine(before: Tensor, after: Tensor) -> float:
+        """Brightness and contrast map all values of an image by one line; saturation does not."""
+        line = torch.stack([before.flatten(), torch.ones(before.numel())], dim=1)
+        return float((line @ torch.linalg.lstsq(line, after.flatten()).solution - after.flatten()).abs().max())
+
+    for channels, least, most in ((3, 1e-3, 1.0), (1, 0.0, 1e-5)):
+        images = 0.4 + 0.2 * noise(32, channels)
+        jittered = augmented(Augmentation(color_jitter=0.2), images)
+        distances = [distance_from_affine(*pair) for pair in zip(images, jittered, strict=True)]
+        assert least <= sorted(distances)[16] <= most
 
 
 def test_augmentation_erases_one_rectangle_of_the_asked_share_of_images() -> None:
