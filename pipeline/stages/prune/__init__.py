@@ -39,14 +39,19 @@ from pipeline.stages.prune.channels import (
     pruning_order,
     remove,
     runnable,
+    steps_of,
     still_runs,
     traceable_copy,
 )
 from pipeline.stages.prune.importance import scorer
 from pipeline.stages.prune.sensitivity import Curve, damages, sensitivity
 from pipeline.stages.prune.sparsity import NOTE, sparsify, zero_ratio, zeros_stay
+from pipeline.store import key_of, weights_sha256
 from pipeline.target import Target
 from pipeline.training import EpochLog, fit
+
+_measured: dict[str, list[Curve]] = {}
+"""Sensitivities that this process has measured: a search asks for the same ones under many budgets."""
 
 
 def prune(
@@ -227,7 +232,19 @@ def _sensitivity(
     def kept_share(module: nn.Module) -> float:
         return sum(budget.kept(module) for budget in budgets) / len(budgets)
 
-    return sensitivity(artifact.module, artifact.inputs, groups, config.max_layer_ratio, data, kept_share)
+    steps = [step for group in groups for step in steps_of(group, config.max_layer_ratio)]
+    key = key_of(
+        model=weights_sha256(artifact.module),
+        original=weights_sha256(artifact.reference),
+        data=data.sha256,
+        costs=[budget.name for budget in budgets],
+        order=[
+            (step.group.layer, step.channels) for group in groups for step in steps_of(group, config.max_layer_ratio)
+        ],
+    )
+    if key not in _measured:
+        _measured[key] = sensitivity(artifact.module, artifact.inputs, groups, config.max_layer_ratio, data, kept_share)
+    return _measured[key]
 
 
 def _by_damage(order: list[Step], curves: list[Curve]) -> list[Step]:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,8 @@ from pipeline.recipe import Importance, PruneConfig
 from pipeline.stages.prune import prune
 from pipeline.stages.prune.channels import coupled_channels, traceable_copy
 from pipeline.stages.prune.importance import scorer
-from pipeline.stages.prune.sensitivity import divergence
+from pipeline.stages.prune.sensitivity import Curve, divergence, sensitivity
+from tests.models import ARCHITECTURES
 
 VECTOR = TensorSpec(name="x", shape=(2,))
 
@@ -60,6 +63,26 @@ def test_scorer_equals_the_hand_computed_loss_change_when_kind_is_taylor() -> No
     torch.testing.assert_close(scores("taylor", network()), expected)  # the mean over those three places
 
 
+def test_scorer_equals_the_hand_computed_sums_over_gates_and_readers_when_units_are_recurrent() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.last = nn.RNN(2, 2, bias=False, batch_first=True), nn.Linear(2, 1, bias=False)
+            self.cell.weight_ih_l0.data = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
+            self.cell.weight_hh_l0.data = torch.tensor([[5.0, 6.0], [-7.0, 0.0]])
+            self.last.weight.data = torch.tensor([[3.0, 1.0]])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.cell(x)[0][:, -1])
+
+    judged = traceable_copy(Recurrent())
+    score = scorer("l1", judged, None)
+    sequence = TensorSpec(name="x", shape=(4, 2))
+    (group,), _ = coupled_channels(judged, (sequence,), score, round_to=1, max_layer_ratio=0.5)
+    gates, reader = torch.tensor([1 + 2 + 5 + 6.0, 3 + 4 + 7]), torch.tensor([3.0, 1.0])
+    torch.testing.assert_close(group.importance, (gates / gates.mean() + reader / reader.mean()) / 2)
+
+
 @pytest.mark.parametrize("kind", ["taylor", "activation"])
 def test_prune_asks_for_samples_when_importance_needs_them(kind: Importance) -> None:
     with pytest.raises(StageError, match=f"importance '{kind}' needs samples"):
@@ -101,3 +124,20 @@ def test_divergence_equals_the_hand_computed_value_when_outputs_are_logits() -> 
 
 def test_divergence_is_the_relative_squared_error_when_outputs_are_no_logits() -> None:
     assert divergence((torch.full((4, 1), 3.0),), (torch.full((4, 1), 2.0),)) == pytest.approx(0.25)
+
+
+def test_sensitivities_are_measured_once_when_only_the_budget_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = ARCHITECTURES["resnet"]
+    artifact, samples = network.artifact(seed=7), network.samples(16)
+    measured = []
+
+    def count(*arguments: Any) -> list[Curve]:
+        measured.append(arguments)
+        return sensitivity(*arguments)
+
+    monkeypatch.setattr("pipeline.stages.prune.sensitivity", count)
+    for ratio in (0.6, 0.5):
+        prune(artifact, PruneConfig(macs_ratio=ratio, allocation="sensitivity"), samples)
+    assert len(measured) == 1
+    prune(artifact, PruneConfig(macs_ratio=0.5, allocation="sensitivity", importance="l1"), samples)
+    assert len(measured) == 2  # another importance is another order of channels
