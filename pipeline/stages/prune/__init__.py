@@ -232,7 +232,6 @@ def _sensitivity(
     def kept_share(module: nn.Module) -> float:
         return sum(budget.kept(module) for budget in budgets) / len(budgets)
 
-    steps = [step for group in groups for step in steps_of(group, config.max_layer_ratio)]
     key = key_of(
         model=weights_sha256(artifact.module),
         original=weights_sha256(artifact.reference),
