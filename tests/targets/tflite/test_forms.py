@@ -127,6 +127,9 @@ def test_rewrite_pads_a_max_pool_with_zeros_only_when_no_value_is_negative():
     positive = Activation(F.relu, pool, zero_point=-128)
     assert aten.constant_pad_nd.default in targets(rewritten(positive))
     assert torch.equal(rewritten(positive)(*inputs()), positive(*inputs()))
+    above = Activation(F.relu, lambda y: through_int8(F.max_pool2d(y, 3, 2, 1), STEP, -100), zero_point=-100)
+    assert aten.constant_pad_nd.default in targets(rewritten(above))
+    assert torch.equal(rewritten(above)(*inputs()), above(*inputs()))
     signed = Activation(F.tanh, pool, zero_point=-100)
     assert aten.constant_pad_nd.default not in targets(rewritten(signed))
 

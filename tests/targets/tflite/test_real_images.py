@@ -80,3 +80,10 @@ def test_layers_differ_by_at_most_one_step_on_a_real_image(deployed, reference_k
     assert len(matrix) >= (10 if name == "resnet" else 8)
     assert parity.first_divergence(matrix) is None
     assert np.mean([layer.differing_ratio for layer in matrix]) < 0.02
+
+
+def test_only_operators_without_an_int8_kernel_leave_the_delegate(deployed):
+    name, _, lowered, _ = deployed
+    placement = TfliteTarget().placement(lowered)
+    outside = {fallback.op for fallback in placement.fallback if "outside" in fallback.reason}
+    assert outside == ({"BATCH_MATMUL", "GELU", "SOFTMAX"} if name == "vit" else set())
