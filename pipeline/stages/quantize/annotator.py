@@ -7,26 +7,23 @@ clamp has no parameters of its own: its range is the clamp's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import (
-    FixedQParamsQuantizationSpec,
     QuantizationAnnotation,
     QuantizationSpec,
-    QuantizationSpecBase,
     Quantizer,
     SharedQuantizationSpec,
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from pipeline.core import SkippedLayer
-from pipeline.stages.quantize.capabilities import CREATES, RULE_OF, SPLITS, Rule
-from pipeline.stages.quantize.grids import ActivationGrid, PerChannelWeightGrid
+from pipeline.stages.quantize.capabilities import CREATES, MASKS, RULE_OF, SPLITS, Rule
+from pipeline.stages.quantize.grids import ActivationGrid, FixedGrid, PerChannelWeightGrid
 from pipeline.stages.quantize.observers import QMAX, QMIN, WEIGHT_QMAX
 
 GETITEM = "<built-in function getitem>"
@@ -75,12 +72,11 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
     """Static int8: affine per-tensor activations, symmetric narrow-range per-channel weights, float biases.
 
     Args:
-        ranges: Gives the range of a set of values from their names, in the units of the tensors.
         skip: Names of modules to leave in float, with everything inside them.
     """
 
-    def __init__(self, ranges: Callable[[list[str]], tuple[float, float]], skip: tuple[str, ...] = ()) -> None:
-        self._ranges, self._skip = ranges, skip
+    def __init__(self, skip: tuple[str, ...] = ()) -> None:
+        self._skip = skip
         self.scheme = Scheme((), {}, (), ())
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -99,15 +95,12 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
         return model
 
     def prepare_obs_or_fq_callback(self, model: GraphModule, grids: dict[Any, Any]) -> None:
-        """Give every grid its parameters: an activation's from its range, a weight's from the weight."""
-        values: dict[ActivationGrid, list[str]] = {}
+        """Span every weight, and tell activations' grids which values they hold."""
         for place, grid in grids.items():
             if isinstance(grid, PerChannelWeightGrid):
                 grid.set_weight(tensor_of(model, place[0]))
             elif isinstance(grid, ActivationGrid) and isinstance(place, Node):
-                values.setdefault(grid, []).append(place.name)
-        for grid, names in values.items():
-            grid.set_range(*self._ranges(names))
+                grid.holds.append(place.name)
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: the scheme is complete by construction."""
@@ -132,7 +125,7 @@ def plan(model: GraphModule, skip: tuple[str, ...] = ()) -> Scheme:
     inner = _fused_producers(candidates)
     groups, anchored, requantized = _Groups(order), set[Node](), []
     for node in candidates:
-        values = [value for value in activations(node) if value not in inner]
+        values = [value for value in activations(node) if value not in inner and not _is_masked_score(value, node)]
         if rule_of(node).kind != "moves":
             anchored.update(values if node in inner else [*values, node])
             continue
@@ -186,11 +179,19 @@ def tensor_of(model: GraphModule, node: Node) -> Tensor:
     return value.detach()
 
 
+def set_tensor(model: GraphModule, node: Node, value: Tensor) -> None:
+    """Give a ``get_attr`` node another value."""
+    owner, _, name = str(node.target).rpartition(".")
+    setattr(model.get_submodule(owner), name, nn.Parameter(value, requires_grad=False))
+
+
 def _why_float(node: Node, skip: tuple[str, ...]) -> str | None:
     """Why an operator cannot run as integers; None where it can."""
     layer, operator = layer_name(node), str(node.target)
     if any(layer == name or layer.startswith(f"{name}.") for name in skip):
         return "left in float by the recipe"
+    if operator in MASKS and any(_is_masked_score(node, user) for user in node.users):
+        return "a masked score is too small for any integer grid: softmax reads it in float"
     if operator not in RULE_OF or (operator == GETITEM and str(node.all_input_nodes[0].target) not in SPLITS):
         return f"no integer kernel for {operator}"
     if operator in ("aten.pad.default", "aten.constant_pad_nd.default") and not _pads_with_zero(node):
@@ -198,6 +199,10 @@ def _why_float(node: Node, skip: tuple[str, ...]) -> str | None:
     if rule_of(node).kind == "weighted" and node.all_input_nodes[1].op != "get_attr":
         return "its weight is computed"
     return None
+
+
+def _is_masked_score(value: Node, reader: Node) -> bool:
+    return str(value.target) in MASKS and str(reader.target) == "aten.softmax.int"
 
 
 def _pads_with_zero(node: Node) -> bool:
@@ -221,18 +226,12 @@ def _has_fixed_parameters(root: Node) -> bool:
     return rule is not None and rule.kind == "fixed"
 
 
-def _own_spec(value: Node) -> QuantizationSpecBase:
+def _own_spec(value: Node) -> QuantizationSpec:
     if not _has_fixed_parameters(value):
         return ACTIVATION
     rule = rule_of(value)
-    return FixedQParamsQuantizationSpec(
-        dtype=torch.int8,
-        scale=rule.scale,
-        zero_point=rule.zero_point,
-        quant_min=QMIN,
-        quant_max=QMAX,
-        qscheme=torch.per_tensor_affine,
-    )
+    grid = FixedGrid.with_args(scale=rule.scale, zero_point=rule.zero_point)
+    return replace(ACTIVATION, observer_or_fake_quant_ctr=grid)
 
 
 def _weight_spec(rule: Rule) -> QuantizationSpec:

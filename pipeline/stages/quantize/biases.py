@@ -7,12 +7,11 @@ step, layer after layer; on the demo's network that is the difference between 54
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
+from pipeline.stages.quantize.annotator import set_tensor, tensor_of
 from pipeline.stages.quantize.capabilities import RULES
 
 WEIGHTED = tuple(operator for rule in RULES if rule.kind == "weighted" for operator in rule.operators)
@@ -34,9 +33,9 @@ def round_biases(program: GraphModule) -> None:
             quantized.dequantize_per_channel.default,
         )
         if from_integers and bias.op == "get_attr" and len(bias.users) == 1:
-            values, scales = _attribute(program, bias), _attribute(program, weight.args[1])
+            values, scales = tensor_of(program, bias), tensor_of(program, weight.args[1])
             groups = len(values) // len(scales)  # groups of a transposed convolution share their scales
-            _set_attribute(program, bias, on_grid(values, activation.args[1] * scales.repeat(groups)))
+            set_tensor(program, bias, on_grid(values, activation.args[1] * scales.repeat(groups)))
 
 
 def on_grid(bias: Tensor, unit: Tensor) -> Tensor:
@@ -47,15 +46,3 @@ def on_grid(bias: Tensor, unit: Tensor) -> Tensor:
     """
     units = torch.round(bias.double() / unit.double())
     return torch.where(units.abs() <= LIMIT, (units * unit.double()).float(), bias)
-
-
-def _attribute(program: GraphModule, node: Any) -> Tensor:
-    owner, _, name = str(node.target).rpartition(".")
-    value = getattr(program.get_submodule(owner), name)
-    assert isinstance(value, Tensor)
-    return value.detach()
-
-
-def _set_attribute(program: GraphModule, node: Any, value: Tensor) -> None:
-    owner, _, name = str(node.target).rpartition(".")
-    setattr(program.get_submodule(owner), name, nn.Parameter(value, requires_grad=False))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._decomp import get_decompositions
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
 
@@ -31,14 +32,21 @@ FOLD_BATCH_NORM = (
 """Operators that take the batch norm after them into their weights."""
 
 
-def canonical_graph(artifact: ModelArtifact) -> GraphModule:
+MASKED = -1e4
+"""A score that softmax makes zero of, and float16 can hold; a smaller number in an additive mask means the same."""
+
+
+def canonical_graph(artifact: ModelArtifact, program: ExportedProgram | None = None) -> GraphModule:
     """The module as a functional ATen graph without batch norms, recurrent cells, attention, SiLU or hardsigmoid.
+
+    Args:
+        program: The module as captured by the caller, where more than the batch is to stay dynamic.
 
     Raises:
         StageError: torch.export cannot trace the module.
     """
-    program = capture(artifact.module, artifact.inputs).run_decompositions(decompositions())
-    graph: GraphModule = program.module(check_guards=False)
+    program = program or capture(artifact.module, artifact.inputs)
+    graph: GraphModule = program.run_decompositions(decompositions()).module(check_guards=False)
     multiply_by_reciprocals(graph)
     batch_norms_to_convolutions(graph)
     _fuse_conv_bn_(graph)
@@ -79,14 +87,22 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """``softmax(q s @ k^T) @ v``; the scale meets the query, the smaller factor. Masked attention stays whole.
+    """``softmax(q s @ k^T) @ v``; the scale meets the query, the smaller factor. Shared heads stay whole.
 
-    An additive mask holds minus infinity, which no integer grid does.
+    A masked score becomes `MASKED`, and is added to where the mask is a finite offset.
     """
-    if attn_mask is not None or is_causal or enable_gqa or dropout_p > 0:
+    if enable_gqa or dropout_p > 0:
         return NotImplemented
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    return torch.softmax((query * factor) @ key.transpose(-2, -1), -1) @ value
+    scores = (query * factor) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        offsets, attn_mask = attn_mask, attn_mask > MASKED
+        scores = scores + torch.where(attn_mask, offsets, 0.0)
+    if attn_mask is not None:
+        scores = torch.where(attn_mask, scores, MASKED)
+    return torch.softmax(scores, -1) @ value
 
 
 def multiply_by_reciprocals(graph: GraphModule) -> None:

@@ -100,3 +100,6 @@ SPLITS = ("aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.defa
 
 CREATES = ("aten.zeros.default", "aten.ones.default", "aten.full.default")
 """Operators that make constants: quantized where an integer operator reads them."""
+
+MASKS = ("aten.where.self", "aten.where.ScalarOther", "aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
+"""Operators that give masked attention scores a value that softmax makes zero of."""

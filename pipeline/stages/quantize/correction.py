@@ -8,7 +8,7 @@ Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -39,38 +39,51 @@ def mean_shift(
 
 def channel_means(operator: Any, output: Tensor) -> Tensor:
     """Mean of an operator's output per output channel, ``(C,)``: the last axis of a linear layer's, else the second."""
-    channel = -1 if operator == torch.ops.aten.linear.default else 1
-    return output.movedim(channel, 0).flatten(1).mean(1)
+    channel = output.ndim - 1 if operator == torch.ops.aten.linear.default else 1
+    return output.mean([axis for axis in range(output.ndim) if axis != channel])
 
 
-def correct_empirically(float_graph: GraphModule, rounding_graph: GraphModule, inputs: tuple[Tensor, ...]) -> None:
-    """Give weighted operators the bias with which their mean output on ``inputs`` is the float graph's, first to last.
+def output_means(graph: GraphModule, names: Iterable[str], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Mean output per channel of the named operators on some inputs."""
+    wanted, found = set(names), dict[str, Tensor]()
 
-    Two forward passes: each operator is corrected as the second pass reaches it, so later ones see corrected inputs.
-
-    Args:
-        rounding_graph: The same operators under the same names, simulating rounding; every weighted operator has a
-            bias of its own, a parameter named ``<operator>_corrected_bias``, which is changed in place.
-    """
-    expected: dict[str, Tensor] = {}
-
-    class Expecting(Interpreter):
+    class Watching(Interpreter):
         def run_node(self, n: Node) -> Any:
             output = super().run_node(n)
-            if hasattr(rounding_graph, f"{n.name}_corrected_bias"):
-                expected[n.name] = channel_means(n.target, output)
+            if n.name in wanted:
+                found[n.name] = channel_means(n.target, output)
             return output
 
-    class Correcting(Interpreter):
-        def run_node(self, n: Node) -> Any:
-            output = super().run_node(n)
-            if n.name not in expected:
-                return output
-            shift = expected[n.name] - channel_means(n.target, output)
-            getattr(rounding_graph, f"{n.name}_corrected_bias").add_(shift)
-            trailing = 0 if n.target == torch.ops.aten.linear.default else output.ndim - 2
-            return output + shift.reshape(-1, *[1] * trailing)
-
     with torch.no_grad():
-        Expecting(float_graph).run(*inputs)
-        Correcting(rounding_graph).run(*inputs)
+        Watching(graph).run(*inputs)
+    return found
+
+
+class Correcting(Interpreter):
+    """Runs a graph that simulates rounding, and corrects each operator's bias as it is reached.
+
+    So later operators see corrected inputs. One run over a set of inputs gives every operator the bias with which its
+    mean output on them is the expected one.
+
+    Args:
+        graph: Every operator to correct has a bias of its own, a parameter called `bias_name`, changed in place.
+        expected: The float graph's mean outputs on the same inputs (`output_means`).
+    """
+
+    def __init__(self, graph: GraphModule, expected: Mapping[str, Tensor]) -> None:
+        super().__init__(graph)
+        self._graph, self._expected = graph, expected
+
+    def run_node(self, n: Node) -> Any:
+        output = super().run_node(n)
+        if n.name not in self._expected:
+            return output
+        shift = self._expected[n.name] - channel_means(n.target, output)
+        self._graph.get_parameter(bias_name(n.name)).add_(shift)
+        trailing = 0 if n.target == torch.ops.aten.linear.default else output.ndim - 2
+        return output + shift.reshape(-1, *[1] * trailing)
+
+
+def bias_name(operator: str) -> str:
+    """What the bias that corrections change is called."""
+    return f"{operator}_corrected_bias"

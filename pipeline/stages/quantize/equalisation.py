@@ -1,9 +1,9 @@
 """Equalisation: channels of one tensor share one scale, so a channel far smaller than the largest loses its precision.
 
-Scaling channel c up before, and the next operator's weights for it down, leaves the float function as it was (Nagel
-et al. 2019, section 4.1, https://arxiv.org/abs/1906.04721; with activations in place of weights it is SmoothQuant,
-Xiao et al. 2022, https://arxiv.org/abs/2211.10438). Only what ReLU or nothing stands between is touched: a clamp at 6
-does not commute with a scale.
+Scaling channel c up where it is made, and the weights that read it down, leaves the float function as it was (Nagel
+et al. 2019, section 4.1, https://arxiv.org/abs/1906.04721). Only what ReLU or nothing stands between is touched: a
+clamp at 6 does not commute with a scale. Where a layer norm makes the tensor this is SmoothQuant with alpha 0.5 (Xiao
+et al. 2022, https://arxiv.org/abs/2211.10438): the norm's own gain and offset take the factors.
 """
 
 from __future__ import annotations
@@ -14,71 +14,102 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from pipeline.stages.quantize.annotator import tensor_of
+from pipeline.metrics import sqnr_db
+from pipeline.stages.quantize.annotator import set_tensor, tensor_of
+from pipeline.stages.quantize.grids import rounded
+from pipeline.stages.quantize.observers import affine_parameters, channel_scales, fake_quantize
 
 aten = torch.ops.aten
 
 LIMIT = 1e3  # no channel is scaled by more, so that one which hardly fires is not blown up
+WEIGHTED = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two convolutions or linear layers with nothing, or a ReLU, between them and nothing else beside."""
+    """An operator whose channels can be scaled, and all that reads them: with nothing or a ReLU between."""
 
     first: Node
-    second: Node
+    seconds: tuple[Node, ...]
+
+    @property
+    def smooths(self) -> bool:
+        """Whether a layer norm takes the factors (SmoothQuant)."""
+        return bool(self.first.target == aten.layer_norm.default)
 
 
 def pairs(graph: GraphModule) -> list[Pair]:
-    """All pairs whose channels can be scaled; weights that several operators read are left alone."""
+    """All pairs, in order; parameters that several operators read are left alone."""
     found = []
     for node in graph.graph.nodes:
-        if node.target not in (aten.conv1d.default, aten.conv2d.default, aten.linear.default):
+        value = _relu_after(node)
+        seconds = tuple(value.users)
+        if not seconds or any(second.all_input_nodes[0] is not value for second in seconds):
             continue
-        producer = node.all_input_nodes[0]
-        if producer.target == aten.relu.default and len(producer.users) == 1:
-            producer = producer.all_input_nodes[0]
-        same_kind = producer.target == node.target
-        if same_kind and len(producer.users) == 1 and all(_owns_parameters(each) for each in (producer, node)):
-            found.append(Pair(producer, node))
-    return [pair for pair in found if _groups(pair.second) in (1, len(tensor_of(graph, _argument(pair.second, 1))))]
+        if node.target == aten.layer_norm.default:
+            one_axis = len(node.args[1]) == 1 and _argument(node, 2) is not None
+            fits = one_axis and all(second.target == aten.linear.default for second in seconds)
+        else:
+            fits = node.target in WEIGHTED and [second.target for second in seconds] == [node.target]
+        if fits and all(_owns_parameters(each) for each in (node, *seconds)):
+            found.append(Pair(node, seconds))
+    return [pair for pair in found if all(_groups(each) in (1, len(_weight(graph, each))) for each in pair.seconds)]
 
 
-def equalised(graph: GraphModule, peaks: Mapping[str, Tensor]) -> GraphModule:
-    """A copy of a canonical graph that computes the same with channels of like range.
+def gaining_factors(
+    graph: GraphModule, inputs: tuple[Tensor, ...], *, layers: bool = True, norms: bool = True
+) -> dict[str, Tensor]:
+    """Factors ``(C,)`` of the pairs that they help, by the first operator's name.
+
+    A pair is judged by itself: by the SQNR of what its second operators give when their input and weights are rounded,
+    as they are and scaled.
 
     Args:
-        peaks: Largest magnitude of each input channel ``(C,)`` of the pairs' second operators, by node name.
+        layers: Whether to scale what convolutions and linear layers make.
+        norms: Whether to scale what layer norms make.
     """
-    result = copy.deepcopy(graph)
-    for pair in pairs(result):
-        weight = tensor_of(result, _argument(pair.second, 1))
-        factors = channel_factors(peaks[pair.second.name], _reach(weight, _groups(pair.second)))
-        _scale(result, _argument(pair.first, 1), factors, axis=0)
-        if (bias := _argument(pair.first, 2)) is not None:
-            _scale(result, bias, factors, axis=0)
-        _scale(result, _argument(pair.second, 1), 1 / factors, axis=1 if _groups(pair.second) == 1 else 0)
-    return result
-
-
-def input_peaks(graph: GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Largest magnitude of each input channel of the pairs' second operators, on one batch of inputs."""
-    seconds = {pair.second for pair in pairs(graph)}
+    by_second = {pair.seconds[0]: pair for pair in pairs(graph) if (norms if pair.smooths else layers)}
+    if not by_second:
+        return {}
     found: dict[str, Tensor] = {}
 
-    class Watching(Interpreter):
+    class Judging(Interpreter):
         def run_node(self, n: Node) -> Any:
-            if n in seconds:
-                channel = -1 if n.target == aten.linear.default else 1
-                found[n.name] = self.env[n.all_input_nodes[0]].abs().movedim(channel, 0).flatten(1).amax(1)
+            if n in by_second:
+                pair = by_second[n]
+                x = self.env[n.all_input_nodes[0]]
+                weights = [_weight(graph, second) for second in pair.seconds]
+                reach = [_reach(weight, _groups(n)) for weight in weights]
+                factors = channel_factors(_peaks(x, n), torch.stack(reach).amax(0))
+                if _noise(n, x, weights, factors) < _noise(n, x, weights, torch.ones_like(factors)):
+                    found[pair.first.name] = factors
             return super().run_node(n)
 
     with torch.no_grad():
-        Watching(graph).run(*inputs)
+        Judging(graph).run(*inputs)
     return found
+
+
+def equalised(graph: GraphModule, factors: Mapping[str, Tensor]) -> GraphModule:
+    """A copy of a canonical graph that computes the same, the channels of some pairs scaled.
+
+    Args:
+        factors: Of each channel ``(C,)``, by the name of the pair's first operator.
+    """
+    result = copy.deepcopy(graph)
+    for pair in pairs(result):
+        if pair.first.name not in factors:
+            continue
+        own = factors[pair.first.name]
+        for index in (2, 3) if pair.smooths else (1, 2):
+            if (parameter := _argument(pair.first, index)) is not None:
+                _scale(result, parameter, own, axis=0)
+        for second in pair.seconds:
+            _scale(result, _argument(second, 1), 1 / own, axis=1 if _groups(second) == 1 else 0)
+    return result
 
 
 def channel_factors(peaks: Tensor, reach: Tensor) -> Tensor:
@@ -99,6 +130,34 @@ def channel_factors(peaks: Tensor, reach: Tensor) -> Tensor:
     return centred.exp().clamp(1 / LIMIT, LIMIT)
 
 
+def _noise(node: Node, x: Tensor, weights: list[Tensor], factors: Tensor) -> float:
+    """Noise in dB over the signal when the scaled input and the weights that read it are rounded."""
+    operator: Any = node.target
+    groups = _groups(node)
+    scaled = x * _along(factors, x.ndim, -1 if operator == aten.linear.default else 1)
+    scale, zero_point = affine_parameters(float(scaled.min()), float(scaled.max()))
+    exact, tested = [], []
+    for weight in weights:
+        other = weight / _along(factors, weight.ndim, 1 if groups == 1 else 0)
+        arguments = (None, *node.args[3:])
+        exact.append(operator(x, weight, *arguments).flatten())
+        on_grid = fake_quantize(other, channel_scales(other, 0), 0)
+        tested.append(operator(rounded(scaled, scale, zero_point), on_grid, *arguments).flatten())
+    return -sqnr_db(torch.cat(exact), torch.cat(tested))
+
+
+def _relu_after(node: Node) -> Node:
+    """The ReLU that alone reads a value; else the value itself."""
+    user = next(iter(node.users), None)
+    return user if user is not None and len(node.users) == 1 and user.target == aten.relu.default else node
+
+
+def _peaks(x: Tensor, second: Node) -> Tensor:
+    """The largest magnitude of each channel that an operator reads."""
+    channel = x.ndim - 1 if second.target == aten.linear.default else 1
+    return x.abs().amax([axis for axis in range(x.ndim) if axis != channel])
+
+
 def _reach(weight: Tensor, groups: int) -> Tensor:
     """The largest weight that reads each input channel."""
     return weight.abs().movedim(1 if groups == 1 else 0, 0).flatten(1).amax(1)
@@ -106,15 +165,22 @@ def _reach(weight: Tensor, groups: int) -> Tensor:
 
 def _scale(graph: GraphModule, node: Node, factors: Tensor, axis: int) -> None:
     value = tensor_of(graph, node)
-    shape = [1] * value.ndim
+    set_tensor(graph, node, value * _along(factors, value.ndim, axis))
+
+
+def _along(factors: Tensor, ndim: int, axis: int) -> Tensor:
+    """``(C,)`` with as many axes as it takes to multiply one axis of a tensor."""
+    shape = [1] * ndim
     shape[axis] = -1
-    owner, _, name = str(node.target).rpartition(".")
-    scaled = nn.Parameter(value * factors.reshape(shape), requires_grad=False)
-    setattr(graph.get_submodule(owner), name, scaled)
+    return factors.reshape(shape)
 
 
 def _argument(node: Node, index: int) -> Any:
     return node.args[index] if len(node.args) > index else None
+
+
+def _weight(graph: GraphModule, node: Node) -> Tensor:
+    return tensor_of(graph, node.all_input_nodes[1])
 
 
 def _groups(node: Node) -> int:
@@ -123,5 +189,4 @@ def _groups(node: Node) -> int:
 
 
 def _owns_parameters(node: Node) -> bool:
-    parameters = [value for value in (_argument(node, 1), _argument(node, 2)) if value is not None]
-    return all(value.op == "get_attr" and len(value.users) == 1 for value in parameters)
+    return all(value.op == "get_attr" and len(value.users) == 1 for value in node.all_input_nodes[1:])

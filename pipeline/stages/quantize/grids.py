@@ -1,8 +1,7 @@
 """Grids: the modules that PT2E inserts where a tensor becomes integers.
 
 Unlike PT2E's own observers they watch nothing: their parameters come from statistics that are already there, so that
-one calibration serves many programs. They can simulate the rounding, with a straight-through gradient (Bengio et al.
-2013, https://arxiv.org/abs/1308.3432), for sensitivities, AdaRound and quantization-aware training.
+one calibration serves many programs. They can simulate the rounding, without gradients.
 """
 
 from __future__ import annotations
@@ -11,18 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchao.quantization.pt2e.observer import ObserverBase
+from torchao.quantization.pt2e.observer import FixedQParamsObserver, ObserverBase
 
-from pipeline.stages.quantize.observers import affine_parameters, channel_scales
+from pipeline.stages.quantize.observers import QMAX, QMIN, affine_parameters, channel_scales, fake_quantize
 
 
 class ActivationGrid(ObserverBase):  # type: ignore[misc]  # torchao has no type information
-    """One scale and zero point; several tensors may share it."""
+    """One scale and zero point; several tensors may share it.
+
+    Attributes:
+        holds: Names of the nodes whose values it is for.
+    """
 
     def __init__(self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **_: Any) -> None:
         super().__init__(dtype)
         self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
         self.scale, self.zero_point = 1.0, 0
+        self.holds: list[str] = []
         self.simulate = False
 
     def set_range(self, low: float, high: float) -> None:
@@ -30,15 +34,22 @@ class ActivationGrid(ObserverBase):  # type: ignore[misc]  # torchao has no type
         self.scale, self.zero_point = affine_parameters(low, high)
 
     def forward(self, values: Tensor) -> Tensor:
-        if not self.simulate:
-            return values
-        return torch.fake_quantize_per_tensor_affine(
-            values, self.scale, self.zero_point, self.quant_min, self.quant_max
-        )
+        return rounded(values, self.scale, self.zero_point) if self.simulate else values
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point, each of shape ``(1,)``."""
         return torch.tensor([self.scale], dtype=torch.float32), torch.tensor([self.zero_point])
+
+
+class FixedGrid(FixedQParamsObserver):  # type: ignore[misc]  # torchao has no type information
+    """The scale and zero point that an integer kernel prescribes."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.simulate = False
+
+    def forward(self, values: Tensor) -> Tensor:
+        return rounded(values, float(self.scale), int(self.zero_point)) if self.simulate else values
 
 
 class PerChannelWeightGrid(ObserverBase):  # type: ignore[misc]  # torchao has no type information
@@ -57,21 +68,28 @@ class PerChannelWeightGrid(ObserverBase):  # type: ignore[misc]  # torchao has n
         self.scales = channel_scales(weight, self.ch_axis)
 
     def forward(self, weight: Tensor) -> Tensor:
-        if not self.simulate:
-            return weight
-        zeros = torch.zeros(len(self.scales), dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(
-            weight, self.scales, zeros, self.ch_axis, self.quant_min, self.quant_max
-        )
+        return fake_quantize(weight, self.scales, self.ch_axis) if self.simulate else weight
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scales and zero points ``(C,)``."""
         return self.scales, torch.zeros(len(self.scales), dtype=torch.int64)
 
 
+def rounded(values: Tensor, scale: float, zero_point: int) -> Tensor:
+    """What an int8 grid makes of a tensor; 7 times as fast as torch's own fake quantization, which keeps a mask.
+
+    >>> rounded(torch.tensor([-9.0, 0.3, 200.0]), 0.5, 0)
+    tensor([-9.0000,  0.5000, 63.5000])
+    """
+    return (values * (1 / scale)).round_().clamp_(QMIN - zero_point, QMAX - zero_point).mul_(scale)
+
+
+GRIDS = (ActivationGrid, FixedGrid, PerChannelWeightGrid)
+
+
 def grids_of(prepared: nn.Module) -> set[nn.Module]:
     """All grids of a prepared graph."""
-    return {module for module in prepared.modules() if isinstance(module, ActivationGrid | PerChannelWeightGrid)}
+    return {module for module in prepared.modules() if isinstance(module, GRIDS)}
 
 
 def simulate(prepared: nn.Module, active: set[nn.Module]) -> None:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from neural_compressor.common.base_config import BaseConfig, register_config
 from neural_compressor.common.base_tuning import TuningConfig, init_tuning
@@ -30,10 +31,11 @@ class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor 
         bias_correction: How biases take back the mean shift of rounded weights.
         float_layers: Modules left in float.
         equalised: Whether channels were equalised before calibration.
+        adaround: Whether weights were rounded by what the layers give.
     """
 
     name = "static_int8"
-    params_list = ["method", "bias_correction", "float_layers", "equalised"]
+    params_list = ["method", "bias_correction", "float_layers", "equalised", "adaround"]
     non_tunable_params = ["white_list", *params_list]  # every configuration is listed, none is expanded
 
     def __init__(
@@ -42,11 +44,16 @@ class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor 
         bias_correction: BiasCorrection = "empirical",
         float_layers: tuple[str, ...] = (),
         equalised: bool = False,
+        adaround: bool = False,
         white_list: object = None,
     ) -> None:
         super().__init__(white_list=white_list)
         self.method, self.bias_correction = method, bias_correction
-        self.float_layers, self.equalised = float_layers, equalised
+        self.float_layers, self.equalised, self.adaround = float_layers, equalised, adaround
+
+    def but(self, **changes: Any) -> CalibrationConfig:
+        """This configuration with some parameters changed."""
+        return CalibrationConfig(**{name: getattr(self, name) for name in self.params_list} | changes)
 
     @classmethod
     def register_supported_configs(cls) -> None:
@@ -66,6 +73,7 @@ class Trial:
     bias_correction: BiasCorrection
     float_layers: tuple[str, ...]
     equalised: bool
+    adaround: bool
     metric: float
     sqnr_db: float
     within_budget: bool
@@ -74,9 +82,8 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The outcome of a search: the chosen program, its configuration and trial, and all trials in order."""
+    """The outcome of a search: the chosen configuration and its trial, and all trials in order."""
 
-    program: GraphModule
     config: CalibrationConfig
     chosen: Trial
     trials: tuple[Trial, ...]
@@ -97,7 +104,7 @@ def search(
     which of them meet the budget. Where none does, the highest metric wins.
 
     Args:
-        build: Makes the quantized program of a configuration.
+        build: Makes a simulation of the program of a configuration.
         judge: Metric (a ratio) and SQNR in dB of a program on the held-out samples.
         baseline: The float model's metric.
         max_drop: How far below the baseline the metric may fall, absolute.
@@ -107,26 +114,26 @@ def search(
     tuning = TuningConfig(config_set=list(configs), tolerable_loss=tolerable_loss, max_trials=len(configs))
     loader, _, monitor = init_tuning(tuning)
     monitor.set_baseline(baseline)
-    best: tuple[GraphModule, CalibrationConfig, Trial] | None = None
+    best: tuple[CalibrationConfig, Trial] | None = None
     trials: list[Trial] = []
     for index, config in enumerate(loader, start=1):
         started = time.perf_counter()
-        program = build(config)
-        metric, sqnr = judge(program)
+        metric, sqnr = judge(build(config))
         monitor.add_trial_result(index, metric, config)
         trial = Trial(
             config.method,
             config.bias_correction,
             config.float_layers,
             config.equalised,
+            config.adaround,
             metric,
             sqnr,
             within_budget=metric >= baseline - max_drop,
             duration_s=time.perf_counter() - started,
         )
         trials.append(trial)
-        if best is None or _rank(trial) > _rank(best[2]):
-            best = program, config, trial
+        if best is None or _rank(trial) > _rank(best[1]):
+            best = config, trial
         if stop_when_met and monitor.need_stop():
             break
     assert best is not None  # there is at least one configuration

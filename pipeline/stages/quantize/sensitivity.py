@@ -2,53 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Node
 
-from pipeline.metrics import Comparison, predictor
 from pipeline.stages.quantize.annotator import layer_name
-from pipeline.stages.quantize.grids import ActivationGrid, PerChannelWeightGrid, grids_of, simulate
+from pipeline.stages.quantize.grids import GRIDS, PerChannelWeightGrid, grids_of, simulate
 
-Inputs = Sequence[tuple[Tensor, ...]]
+Judge = Callable[[nn.Module], tuple[float, float]]
+"""Metric (a ratio) and SQNR in dB of a program on held-out samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """SQNR of the network's outputs in dB, with one layer's weight and result treated unlike all others'.
+    """The network's metric and the SQNR of its outputs in dB, with one layer treated unlike all others.
+
+    A layer is its weight and its result.
 
     Attributes:
         alone_db: Only this layer is quantized: low where it does harm.
+        alone_metric: The metric then.
         without_db: Everything but this layer is quantized: high where sparing it helps.
+        without_metric: The metric then.
     """
 
     layer: str
     alone_db: float
+    alone_metric: float
     without_db: float
+    without_metric: float
 
 
-def sensitivities(prepared: GraphModule, inputs: Inputs) -> list[Sensitivity]:
-    """Simulate a prepared graph on batches of inputs, once for each weighted layer in either way; worst first.
+def sensitivities(prepared: GraphModule, judge: Judge) -> list[Sensitivity]:
+    """Simulate a prepared graph once for each weighted layer in either way; worst first.
 
     Layers are ranked by the noise power that they cause alone: noise of different layers is nearly uncorrelated, so
     powers add up.
     """
     grids = grids_of(prepared)
-    layers = _grids_by_layer(prepared)
-    predict = predictor(prepared)
-    simulate(prepared, set())
-    reference = [predict(batch) for batch in inputs]
 
-    def sqnr(active: set[nn.Module]) -> float:
+    def judged(active: set[nn.Module]) -> tuple[float, float]:
         simulate(prepared, active)
-        comparison = Comparison()
-        for batch, expected in zip(inputs, reference, strict=True):
-            comparison.update(predict(batch), expected)
-        return comparison.sqnr_db
+        return judge(prepared)
 
-    found = [Sensitivity(layer, sqnr(own), sqnr(grids - own)) for layer, own in layers.items()]
+    found = []
+    for layer, own in _grids_by_layer(prepared).items():
+        (alone_metric, alone_db), (without_metric, without_db) = judged(own), judged(grids - own)
+        found.append(Sensitivity(layer, alone_db, alone_metric, without_db, without_metric))
     simulate(prepared, set())
     return sorted(found, key=lambda entry: entry.alone_db)
 
@@ -63,7 +65,7 @@ def _grids_by_layer(prepared: GraphModule) -> dict[str, set[nn.Module]]:
         own = found.setdefault(layer_name(node), set())
         own.add(grid)
         result = node
-        while result is not None and not isinstance(_grid(prepared, result), ActivationGrid):
+        while result is not None and not isinstance(_grid(prepared, result), GRIDS):
             result = next(iter(result.users), None) if len(result.users) == 1 else None
         if result is not None:
             own.add(prepared.get_submodule(str(result.target)))

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from torch import nn
 from torch.fx import GraphModule
 
-from pipeline.core import ModelArtifact, SkippedLayer, StageRecord
+from pipeline.core import ModelArtifact, SkippedLayer, StageError, StageRecord
 from pipeline.data import SampleSet
 from pipeline.metrics import Comparison, predictor
 from pipeline.program import count_macs, count_parameters
 from pipeline.recipe import Budget, QuantizeConfig
+from pipeline.stages.quantize import qat
 from pipeline.stages.quantize.annotator import plan
-from pipeline.stages.quantize.calibration import calibrate, convert, prepare
+from pipeline.stages.quantize.batch_norms import reestimated
+from pipeline.stages.quantize.calibration import Simulation, calibrate, convert, fitting_batch
 from pipeline.stages.quantize.canonical import canonical_graph
 from pipeline.stages.quantize.correction import BiasCorrection
 from pipeline.stages.quantize.cost import integer_share
-from pipeline.stages.quantize.equalisation import equalised, input_peaks, pairs
+from pipeline.stages.quantize.equalisation import equalised, gaining_factors
 from pipeline.stages.quantize.search import CalibrationConfig, Found, better, search
 from pipeline.stages.quantize.sensitivity import Sensitivity, sensitivities
 
@@ -30,7 +34,10 @@ def quantize(
     *,
     budget: Budget,
     held_out: SampleSet | None = None,
+    train: SampleSet | None = None,
     seed: int = 0,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
 ) -> ModelArtifact:
     """Quantize a float module to static int8, calibrated on real samples.
 
@@ -38,80 +45,125 @@ def quantize(
         data: Calibration samples, unlabelled or not.
         budget: How far the metric on the held-out samples may fall below the float module's.
         held_out: Samples to choose the configuration by; a quarter of ``data`` where there are none.
-        seed: Draws that quarter.
+        train: What quantization-aware training learns from; nothing else needs it.
+        seed: Draws that quarter, and the order of training.
+        checkpoint: Where the training's state is kept, so that a killed one goes on; removed at the end.
+        log: CSV file of its loss, step by step.
 
     Raises:
         DataError: A sample holds NaN or infinity.
-        StageError: The module cannot be captured.
+        StageError: The module cannot be captured, or ``qat`` has nothing to train on.
     """
     started = time.perf_counter()
+    if config.qat is not None and train is None:
+        raise StageError("qat needs training samples", where="quantize: qat", fix="add data.train, or remove qat")
     if held_out is None:
         data, held_out = data.split(max(1, len(data) // 4), seed) if len(data) > 1 else (data, data)
-    batch_size = config.batch_size
-    calibrated = calibrate(canonical_graph(artifact), data, batch_size=batch_size)
+    float_module, batch_norm = artifact.module, None
+    if config.batch_norm:
+        follows = Judge(artifact.reference, held_out, budget, config.batch_size)
+        settled = reestimated(artifact.module, data, batch_size=config.batch_size)
+        before, after = follows(artifact.module), follows(settled)
+        batch_norm = {"before": before[0], "after": after[0], "kept": after > before}
+        if after > before:
+            float_module = settled
+    graph = canonical_graph(replace(artifact, module=float_module))
+    calibrated = calibrate(graph, data, batch_size=config.batch_size, methods=config.observers)
     calibration_s = time.perf_counter() - started
     equal = calibrated
-    judge = Judge(artifact.module, held_out, budget, batch_size)
+    judge = Judge(float_module, held_out, budget, fitting_batch(calibrated.graph, config.batch_size))
+    simulations: dict[tuple[bool, tuple[str, ...]], Simulation] = {}
 
     def build(trial: CalibrationConfig) -> GraphModule:
-        source = equal if trial.equalised else calibrated
-        skip = (*config.skip, *trial.float_layers)
-        return convert(prepare(source, method=trial.method, bias_correction=trial.bias_correction, skip=skip))
+        key = trial.equalised, (*config.skip, *trial.float_layers)
+        if key not in simulations:
+            simulations[key] = Simulation(equal if trial.equalised else calibrated, key[1])
+        return simulations[key].configure(trial.method, trial.bias_correction, adaround=trial.adaround)
 
-    def run(configs: list[CalibrationConfig], *, stop_when_met: bool) -> Found:
+    def run(configs: list[CalibrationConfig], *, stop_when_met: bool = False) -> Found:
         return search(
             configs, build, judge, baseline=judge.baseline, max_drop=budget.max_drop, stop_when_met=stop_when_met
         )
 
     corrections: tuple[BiasCorrection, ...] = ("empirical", "analytic") if config.bias_correction else ("none",)
-    candidates = [CalibrationConfig(method, correction) for method in config.observers for correction in corrections]
-    found = run(candidates, stop_when_met=False)
-    if config.equalisation and pairs(calibrated.graph):
-        peaks = input_peaks(calibrated.graph, calibrated.inputs)
-        equal = calibrate(equalised(calibrated.graph, peaks), data, batch_size=batch_size)
-        tried = [CalibrationConfig(found.config.method, correction, equalised=True) for correction in corrections]
-        found = better(found, run(tried, stop_when_met=False))
+    found = run([CalibrationConfig(method, correction) for method in config.observers for correction in corrections])
+    factors = gaining_factors(graph, calibrated.inputs, layers=config.equalisation, norms=config.smoothquant)
+    if factors:
+        equal = calibrate(equalised(graph, factors), data, batch_size=config.batch_size, methods=config.observers)
+        found = better(found, run([found.config.but(equalised=True)]))
+    if config.adaround:
+        found = better(found, run([found.config.but(bias_correction=corrections[0], adaround=True)]))
     ranking: list[Sensitivity] = []
     if config.sensitivity or (config.mixed_precision and not found.chosen.within_budget):
-        source = equal if found.config.equalised else calibrated
-        chosen = prepare(source, method=found.config.method, bias_correction="none", skip=config.skip)
+        plain = build(found.config.but(bias_correction="none", adaround=False))
         some = held_out.take(config.sensitivity_samples)
-        ranking = sensitivities(chosen, [batch.inputs for batch in some.batches(batch_size)])
+        ranking = sensitivities(plain, Judge(float_module, some, budget, judge.batch_size))
     if config.mixed_precision and not found.chosen.within_budget:
         found = better(found, run(fewer_float_layers(found.config, ranking), stop_when_met=True))
 
+    prepared = build(found.config)
+    program = convert(copy.deepcopy(prepared))
+    metric, sqnr = judge(program)
+    learned = None
+    if config.qat is not None and train is not None:
+        logs = qat.train(
+            prepared,
+            artifact.reference,
+            train,
+            config.qat,
+            seed=seed,
+            validate=lambda student: judge(student)[0],
+            checkpoint=checkpoint,
+            log=log,
+        )
+        trained = convert(prepared)
+        after, after_db = judge(trained)
+        learned = {
+            "samples": len(train),
+            "epochs": [asdict(log) for log in logs],
+            "post_training": metric,
+            "metric": after,
+            "sqnr_db": after_db,
+            "kept": after >= metric,
+        }
+        if after >= metric:
+            program, metric, sqnr = trained, after, after_db
     scheme = plan(calibrated.graph, (*config.skip, *found.config.float_layers))
     record = StageRecord(
         stage="quantize",
         config=config.model_dump(mode="json"),
         duration_s=time.perf_counter() - started,
-        parameters=count_parameters(found.program),
+        parameters=count_parameters(program),
         macs=count_macs(artifact.module, artifact.inputs),
         skipped=explained(scheme.skipped, found.config.float_layers),
         details={
-            "int8_macs_ratio": integer_share(found.program, artifact.inputs),
+            "int8_macs_ratio": integer_share(program, artifact.inputs),
             "parameter_sets": len(set(scheme.roots.values())),
             "float_kernels": scheme.float_kernels,
             "calibration_samples": len(data),
             "calibration_s": calibration_s,
-            "held_out": {"samples": len(held_out), "metric": judge.metric, "float": judge.baseline},
+            "held_out": {
+                "samples": len(held_out),
+                "metric": judge.metric,
+                "float": judge.baseline,
+                "int8": metric,
+                "sqnr_db": sqnr,
+            },
+            "batch_norm": batch_norm,
             "trials": [asdict(trial) for trial in found.trials],
             "chosen": asdict(found.chosen),
+            "qat": learned,
             "sensitivities": [asdict(entry) for entry in ranking],
         },
     )
-    return artifact.after(found.program, record, quantized=True)
+    return artifact.after(program, record, quantized=True)
 
 
 def fewer_float_layers(config: CalibrationConfig, ranking: list[Sensitivity]) -> list[CalibrationConfig]:
     """Candidates with the 1, 2, 3, 4, 6, 8, 12 … most sensitive layers in float, cheapest first; never all of them."""
     counts = sorted({*range(1, 4), *(2**power for power in range(2, 10)), *(3 * 2**power for power in range(1, 9))})
     layers = tuple(entry.layer for entry in ranking)
-    return [
-        CalibrationConfig(config.method, config.bias_correction, layers[:count], config.equalised)
-        for count in counts
-        if count < len(layers)
-    ]
+    return [config.but(float_layers=layers[:count]) for count in counts if count < len(layers)]
 
 
 def explained(skipped: tuple[SkippedLayer, ...], float_layers: tuple[str, ...]) -> tuple[SkippedLayer, ...]:
@@ -130,7 +182,7 @@ class Judge:
     """
 
     def __init__(self, module: nn.Module, samples: SampleSet, budget: Budget, batch_size: int) -> None:
-        self._samples, self._batch_size = samples, batch_size
+        self._samples, self.batch_size = samples, batch_size
         predict = predictor(module)
         self._reference = [predict(batch.inputs) for batch in samples.batches(batch_size)]
         compared = self._compare(module)
@@ -146,7 +198,7 @@ class Judge:
 
     def _compare(self, module: nn.Module) -> Comparison:
         comparison, predict = Comparison(), predictor(module)
-        for batch, reference in zip(self._samples.batches(self._batch_size), self._reference, strict=True):
+        for batch, reference in zip(self._samples.batches(self.batch_size), self._reference, strict=True):
             comparison.update(predict(batch.inputs), reference, batch.labels)
         return comparison
 

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from pipeline.metrics import Comparison, predictor
+from pipeline.stages.quantize.annotator import Int8Quantizer
 from pipeline.stages.quantize.calibration import calibrate, convert, prepare
 from pipeline.stages.quantize.canonical import canonical_graph
 from pipeline.stages.quantize.cost import integer_share
@@ -43,6 +44,9 @@ def test_int8_program_follows_the_float_network(name: str, capsys: pytest.Captur
     started = time.process_time()
     found = calibrate(canonical_graph(artifact), architecture.samples(64), batch_size=32)
     program = convert(prepare(found, method="minmax", bias_correction="analytic"))
+    annotating = time.process_time()
+    Int8Quantizer().annotate(found.graph)
+    annotating = time.process_time() - annotating
     seconds = time.process_time() - started
     share = integer_share(program, architecture.inputs)
     compared = Comparison()
@@ -53,3 +57,4 @@ def test_int8_program_follows_the_float_network(name: str, capsys: pytest.Captur
     assert share >= 0.99
     assert compared.sqnr_db > FLOOR_DB[name]
     assert seconds < 20
+    assert annotating < 10

@@ -42,13 +42,30 @@ def test_attention_is_torch_own(scale: float | None) -> None:
     torch.testing.assert_close(attention(q, k, v, scale=scale), F.scaled_dot_product_attention(q, k, v, scale=scale))
 
 
-def test_masked_attention_is_left_whole() -> None:
-    class Causal(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return F.scaled_dot_product_attention(x, x, x, is_causal=True)
+@pytest.mark.parametrize("kind", ["bool", "binary", "finite", "causal"])
+def test_masked_attention_is_torch_own(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 5, 8, generator=generator)
+    keep = torch.rand(2, 1, 5, 5, generator=generator) > 0.4
+    keep[..., 0] = True  # no row without anything to attend to
+    offsets = torch.randn(2, 1, 5, 5, generator=generator)
+    mask = {
+        "bool": keep,
+        "binary": torch.where(keep, 0.0, torch.finfo(torch.float32).min),
+        "finite": torch.where(keep, offsets, -torch.inf),
+        "causal": None,
+    }[kind]
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=kind == "causal")
+    torch.testing.assert_close(attention(q, k, v, mask, is_causal=kind == "causal"), expected)
 
-    module = Causal()
-    artifact = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="x", shape=(5, 8)),))
+
+def test_attention_with_shared_heads_is_left_whole() -> None:
+    class Grouped(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.scaled_dot_product_attention(x, x[:, :2], x[:, :2], enable_gqa=True)
+
+    module = Grouped()
+    artifact = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="x", shape=(4, 5, 8)),))
     assert any("scaled_dot_product" in target for target in targets(canonical_graph(artifact)))
 
 

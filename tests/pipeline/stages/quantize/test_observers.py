@@ -10,15 +10,20 @@ from hypothesis import strategies as st
 
 from pipeline.stages.quantize.observers import (
     BINS,
+    METHODS,
     QMAX,
     QMIN,
+    RUN,
+    SEEN,
     Statistics,
     affine_parameters,
     channel_scales,
+    entropy,
     fake_quantize,
     least_error_through,
     merge,
     minmax,
+    moving_average,
     mse,
     percentile,
     representable,
@@ -26,9 +31,10 @@ from pipeline.stages.quantize.observers import (
 
 
 def seen(*tensors: torch.Tensor) -> Statistics:
-    statistics = Statistics()
+    """Statistics of all values of these tensors, none of them too large to be counted whole."""
+    statistics = Statistics(METHODS)
     for tensor in tensors:
-        statistics.update(tensor)
+        statistics.update(tensor.reshape(1, -1) if tensor.ndim == 1 else tensor)
     return statistics
 
 
@@ -60,7 +66,7 @@ def test_statistics_size_does_not_grow_when_samples_are_added() -> None:
 
 def test_percentile_matches_numpy_within_a_bin() -> None:
     values = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
-    low, high = percentile(seen(values), share=0.99)
+    low, high = percentile(seen(*values.split(SEEN)), share=0.99)
     expected = np.quantile(values.numpy(), [0.005, 0.995])
     width = 2 * float(values.abs().max()) / BINS
     assert abs(low - expected[0]) <= 1.01 * width
@@ -73,7 +79,7 @@ def test_percentile_is_the_extremes_when_there_are_few_values() -> None:
 
 def test_mse_clips_an_outlier_when_that_lowers_the_error() -> None:
     values = torch.cat([torch.rand(400_000, generator=torch.Generator().manual_seed(1)), torch.tensor([1.6])])
-    low, high = mse(seen(values))
+    low, high = mse(seen(*values.split(SEEN)))
     candidates = [a * 1.6 for a in np.arange(1, 0.2, -0.01)]
     best = min(candidates, key=lambda top: rounding_error(values.numpy(), 0.0, top))
     assert low == 0.0
@@ -81,12 +87,12 @@ def test_mse_clips_an_outlier_when_that_lowers_the_error() -> None:
     assert high < 1.1
 
 
-@pytest.mark.parametrize("method", [minmax, percentile, mse], ids=lambda method: method.__name__)
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 def test_every_method_gives_a_usable_grid_when_a_tensor_is_always_zero(method) -> None:  # type: ignore[no-untyped-def]
     assert affine_parameters(*method(seen(torch.zeros(8)))) == (1.0, QMIN)
 
 
-@pytest.mark.parametrize("method", [minmax, percentile, mse], ids=lambda method: method.__name__)
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 def test_every_method_represents_a_constant(method) -> None:  # type: ignore[no-untyped-def]
     scale, zero_point = affine_parameters(*method(seen(torch.full((8,), -3.0))))
     code = np.clip(np.rint(-3.0 / scale) + zero_point, QMIN, QMAX)
@@ -174,7 +180,7 @@ def test_values_that_are_not_finite_are_refused_and_not_counted() -> None:
 def test_range_through_hardswish_spends_no_steps_below_minus_three(worst: bool) -> None:
     values = torch.linspace(-8, 8, 100_001)
     hardswish = lambda x: x * np.clip(x + 3, 0, 6) / 6  # noqa: E731
-    low, high = least_error_through(seen(values), hardswish, worst=worst)
+    low, high = least_error_through(seen(*values.split(SEEN)), hardswish, worst=worst)
     assert -3.3 <= low <= -2.5
     assert 7.5 <= high <= 8.0
 
@@ -184,3 +190,67 @@ def test_range_through_hardswish_spends_no_steps_below_minus_three(worst: bool) 
         return float(np.mean((hardswish(rounded) - hardswish(values.numpy())) ** 2))
 
     assert loss(low, high) < 0.6 * loss(-8.0, 8.0)
+
+
+def test_moving_average_weighs_samples_alike_and_then_forgets_slowly() -> None:
+    samples = torch.randn(150, 7, generator=torch.Generator().manual_seed(0))
+    low = high = 0.0
+    for count, sample in enumerate(samples.numpy(), start=1):
+        share = max(0.01, 1 / count)
+        low, high = low + share * (sample.min() - low), high + share * (sample.max() - high)
+    np.testing.assert_allclose(moving_average(seen(samples)), (low, high), rtol=1e-6)
+    np.testing.assert_allclose(moving_average(seen(*samples.split(20))), (low, high), rtol=1e-6)  # whatever the batches
+
+
+def test_moving_average_of_a_few_samples_is_the_mean_of_their_extremes() -> None:
+    assert moving_average(seen(torch.tensor([[-1.0, 2.0], [-3.0, 6.0]]))) == (-2.0, 4.0)
+
+
+def divergence(values: np.ndarray, low: float, high: float, width: float) -> float:
+    """Kullback-Leibler divergence of the int8 histogram from the float one, re-derived bin by bin."""
+    scale = (high - low) / 255
+    counts: dict[int, int] = {}
+    for value in values:
+        counts[int(np.floor(value / width))] = counts.get(int(np.floor(value / width)), 0) + 1
+    centre = {index: (index + 0.5) * width for index in counts}
+    inside = sorted(index for index in counts if low <= centre[index] <= high)
+    p = {index: float(counts[index]) for index in inside}
+    p[inside[0]] += sum(count for index, count in counts.items() if centre[index] < low)
+    p[inside[-1]] += sum(count for index, count in counts.items() if centre[index] > high)
+    steps: dict[int, list[int]] = {}
+    for index in inside:
+        steps.setdefault(round(centre[index] / scale), []).append(index)
+    q = {index: sum(counts[i] for i in members) / len(members) for members in steps.values() for index in members}
+    total_p, total_q = sum(p.values()), sum(q.values())
+    return sum(p[i] / total_p * np.log(p[i] / total_p / (q[i] / total_q)) for i in inside)
+
+
+def test_entropy_takes_the_range_with_the_least_divergence() -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.cat([torch.randn(20_000, generator=generator).abs(), torch.tensor([14.0])])
+    low, high = entropy(seen(values))
+    width = 2 * 14.0 / BINS
+    candidates = [a * 14.0 for a in np.arange(1, 0.2, -0.01)]
+    losses = [divergence(values.numpy(), 0.0, top, width) for top in candidates]
+    assert low == 0.0
+    assert divergence(values.numpy(), 0.0, high, width) == pytest.approx(min(losses), rel=0.02)
+    assert high < 7.0  # the outlier is given up
+
+
+def test_large_tensors_are_counted_in_runs_at_even_distances() -> None:
+    values = torch.randn(40 * SEEN, generator=torch.Generator().manual_seed(0))
+    statistics = Statistics(["percentile"])
+    statistics.update(values)
+    assert statistics.low == float(values.min())
+    counted = int(statistics.counts.sum())
+    assert SEEN <= counted <= 1.1 * SEEN
+    assert counted % RUN == 0
+    quantiles = np.interp([0.05, 0.5, 0.95], np.cumsum(statistics.counts) / counted, statistics.centres)
+    np.testing.assert_allclose(quantiles, [-1.645, 0, 1.645], atol=0.04)
+
+
+def test_no_histogram_is_kept_when_no_method_reads_it() -> None:
+    statistics = Statistics(["minmax"])
+    statistics.update(torch.randn(100))
+    assert statistics.counts.sum() == 0
+    assert statistics.high > 0

@@ -15,7 +15,7 @@ from pipeline.stages.quantize.canonical import canonical_graph
 from pipeline.stages.quantize.grids import grids_of, simulate
 from pipeline.stages.quantize.search import CalibrationConfig, better, search
 from pipeline.stages.quantize.sensitivity import Sensitivity, sensitivities
-from pipeline.stages.quantize.stage import fewer_float_layers
+from pipeline.stages.quantize.stage import Judge, fewer_float_layers
 from tests.models import ARCHITECTURES, Architecture
 
 FRAGILE = Architecture(
@@ -57,19 +57,23 @@ def test_simulated_rounding_is_the_program_own(name: str) -> None:
 def test_one_quantized_layer_is_as_bad_as_rounding_that_weight_by_hand() -> None:
     artifact = fragile()
     prepared = prepare(calibrated(artifact, FRAGILE), method="minmax", bias_correction="none")
-    batches = [batch.inputs for batch in FRAGILE.samples(32, seed=3).batches(32)]
-    ranking = sensitivities(prepared, batches)
+    samples = FRAGILE.samples(32, seed=3)
+    ranking = sensitivities(prepared, Judge(artifact.module, samples, Budget(metric="agreement"), 32))
     assert ranking[0].layer == "2"
     assert ranking[0].without_db == max(entry.without_db for entry in ranking)
 
-    (x,) = batches[0]
+    ((x,), _) = next(samples.batches(32))
     with torch.no_grad():
         weight, bias = artifact.module.get_parameter("2.weight"), artifact.module.get_parameter("2.bias")
         steps = weight.abs().amax(1, keepdim=True) / 127
         hidden = torch.relu(artifact.module[0](x))  # type: ignore[index, operator]
         rounded = torch.relu(hidden @ (torch.round(weight / steps) * steps).T + bias)
         logits = artifact.module[4](rounded)  # type: ignore[index, operator]
-        by_hand = sqnr_db(artifact.module(x), logits)
+        exact = artifact.module(x)
+        by_hand = sqnr_db(exact, logits)
+    agreement = (logits.argmax(1) == exact.argmax(1)).double().mean()
+    assert ranking[0].alone_metric == pytest.approx(float(agreement), abs=1 / 32)
+    assert ranking[0].without_metric == max(entry.without_metric for entry in ranking)
     assert ranking[0].alone_db == pytest.approx(by_hand, abs=1.0)  # the layer's result is rounded, too
 
 
@@ -134,6 +138,6 @@ def test_better_keeps_the_trials_of_both_searches() -> None:
 
 
 def test_candidates_leave_ever_more_layers_in_float_but_never_all() -> None:
-    ranking = [Sensitivity(str(index), 0.0, 0.0) for index in range(7)]
+    ranking = [Sensitivity(str(index), 0.0, 1.0, 0.0, 1.0) for index in range(7)]
     counts = [len(config.float_layers) for config in fewer_float_layers(CalibrationConfig(), ranking)]
     assert counts == [1, 2, 3, 4, 6]
