@@ -64,7 +64,7 @@ class HiddenUnits(tp.BasePruningFunc):  # type: ignore[misc]  # torch-pruning is
 
     TARGET_MODULES = Recurrent
 
-    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
         """Remove hidden units from every layer and direction."""
         gone = {index % layer.hidden_size for index in idxs}
         kept = torch.tensor([unit for unit in range(layer.hidden_size) if unit not in gone])
@@ -78,9 +78,9 @@ class HiddenUnits(tp.BasePruningFunc):  # type: ignore[misc]  # torch-pruning is
                 values = values.index_select(1, torch.cat(directions))
             setattr(layer, name, nn.Parameter(values.detach().clone()))
         layer.hidden_size = len(kept)
-        return nn.Module.train(layer, layer.training)
+        return layer
 
-    def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
+    def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
         """Remove input features."""
         gone = set(idxs)
         kept = torch.tensor([channel for channel in range(layer.input_size) if channel not in gone])
@@ -88,7 +88,7 @@ class HiddenUnits(tp.BasePruningFunc):  # type: ignore[misc]  # torch-pruning is
             if name.startswith("weight_ih_l0"):
                 setattr(layer, name, nn.Parameter(weight.index_select(1, kept).detach().clone()))
         layer.input_size = len(kept)
-        return nn.Module.train(layer, layer.training)
+        return layer
 
     def get_out_channels(self, layer: Any) -> int:
         return int(layer.hidden_size) * _directions(layer)

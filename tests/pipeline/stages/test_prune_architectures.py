@@ -150,6 +150,13 @@ def assert_equals_the_masked_network(
         torch.testing.assert_close(pruned(*examples), module(*examples), rtol=1e-4, atol=1e-5)
 
 
+def test_count_macs_equals_the_hand_count_when_the_network_is_an_lstm_of_two_layers() -> None:
+    steps, gates, hidden = 6, 4, 16
+    layers = [gates * hidden * (8 + hidden), gates * hidden * (hidden + hidden)]
+    network = NETWORKS["lstm"]
+    assert count_macs(network.artifact().module, network.inputs) == steps * sum(layers) + hidden * 5
+
+
 def test_prune_leaves_a_recurrent_layer_whole_when_its_state_is_projected() -> None:
     network = RecurrentNetwork(lambda *args, **kwargs: nn.LSTM(args[0], 32, proj_size=16, **kwargs), 1, False)
     with pytest.raises(StageError, match=r"cell: its hidden state is projected \(proj_size\)"):

@@ -4,10 +4,12 @@ import torch
 from pipeline.checkpoint import from_module
 from pipeline.core import StageError
 from pipeline.program import count_macs
-from pipeline.recipe import PruneConfig, TeacherConfig
+from pipeline.recipe import PruneConfig, TeacherConfig, parse_recipe
+from pipeline.runner import run
 from pipeline.stages.prune import prune
 from tests.models import ARCHITECTURES
 from tests.networks import IMAGE, build
+from tests.pipeline.conftest import Project
 
 RECOVER = TeacherConfig(epochs=1, batch_size=16, learning_rate=0.001)
 
@@ -45,3 +47,10 @@ def test_recovery_lowers_the_distance_to_the_teacher_when_it_trains() -> None:
 def test_prune_refuses_to_recover_when_there_is_nothing_to_train_on() -> None:
     with pytest.raises(StageError, match="recover needs samples to train on"):
         prune(from_module(build("residual"), (IMAGE,)), PruneConfig(macs_ratio=0.5, recover=RECOVER))
+
+
+def test_run_gives_recovery_the_training_data_when_a_recipe_asks_for_it(project: Project) -> None:
+    project.recipe["stages"] = [{"prune": {"macs_ratio": 0.6, "recover": {"epochs": 1}}}]
+    report = run(parse_recipe(project.recipe), project.folder / "out", root=project.folder)
+    (only,) = report.stages[0].details["rounds"]
+    assert [epoch["epoch"] for epoch in only["recovery"]] == [1]
