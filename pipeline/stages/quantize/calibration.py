@@ -80,6 +80,12 @@ class Calibrated:
             return least_error_through(statistics, self._readers[values[0]], worst=method == "minmax")
         return METHODS[method](statistics)
 
+    @property
+    def few_inputs(self) -> tuple[Tensor, ...]:
+        """As many of the inputs as can be run once for every trial."""
+        size = fitting_batch(self.graph, BATCH, 4 * CACHED_ELEMENTS)
+        return tuple(tensor[:size] for tensor in self.inputs)
+
     @cached_property
     def _readers(self) -> dict[str, Function]:
         return {node.name: function for node in self.graph.graph.nodes if (function := reader(node)) is not None}
@@ -123,8 +129,6 @@ class Simulation:
         self.graph: GraphModule = prepare_pt2e(graph, Int8Quantizer(skip))
         self._calibrated = calibrated
         self._weighted = plan(calibrated.graph, skip).weighted
-        size = fitting_batch(calibrated.graph, BATCH, 4 * CACHED_ELEMENTS)
-        self._inputs = tuple(tensor[:size] for tensor in calibrated.inputs)
         self._rounded: dict[str, dict[str, Tensor]] = {}
         self._configured: tuple[str, BiasCorrection, bool] | None = None
 
@@ -155,12 +159,12 @@ class Simulation:
             self._set_weights(self._rounded[method])
         if empirical:
             with torch.no_grad():
-                Correcting(self.graph, self._expected).run(*self._inputs)
+                Correcting(self.graph, self._expected).run(*found.few_inputs)
         return self.graph
 
     @cached_property
     def _expected(self) -> dict[str, Tensor]:
-        return output_means(self._calibrated.graph, {node.name for node in self._weighted}, self._inputs)
+        return output_means(self._calibrated.graph, {node.name for node in self._weighted}, self._calibrated.few_inputs)
 
     def _set_weights(self, rounded: Mapping[str, Tensor]) -> None:
         """These weights, by operator, and the float graph's for all others."""

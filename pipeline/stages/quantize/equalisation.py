@@ -25,6 +25,7 @@ from pipeline.stages.quantize.observers import affine_parameters, channel_scales
 aten = torch.ops.aten
 
 LIMIT = 1e3  # no channel is scaled by more, so that one which hardly fires is not blown up
+GAIN_DB = 1.0  # a pair that gains less is not worth another calibration
 WEIGHTED = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
 
 
@@ -84,7 +85,7 @@ def gaining_factors(
                 weights = [_weight(graph, second) for second in pair.seconds]
                 reach = [_reach(weight, _groups(n)) for weight in weights]
                 factors = channel_factors(_peaks(x, n), torch.stack(reach).amax(0))
-                if _noise(n, x, weights, factors) < _noise(n, x, weights, torch.ones_like(factors)):
+                if _noise_db(n, x, weights, factors) < _noise_db(n, x, weights, torch.ones_like(factors)) - GAIN_DB:
                     found[pair.first.name] = factors
             return super().run_node(n)
 
@@ -130,7 +131,7 @@ def channel_factors(peaks: Tensor, reach: Tensor) -> Tensor:
     return centred.exp().clamp(1 / LIMIT, LIMIT)
 
 
-def _noise(node: Node, x: Tensor, weights: list[Tensor], factors: Tensor) -> float:
+def _noise_db(node: Node, x: Tensor, weights: list[Tensor], factors: Tensor) -> float:
     """Noise in dB over the signal when the scaled input and the weights that read it are rounded."""
     operator: Any = node.target
     groups = _groups(node)

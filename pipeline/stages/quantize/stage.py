@@ -87,7 +87,7 @@ def quantize(
 
     corrections: tuple[BiasCorrection, ...] = ("empirical", "analytic") if config.bias_correction else ("none",)
     found = run([CalibrationConfig(method, correction) for method in config.observers for correction in corrections])
-    factors = gaining_factors(graph, calibrated.inputs, layers=config.equalisation, norms=config.smoothquant)
+    factors = gaining_factors(graph, calibrated.few_inputs, layers=config.equalisation, norms=config.smoothquant)
     if factors:
         equal = calibrate(equalised(graph, factors), data, batch_size=config.batch_size, methods=config.observers)
         found = better(found, run([found.config.but(equalised=True)]))
@@ -102,7 +102,7 @@ def quantize(
         found = better(found, run(fewer_float_layers(found.config, ranking), stop_when_met=True))
 
     prepared = build(found.config)
-    program = convert(copy.deepcopy(prepared))
+    program = convert(prepared if config.qat is None else copy.deepcopy(prepared))
     metric, sqnr = judge(program)
     learned = None
     if config.qat is not None and train is not None:
