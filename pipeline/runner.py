@@ -230,7 +230,9 @@ def _bind(step: StageStep, prepared: Prepared) -> tuple[Callable[[ModelArtifact]
     if step.prune is not None:
         data = prepared.calibration or prepared.train
         timed_on = next((target for target in prepared.targets if target.name == step.prune.latency_target), None)
-        return partial(prune, config=step.prune, data=data, target=timed_on, seed=seed), stages / "prune"
+        return partial(
+            prune, config=step.prune, data=data, train=prepared.train, target=timed_on, seed=seed
+        ), stages / "prune"
     if step.distill is not None:
         assert prepared.train is not None  # check() has seen to it
         return partial(distill, config=step.distill, data=prepared.train, held_out=held_out, seed=seed), (
