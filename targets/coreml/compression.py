@@ -13,15 +13,15 @@ SMALLEST_WEIGHT = 512
 
 
 def compress(model: Any, variant: Variant) -> Any:
-    """An FP16 model with its weights compressed (https://apple.github.io/coremltools/docs-guides/source/optimizecoreml-api-overview.html).
+    """A model with its weights compressed; as it is where the variant names no compression.
 
-    ``int8_weights``: one symmetric scale per output channel. ``palettized_*``: one table of k-means centres per weight.
-    ``fp16`` is the model as it is.
+    ``int8_weights``: one symmetric scale per output channel. ``palettized_*``: one table of k-means centres per weight
+    (https://apple.github.io/coremltools/docs-guides/source/optimizecoreml-api-overview.html).
     """
-    coremltools()
-    from coremltools.optimize import coreml as optimize
-
+    coremltools()  # without its noise, and without TensorFlow
     with quiet():
+        from coremltools.optimize import coreml as optimize
+
         if variant == "int8_weights":
             linear = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALLEST_WEIGHT)
             return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=linear))

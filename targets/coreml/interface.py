@@ -7,6 +7,7 @@ operators.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +28,35 @@ PREPROCESSING_KEY = "edgewright.preprocessing"
 _COLOR_LAYOUTS = {1: "GRAYSCALE", 3: "RGB"}
 
 
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What a package takes and gives beside the model's own tensors.
+
+    Attributes:
+        images: Per input, whether it arrives as an image.
+        labels: Class names to store; empty where none are asked for.
+    """
+
+    images: tuple[bool, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the package takes and gives the model's own tensors; if not, one sample at a time."""
+        return not any(self.images) and not self.labels
+
+
 class Deployed(nn.Module):
     """A model with its preprocessing in front and, for a classifier, the probabilities behind the other outputs.
 
     Args:
-        images: Per input, whether it arrives as pixels ``(N, C, H, W)`` in [0, 255].
-        classifier: Whether the first output is logits ``(N, classes)`` whose softmax is wanted too.
+        interface: Which inputs are pixels ``(N, C, H, W)`` in [0, 255]; with labels, the first output is taken for
+            logits ``(N, classes)``.
     """
 
-    def __init__(
-        self, model: nn.Module, images: tuple[bool, ...], preprocessing: Preprocessing, *, classifier: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, interface: Interface, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.model, self._images, self._classifier = model, images, classifier
+        self.model, self._interface = model, interface
         factor, offset = affine(preprocessing)
         self.register_buffer("factor", factor, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
@@ -47,11 +64,11 @@ class Deployed(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         prepared = [
             tensor * self.factor + self.offset if image else tensor
-            for tensor, image in zip(inputs, self._images, strict=True)
+            for tensor, image in zip(inputs, self._interface.images, strict=True)
         ]
         results = self.model(*prepared)
         outputs = results if isinstance(results, tuple | list) else (results,)
-        return (*outputs, outputs[0].softmax(-1)) if self._classifier else tuple(outputs)
+        return (*outputs, outputs[0].softmax(-1)) if self._interface.labels else tuple(outputs)
 
 
 def affine(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
@@ -73,22 +90,26 @@ def pixels(values: Array, preprocessing: Preprocessing) -> Array:
     return np.clip(np.rint((values - offset) / factor), 0, 255).astype(np.uint8)
 
 
-def image_inputs(artifact: ModelArtifact, config: CoremlConfig, *, where: str) -> tuple[bool, ...]:
-    """Per input, whether the package takes it as an image.
+def interface_of(artifact: ModelArtifact, config: CoremlConfig, *, where: str) -> Interface:
+    """The interface that a recipe asks for.
 
     Raises:
-        TargetError: Images are asked for, and no input can be one.
+        TargetError: Images are asked for, and no input can be one; or class labels, and the model has none.
     """
-    if not config.image_input:
-        return (False,) * len(artifact.inputs)
-    images = tuple(_is_image(spec) for spec in artifact.inputs)
-    if not any(images):
+    images = tuple(config.image_input and _is_image(spec) for spec in artifact.inputs)
+    if config.image_input and not any(images):
         raise TargetError(
             "image_input is set, but no input is float32 of shape [1, H, W] or [3, H, W]",
             where=where,
             fix="remove image_input from the recipe",
         )
-    return images
+    if config.classifier and not artifact.classes:
+        raise TargetError(
+            "classifier is set, but the model has no class names",
+            where=where,
+            fix="add model: {classes: [...]} to the recipe",
+        )
+    return Interface(images, artifact.classes if config.classifier else ())
 
 
 def _is_image(spec: TensorSpec) -> bool:
@@ -108,23 +129,6 @@ def input_type(spec: TensorSpec, batch_sizes: list[int], *, image: bool) -> Any:
 def _interface_dtype(spec: TensorSpec) -> type[np.generic]:
     """Core ML inputs are float32, float16 or int32; other integers arrive as int32."""
     return np.float32 if spec.dtype == "float32" else np.float16 if spec.dtype == "float16" else np.int32
-
-
-def classifier_labels(artifact: ModelArtifact, config: CoremlConfig, *, where: str) -> tuple[str, ...]:
-    """Class names to store in the package; empty where none are asked for.
-
-    Raises:
-        TargetError: They are asked for, and the recipe names none.
-    """
-    if not config.classifier:
-        return ()
-    if not artifact.classes:
-        raise TargetError(
-            "classifier is set, but the model has no class names",
-            where=where,
-            fix="add model: {classes: [...]} to the recipe",
-        )
-    return artifact.classes
 
 
 def describe(model: Any, artifact: ModelArtifact, variant: Variant, *, embedded: bool) -> None:

@@ -22,11 +22,11 @@ from targets.coreml.compression import compress
 from targets.coreml.interface import (
     PROBABILITIES,
     Deployed,
+    Interface,
     add_classifier,
-    classifier_labels,
     describe,
-    image_inputs,
     input_type,
+    interface_of,
 )
 from targets.coreml.sdk import coremltools, quiet
 from targets.coreml.shrink import shrink
@@ -47,35 +47,29 @@ def lower(
     computes in FP16 between them, as the Neural Engine does. The FP32 original computes in FP32, its compressed
     variants in FP16.
     """
-    images = image_inputs(artifact, config, where=name)
-    labels = classifier_labels(artifact, config, where=name)
-    model = fold_weights(artifact.module) if artifact.quantized else artifact.module
+    interface = interface_of(artifact, config, where=name)
     subnormal = _subnormal_scales(artifact.module, where=name) if artifact.quantized else 0
-    if single := any(images) or bool(labels):
-        model = Deployed(model, images, artifact.preprocessing, classifier=bool(labels))
-    program = _capture(model, artifact.inputs, config, single=single)
-    batch_size = fixed_batch_size(program)
     form = variant or ("int8" if artifact.quantized else "fp32")
     half = config.precision == "float16" if form == "int8" else form != "fp32"
-    outputs = (*artifact.outputs, PROBABILITIES) if labels else artifact.outputs
-    converted = _convert(program, artifact, config, batch_size, images=images, outputs=outputs, half=half, where=name)
-    if variant is not None:
-        converted = compress(converted, variant)
-    converted = _finished(converted, labels)
-    describe(converted, artifact, form, embedded=any(images))
+    model = fold_weights(artifact.module) if artifact.quantized else artifact.module
+    if not interface.is_plain:
+        model = Deployed(model, interface, artifact.preprocessing)
+    program = _capture(model, artifact.inputs, config, single=not interface.is_plain)
+    converted = _convert(program, artifact, config, interface, half=half, where=name)
+    finished = _finished(compress(converted, form), interface.labels)
+    describe(finished, artifact, form, embedded=any(interface.images))
     path = out_dir / f"{name}.mlpackage"
-    _save(converted, path)
-    notes = []
+    _save(finished, path)
+    batch_size = fixed_batch_size(program)
+    notes = [
+        f"batch {batch_size} only" if batch_size else f"batches of {', '.join(map(str, sorted(config.batch_sizes)))}"
+    ]
     if artifact.quantized:
         notes.append(f"computes in {'FP16' if half else 'FP32'} between integer operators")
     if subnormal and half:
         notes.append(f"{subnormal} activation scales are subnormal in FP16 and lose precision")
-    if any(images):
-        taken = [spec.name for spec, image in zip(artifact.inputs, images, strict=True) if image]
-        notes.append(f"takes images, and does the preprocessing itself: {', '.join(taken)}")
-    notes.append(
-        f"batch {batch_size} only" if batch_size else f"batches of {', '.join(map(str, sorted(config.batch_sizes)))}"
-    )
+    if any(interface.images):
+        notes.append("takes images, and does the preprocessing itself")
     return Lowered(
         path=path,
         variant=form,
@@ -97,7 +91,28 @@ def fold_weights(module: nn.Module) -> nn.Module:
 
         folded = copy.deepcopy(module)
         constant_fold(folded)
+    assert isinstance(folded, fx.GraphModule)  # a quantized program is one
+    for node in folded.graph.find_nodes(op="call_function", target=torch.ops.aten.prelu.default):
+        _give_value(folded, node.args[1])
+    folded.recompile()
     return folded
+
+
+def _give_value(module: fx.GraphModule, dequantized: fx.Node) -> None:
+    """Store what a dequantize of constants gives: the converter takes the slopes of a PReLU only as they are."""
+    if dequantized.op != "call_function":
+        return
+    values = [_attribute(module, part) if isinstance(part, fx.Node) else part for part in dequantized.args]
+    name = f"{dequantized.name}_value"
+    module.register_buffer(name, dequantized.target(*values))
+    with module.graph.inserting_before(dequantized):
+        dequantized.replace_all_uses_with(module.graph.get_attr(name))
+    module.graph.erase_node(dequantized)
+
+
+def _attribute(module: fx.GraphModule, node: fx.Node) -> Any:
+    owner, _, name = str(node.target).rpartition(".")
+    return getattr(module.get_submodule(owner), name)
 
 
 def _subnormal_scales(module: nn.Module, *, where: str) -> int:
@@ -137,15 +152,15 @@ def _convert(
     program: ExportedProgram,
     artifact: ModelArtifact,
     config: CoremlConfig,
-    batch_size: int | None,
+    interface: Interface,
     *,
-    images: tuple[bool, ...],
-    outputs: tuple[str, ...],
     half: bool,
     where: str,
 ) -> Any:
     ct = coremltools()
+    batch_size = fixed_batch_size(program)
     batch_sizes = sorted(config.batch_sizes) if batch_size is None else [batch_size]
+    outputs = (*artifact.outputs, PROBABILITIES) if interface.labels else artifact.outputs
     passes = ct.PassPipeline.DEFAULT
     passes.remove_passes([RESCALING])
     try:
@@ -154,7 +169,7 @@ def _convert(
                 _with_strides(program.run_decompositions(_recurrent_decompositions())),
                 inputs=[
                     input_type(spec, batch_sizes, image=image)
-                    for spec, image in zip(artifact.inputs, images, strict=True)
+                    for spec, image in zip(artifact.inputs, interface.images, strict=True)
                 ],
                 outputs=[ct.TensorType(name=output, dtype=np.float32) for output in outputs],
                 minimum_deployment_target=ct.target[config.deployment_target],

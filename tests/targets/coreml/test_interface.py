@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from targets.coreml.interpreter import Interpreter
 from targets.coreml.sdk import coremltools
 from tests.targets.coreml.programs import HandQuantized, artifact_of
 
+Lower = Callable[..., tuple[CoremlTarget, Lowered]]
 CLASSES = ("cat", "dog", "eel")
 PREPROCESSING = Preprocessing(scale=1 / 255, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.3))
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 6)).astype(np.uint8)
@@ -39,42 +42,49 @@ def preprocessed(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     return ((values * PREPROCESSING.scale - mean) / std).astype(np.float32)
 
 
-def lowered(tmp_path: Path, **options: bool) -> tuple[CoremlTarget, Lowered]:
-    target = CoremlTarget(CoremlConfig.model_validate(options))
-    return target, target.lower(classifier(), tmp_path, name="model")
+@pytest.fixture(scope="module")
+def lowered(tmp_path_factory: pytest.TempPathFactory) -> Lower:
+    """Lowers the classifier with the given options, once each."""
+
+    @cache
+    def lower(**options: bool) -> tuple[CoremlTarget, Lowered]:
+        target = CoremlTarget(CoremlConfig.model_validate(options))
+        return target, target.lower(classifier(), tmp_path_factory.mktemp("packages"), name="model")
+
+    return lower
 
 
-def test_image_package_preprocesses_pixels_as_the_recipe_says(tmp_path: Path) -> None:
-    _, package = lowered(tmp_path, image_input=True)
+def test_image_package_preprocesses_pixels_as_the_recipe_says(lowered: Lower) -> None:
+    _, package = lowered(image_input=True)
     expected = classifier().module(torch.from_numpy(preprocessed(PIXELS[:1]))).detach().numpy()
     got = Interpreter(package.path).run({"photo": PIXELS[:1]})
     np.testing.assert_allclose(got["logits"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_image_session_takes_the_models_own_values(tmp_path: Path) -> None:
-    target, package = lowered(tmp_path, image_input=True)
+def test_image_session_takes_the_models_own_values(lowered: Lower) -> None:
+    target, package = lowered(image_input=True)
     values = preprocessed(PIXELS)
     (got,) = target.load(package, threads=1).run((values,))
     np.testing.assert_allclose(got, classifier().module(torch.from_numpy(values)).detach().numpy(), atol=1e-5)
 
 
-def test_image_package_is_an_image_of_its_size_for_core_ml(tmp_path: Path) -> None:
-    _, package = lowered(tmp_path, image_input=True)
+def test_image_package_is_an_image_of_its_size_for_core_ml(lowered: Lower) -> None:
+    _, package = lowered(image_input=True)
     (entry,) = coremltools().models.MLModel(str(package.path), skip_model_load=True).get_spec().description.input
     image = entry.type.imageType
     assert (image.width, image.height, image.ColorSpace.Name(image.colorSpace)) == (6, 8, "RGB")
 
 
-def test_opened_image_package_takes_uint8(tmp_path: Path) -> None:
-    target, package = lowered(tmp_path, image_input=True, classifier=True)
+def test_opened_image_package_takes_uint8(lowered: Lower) -> None:
+    target, package = lowered(image_input=True, classifier=True)
     opened = target.open(package.path)
     assert opened.inputs == (TensorSpec(name="photo", shape=(3, 8, 6), dtype="uint8"),)
     probabilities, logits = target.load(opened, threads=1).run((PIXELS,))
     np.testing.assert_allclose(probabilities, torch.from_numpy(logits).softmax(-1).numpy(), rtol=1e-5)
 
 
-def test_classifier_gives_the_label_the_probabilities_and_the_logits(tmp_path: Path) -> None:
-    _, package = lowered(tmp_path, classifier=True)
+def test_classifier_gives_the_label_the_probabilities_and_the_logits(lowered: Lower) -> None:
+    _, package = lowered(classifier=True)
     values = preprocessed(PIXELS[:1])
     logits = classifier().module(torch.from_numpy(values)).detach()
     got = Interpreter(package.path).run({"photo": values})
@@ -85,15 +95,15 @@ def test_classifier_gives_the_label_the_probabilities_and_the_logits(tmp_path: P
     np.testing.assert_allclose(got["logits"], logits.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_session_of_a_classifier_gives_the_models_outputs(tmp_path: Path) -> None:
-    target, package = lowered(tmp_path, classifier=True)
+def test_session_of_a_classifier_gives_the_models_outputs(lowered: Lower) -> None:
+    target, package = lowered(classifier=True)
     values = preprocessed(PIXELS)
     (got,) = target.load(package, threads=1).run((values,))
     np.testing.assert_allclose(got, classifier().module(torch.from_numpy(values)).detach().numpy(), atol=1e-5)
 
 
-def test_metadata_tells_where_the_package_comes_from(tmp_path: Path) -> None:
-    _, package = lowered(tmp_path)
+def test_metadata_tells_where_the_package_comes_from(lowered: Lower) -> None:
+    _, package = lowered()
     model = coremltools().models.MLModel(str(package.path), skip_model_load=True)
     assert model.author.startswith("edgewright ")
     assert model.version == "0123456789ab"

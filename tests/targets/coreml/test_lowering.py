@@ -115,3 +115,21 @@ def test_session_equals_torch_when_batch_is_cut_into_sizes(tmp_path: Path) -> No
 
     (outputs,) = session.run((images.numpy(),))
     np.testing.assert_allclose(outputs, artifact.module(images).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_lower_takes_pooling_without_a_stride_and_quantized_slopes(tmp_path: Path) -> None:
+    class Pooled(HandQuantized):
+        def forward(self, image: Tensor) -> Tensor:
+            form = (torch.tensor([2**-9]), torch.tensor([0]), 0, -127, 127, torch.int8)
+            ops = torch.ops.quantized_decomposed
+            slope = ops.quantize_per_channel.default(torch.full((1,), 0.25), *form)
+            x = torch.prelu(self._activation(image, 2**-5, 5) - 0.5, ops.dequantize_per_channel.default(slope, *form))
+            return nn.functional.max_pool2d(self._activation(x, 2**-5, 0), 3)
+
+    artifact = artifact_of(Pooled(), quantized=True)
+    target = CoremlTarget()
+    session = target.load(target.lower(artifact, tmp_path, name="pooled"), threads=1)
+    images = torch.randn(1, 1, 28, 28)
+
+    (outputs,) = session.run((images.numpy(),))
+    np.testing.assert_array_equal(outputs, artifact.module(images).detach().numpy())

@@ -1,4 +1,4 @@
-"""Programs that other front ends of coremltools wrote: TorchScript, with its loops and lists, and TensorFlow."""
+"""Programs of other front ends and versions of coremltools: TorchScript, with its loops and lists, and TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.targets.coreml.interpreter.mil import ct
 PACKAGES = Path(__file__).parents[1] / "packages"
 
 
-@pytest.mark.parametrize("name", ["tensorflow_convolutions", "tensorflow_loop"])
-def test_program_from_tensorflow_equals_tensorflow(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(path.stem for path in PACKAGES.glob("*.mlpackage")))
+def test_kept_package_equals_what_its_framework_computed(name: str) -> None:
     with np.load(PACKAGES / f"{name}.npz") as stored:
         inputs = {key: stored[key] for key in stored.files}
     expected = inputs.pop("expected")
