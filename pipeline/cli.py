@@ -63,8 +63,9 @@ def _run(path: Path, out: Path | None, store: Path | None) -> None:
 
     folder = out or Path("reports") / recipe.name
     report = runner.run(recipe, folder, root=path.parent, store=store)
-    typer.echo(summary(report))
-    typer.echo(f"report: {folder / 'report.html'}")
+    if not runner.console.quiet:  # of several processes, the first speaks
+        typer.echo(summary(report))
+        typer.echo(f"report: {folder / 'report.html'}")
 
 
 @app.command()

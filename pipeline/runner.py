@@ -1,4 +1,8 @@
-"""Apply a recipe: check everything first, then stage by stage, each stored; then export, benchmark and report."""
+"""Apply a recipe: check everything first, then stage by stage, each stored; then export, benchmark and report.
+
+Under ``accelerate launch`` or ``torchrun`` several processes run a recipe together. All take part in training; the
+first one does the rest and alone writes, while the others wait. They must see the same folders.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from pydantic import TypeAdapter
+from torch import nn
 
 import targets
 from pipeline import checkpoint
@@ -25,11 +32,11 @@ from pipeline.machine import all_cores, cpu_features, cpu_name
 from pipeline.metrics import classifies, evaluate, predictor
 from pipeline.program import capture, example_inputs
 from pipeline.progress import console
-from pipeline.recipe import Recipe, StageStep
-from pipeline.report.model import BudgetRecord, DataRecord, Environment, Report, RunInfo, TargetRecord
+from pipeline.recipe import QatConfig, Recipe, StageStep
+from pipeline.report.model import BudgetRecord, DataRecord, Environment, Report, RunInfo, TargetRecord, read_report
 from pipeline.report.write import write_report
 from pipeline.stages.benchmark import benchmark
-from pipeline.stages.distill import distill
+from pipeline.stages.distill import distill, first_student
 from pipeline.stages.export import export
 from pipeline.stages.prune import prune
 from pipeline.stages.quantize import quantize
@@ -55,6 +62,7 @@ class Prepared:
     train: SampleSet | None
     calibration: SampleSet | None
     held_out: SampleSet | None
+    root: Path
 
 
 def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = None) -> Report:
@@ -65,24 +73,53 @@ def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = 
         out: The run's folder. Nothing is written before the whole recipe has been checked.
         root: What the recipe's relative paths start from: the folder of its file.
         store: Where finished stages are kept, so that a killed or repeated run goes on from the last one;
-            ``.store`` beside ``out`` when absent.
+            ``.store`` beside ``out`` when absent. Each stage that trains logs its loss under ``out`` as it goes.
 
     Raises:
         EdgewrightError: Something the user can mend; nothing has been written under ``out`` then.
     """
     started_at, started = datetime.now(UTC), time.monotonic()
+    processes = _processes()
+    console.quiet = not processes.is_main_process
     prepared = check(recipe, root)
     shelf = Store(store or out.parent / ".store")
     artifact, key = prepared.artifact, weights_sha256(prepared.artifact.module)
     for index, step in enumerate(recipe.stages):
         with _announced(f"[{index + 1}/{len(recipe.stages) + 2}] {step.name}"):
-            artifact, key = _stage(step, artifact, key, prepared, shelf)
+            artifact, key = _stage(step, artifact, key, prepared, shelf, log=out / f"training_{index + 1}.csv")
+    if processes.is_main_process:
+        report = _finish(prepared, artifact, key, shelf, out, started_at, started)
+        write_report(report, out)
+    processes.wait_for_everyone()
+    return report if processes.is_main_process else read_report(out / "report.json")
+
+
+def _processes() -> PartialState:
+    """The processes that share this run, usually one; those that do not work wait for the one that does.
+
+    Without being told that there is no accelerator, accelerate would take processes on a CPU for runs of their own.
+    """
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+
+
+def _finish(
+    prepared: Prepared,
+    artifact: ModelArtifact,
+    key: str,
+    store: Store,
+    out: Path,
+    started_at: datetime,
+    started: float,
+) -> Report:
+    """Export, benchmark, and say what came of it."""
+    recipe = prepared.recipe
     with _announced(f"[{len(recipe.stages) + 1}/{len(recipe.stages) + 2}] export"):
-        exported = [_export(target, artifact, key, prepared, shelf, out) for target in prepared.targets]
+        exported = [_export(target, artifact, key, prepared, store, out) for target in prepared.targets]
     with _announced(f"[{len(recipe.stages) + 2}/{len(recipe.stages) + 2}] benchmark"):
         original, records = benchmark(artifact, exported, prepared.evaluation, root=out)
     sets = {"train": prepared.train, "calibration": prepared.calibration, "evaluation": prepared.evaluation}
-    report = Report(
+    return Report(
         run=RunInfo(
             id=f"{recipe.name}-{started_at:%Y%m%dT%H%M%SZ}",
             started_at=started_at,
@@ -101,8 +138,6 @@ def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = 
         budget=_budget(recipe, original.metrics, records),
         targets=records,
     )
-    write_report(report, out)
-    return report
 
 
 def check(recipe: Recipe, root: Path = Path()) -> Prepared:
@@ -120,6 +155,11 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     for verb, role in (("distill", "train"), ("quantize", "calibration")):
         if verb in verbs and getattr(recipe.data, role) is None:
             raise RecipeError(f"stage {verb!r} needs samples", where=f"data.{role}", fix=f"add data.{role}: {{npz: …}}")
+    if any(_qat(step) is not None for step in recipe.stages):
+        if recipe.data.train is None:
+            raise RecipeError("qat needs samples", where="data.train", fix="add data.train: {npz: …}, or remove qat")
+        if _processes().num_processes > 1:
+            raise RecipeError("qat trains in one process", where="stages: quantize: qat", fix="run without a launcher")
     sets = {
         role: open_samples(source, artifact.inputs, recipe.data.preprocessing, name=role, root=root)
         for role in ("train", "calibration", "evaluation")
@@ -136,6 +176,9 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
         for target in found:
             if "int8" not in target.capabilities.weight_dtypes:
                 raise RecipeError("cannot hold int8 weights", where=f"targets.{target.name}", fix="remove the target")
+    for step in recipe.stages:
+        if step.distill is not None and step.distill.student is not None:
+            first_student(artifact, step.distill, root=root)
     train, calibration, held_out = _hold_out(sets.get("train"), sets.get("calibration"), recipe.seed)
     return Prepared(
         recipe=recipe,
@@ -145,6 +188,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
         train=train,
         calibration=calibration,
         held_out=held_out,
+        root=root,
     )
 
 
@@ -182,45 +226,75 @@ def _hold_out(
 
 
 def _stage(
-    step: StageStep, artifact: ModelArtifact, key: str, prepared: Prepared, store: Store
+    step: StageStep, artifact: ModelArtifact, key: str, prepared: Prepared, store: Store, *, log: Path
 ) -> tuple[ModelArtifact, str]:
     """One stage: its stored result where there is one, else computed, stored, and read back."""
     call, source = _bind(step, prepared)
     sets = (prepared.train, prepared.calibration, prepared.held_out)
+    shape = _same_architecture(step, artifact, prepared)
     stage_key = key_of(
         stage=step.name,
         config=step.config.model_dump(mode="json"),
         budget=prepared.recipe.budget.model_dump(),
         seed=prepared.recipe.seed,
         model=key,
+        student=None if shape is artifact.module else weights_sha256(shape),
         data=[samples and samples.sha256 for samples in sets],
         evaluation=prepared.evaluation.sha256,
         code=code_sha256(source),
         torch=torch.__version__,
     )
+    trains = step.distill is not None or _qat(step) is not None
+    if trains:
+        call = partial(call, checkpoint=store.under_way(stage_key), log=log)
 
     def compute(folder: Path) -> None:
-        training = {"checkpoint": store.under_way(stage_key)} if step.distill is not None else {}
-        result = _checked(partial(call, **training), artifact, step.name)
+        result = _checked(call, artifact, step.name)
         record = result.history[-1]
         metrics = evaluate(result.module, prepared.evaluation, reference=artifact.reference)
         (folder / "record.json").write_text(record.model_copy(update={"metrics": metrics}).model_dump_json())
+        if trains:
+            shutil.copyfile(log, folder / "training.csv")
         if result.quantized:
             torch.export.save(capture(result.module, artifact.inputs), folder / "program.pt2")
         else:
             save_module(result.module, folder / "module.safetensors")
 
-    folder, found = store.entry(stage_key, compute)
-    if found:
-        console.print(f"  {step.name}: finished earlier, taken from the store")
+    folder = _computed_together(store, stage_key, compute, lambda: call(artifact) if trains else None)
+    if trains and _processes().is_main_process:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "training.csv", log)  # also where the training took place in an earlier run
     record = StageRecord.model_validate_json((folder / "record.json").read_bytes())
     program = folder / "program.pt2"
     module = (
         torch.export.load(program).module()
         if program.exists()
-        else restore_module(artifact.reference, folder / "module.safetensors")
+        else restore_module(shape, folder / "module.safetensors")
     )
     return artifact.after(module, record, quantized=program.exists()), stage_key
+
+
+def _same_architecture(step: StageStep, artifact: ModelArtifact, prepared: Prepared) -> nn.Module:
+    """A module of the architecture, and any width, that the stage will return: only a new student has another."""
+    if step.distill is None or step.distill.student is None:
+        return artifact.module
+    return first_student(artifact, step.distill, seed=prepared.recipe.seed, root=prepared.root)
+
+
+def _computed_together(
+    store: Store, key: str, compute: Callable[[Path], None], take_part: Callable[[], object]
+) -> Path:
+    """The folder of a result. Where it is missing, the first process computes it, and the others take part or wait."""
+    processes = _processes()
+    (found,) = broadcast_object_list([store.holds(key)])  # the first process's word, lest they disagree
+    if found:
+        console.print("  finished earlier, taken from the store")
+    elif processes.is_main_process:
+        store.entry(key, compute)
+    else:
+        take_part()
+    processes.wait_for_everyone()
+    return store.folder_of(key)
 
 
 def _bind(step: StageStep, prepared: Prepared) -> tuple[Callable[[ModelArtifact], ModelArtifact], Path]:
@@ -235,15 +309,24 @@ def _bind(step: StageStep, prepared: Prepared) -> tuple[Callable[[ModelArtifact]
         ), stages / "prune"
     if step.distill is not None:
         assert prepared.train is not None  # check() has seen to it
-        return partial(distill, config=step.distill, data=prepared.train, held_out=held_out, seed=seed), (
-            stages / "distill.py"
-        )
+        return partial(
+            distill, config=step.distill, data=prepared.train, held_out=held_out, seed=seed, root=prepared.root
+        ), stages / "distill.py"
     assert step.quantize is not None
     assert prepared.calibration is not None
-    budget = prepared.recipe.budget
     return partial(
-        quantize, config=step.quantize, data=prepared.calibration, budget=budget, held_out=held_out, seed=seed
+        quantize,
+        config=step.quantize,
+        data=prepared.calibration,
+        budget=prepared.recipe.budget,
+        held_out=held_out,
+        train=prepared.train,
+        seed=seed,
     ), stages / "quantize"
+
+
+def _qat(step: StageStep) -> QatConfig | None:
+    return None if step.quantize is None else step.quantize.qat
 
 
 def _checked(call: Callable[[ModelArtifact], ModelArtifact], artifact: ModelArtifact, stage: str) -> ModelArtifact:

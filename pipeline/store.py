@@ -57,6 +57,14 @@ class Store:
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / f".under-way-{key}"
 
+    def folder_of(self, key: str) -> Path:
+        """Where the result of that key is, once it is finished."""
+        return self._folder / key
+
+    def holds(self, key: str) -> bool:
+        """Whether the result of that key is finished."""
+        return self.folder_of(key).is_dir()
+
     def entry(self, key: str, compute: Callable[[Path], None]) -> tuple[Path, bool]:
         """The folder of a result, computed where it is not there yet, and whether it was.
 
@@ -64,8 +72,8 @@ class Store:
             key: From `key_of`.
             compute: Writes the result's files into the folder it is given.
         """
-        final = self._folder / key
-        if final.is_dir():
+        final = self.folder_of(key)
+        if self.holds(key):
             return final, True
         self._folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self._folder))

@@ -79,7 +79,7 @@ def test_run_ends_in_the_same_report_when_it_was_killed_after_a_stage(project: P
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (project.folder / "out").exists()
+    assert not list((project.folder / "out").glob("report.*"))
 
     project.recipe["stages"][1]["distill"]["epochs"] = 1
     resumed = finish(project)
@@ -91,6 +91,39 @@ def test_run_ends_in_the_same_report_when_it_was_killed_after_a_stage(project: P
 
 def finished(store: Path) -> list[Path]:
     return [entry for entry in store.glob("*") if not entry.name.startswith(".")]
+
+
+OTHER_NETWORK = """
+from torch import nn
+
+
+def other(classes=4):
+    return nn.Sequential(nn.Conv2d(1, 16, 5, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 4, classes))
+"""
+
+
+def test_run_goes_on_from_the_store_when_the_student_is_of_another_architecture(project: Project) -> None:
+    (project.folder / f"other_{project.folder.name}.py".replace("-", "_")).write_text(OTHER_NETWORK)
+    factory = f"other_{project.folder.name}:other".replace("-", "_")
+    project.recipe["stages"] = [
+        {"prune": {"macs_ratio": 0.8}},
+        {"distill": {"epochs": 1, "student": {"factory": factory}}},
+        {"prune": {"macs_ratio": 0.015}},
+    ]
+    report, again = finish(project), finish(project, "again")
+    assert report.stages[1].parameters == 16 * 25 + 16 + 64 * 4 + 4
+    assert report.stages[2].parameters < report.stages[1].parameters
+    assert report.stages == again.stages  # durations too: nothing was computed again
+    logs = [(project.folder / out / "training_2.csv").read_text() for out in ("out", "again")]
+    assert logs[0] == logs[1]
+    assert logs[0].startswith("epoch,step,loss,learning_rate,metric\n1,1,")
+
+
+def test_check_refuses_when_the_student_cannot_take_the_models_place(project: Project) -> None:
+    factory = project.recipe["model"]["factory"]
+    project.recipe["stages"] = [{"distill": {"student": {"factory": factory, "kwargs": {"classes": 3}}}}]
+    with pytest.raises(StageError, match=r"returns \[\[2, 3\]\], the original \[\[2, 4\]\]"):
+        check(parse_recipe(project.recipe), project.folder)
 
 
 @pytest.mark.slow
