@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxscript.optimizer import optimize_ir
 from torch.export import ExportedProgram
 
 from pipeline.core import ModelArtifact, TargetError
@@ -84,7 +85,7 @@ def to_onnx(program: ExportedProgram, artifact: ModelArtifact) -> ir.Model:
                 input_names=inputs,
                 output_names=list(artifact.outputs),
                 opset_version=OPSET,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
     except Exception as error:  # torch.onnx wraps every cause in classes of its own
@@ -95,6 +96,7 @@ def to_onnx(program: ExportedProgram, artifact: ModelArtifact) -> ir.Model:
         ) from error
     assert exported is not None  # a program in memory was asked for, not a file
     model: ir.Model = exported.model
+    optimize_ir(model, num_iterations=1)  # the exporter's own call does it twice, for nothing more on these graphs
     model.producer_name = PRODUCER
     model.graph.name = "model"
     describe(model, artifact)
@@ -125,7 +127,7 @@ def fuse(model: ir.Model, cpu: Cpu) -> None:
 
 def in_fp16(model: ir.Model) -> ir.Model:
     """The same float model with weights and arithmetic in 16 bits; inputs and outputs stay as they are."""
-    half = ir.from_proto(convert_float_to_float16(ir.to_proto(model), keep_io_types=True))
+    half: ir.Model = ir.from_proto(convert_float_to_float16(ir.to_proto(model), keep_io_types=True))
     common.TopologicalSortPass()(half)  # the conversions at inputs and outputs are behind all other nodes
     return half
 
@@ -140,8 +142,8 @@ def name_dimensions(model: ir.Model, dynamic: Mapping[str, Sequence[int]]) -> No
     _change_sizes(values, _number)
     names: dict[ir.SymbolicDim, str] = {}
     for value in model.graph.inputs:
-        shape = value.shape or ()
-        if len(shape) and isinstance(shape[0], ir.SymbolicDim):
+        shape = [] if value.shape is None else list(value.shape)
+        if shape and isinstance(shape[0], ir.SymbolicDim):
             names[shape[0]] = "batch"
         for axis in dynamic.get(value.name or "", ()):
             size = shape[axis] if axis < len(shape) else 0

@@ -212,6 +212,7 @@ def test_lower_puts_weights_beside_the_graph_when_one_file_cannot_hold_both(
     np.testing.assert_array_equal(logits, expected)
 
 
+@pytest.mark.slow
 def test_lower_leaves_neither_file_when_the_second_cannot_be_moved(
     artifact: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +238,7 @@ def test_lower_says_what_made_the_file_in_its_metadata(artifact: ModelArtifact, 
     assert json.loads(properties["preprocessing"]) == {"scale": 0.5, "mean": [1.0, 2.0, 3.0]}
 
 
+@pytest.mark.slow
 def test_lower_halves_the_weights_when_fp16_is_asked_for(
     artifact: ModelArtifact, images: Tensor, original: Lowered, tmp_path: Path
 ) -> None:
@@ -251,6 +253,7 @@ def test_lower_halves_the_weights_when_fp16_is_asked_for(
     assert 0 < np.abs(logits - expected).max() < 2**-10 * np.abs(expected).max() * 4
 
 
+@pytest.mark.slow
 def test_lower_also_writes_the_mobile_format_when_ort_is_asked_for(
     artifact: ModelArtifact, images: Tensor, lowered: Lowered, tmp_path: Path
 ) -> None:
@@ -271,6 +274,7 @@ def test_estimates_skip_a_provider_with_the_reason_when_the_build_lacks_it(lower
     assert target.load(lowered, threads=1).runtime == f"onnxruntime {onnxruntime.__version__}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preprocessing", "converted"),
     [
@@ -302,6 +306,7 @@ def test_lower_gives_the_same_logits_when_the_file_takes_pixels(
     assert target.placement(taking).operators > 0
 
 
+@pytest.mark.slow
 def test_lower_takes_any_height_and_width_when_the_recipe_lets_them_vary(
     artifact: ModelArtifact, tmp_path: Path
 ) -> None:
@@ -315,6 +320,7 @@ def test_lower_takes_any_height_and_width_when_the_recipe_lets_them_vary(
     assert np.abs(logits - artifact.module(images).detach().numpy()).max() <= 0.02 * 1.01
 
 
+@pytest.mark.slow
 def test_lower_names_the_axis_when_the_model_fixes_a_size_that_should_vary(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
     fixed = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="image", shape=(3, 2, 2)),))
@@ -331,6 +337,7 @@ def test_placement_lists_the_slowest_operators_first(lowered: Lowered) -> None:
     assert all(item.median_ns > 0 for item in slowest)
 
 
+@pytest.mark.slow
 def test_placement_times_the_parts_when_the_runtime_takes_an_operator_apart(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Hardswish(), nn.Flatten()).eval()
     artifact = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="image", shape=(3, 32, 32)),))
