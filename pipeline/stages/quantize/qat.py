@@ -40,7 +40,7 @@ class LearnedGrid(nn.Module):
         self.start: Tensor
         self.zero_point: Tensor
         self.register_buffer("start", torch.tensor([scale]))
-        self.register_buffer("zero_point", torch.tensor([float(zero_point)]))
+        self.register_buffer("zero_point", torch.tensor([float(zero_point - QMIN)]))
         self.log_factor = nn.Parameter(torch.zeros(1))
 
     @property
@@ -50,8 +50,9 @@ class LearnedGrid(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         gradient = 1 / math.sqrt(values[0].numel() * QMAX)  # LSQ's: as large a step as the weights take
+        # On 0 … 255, which are the same real values: torch's backward pass rounds a negative zero point wrongly.
         return torch._fake_quantize_learnable_per_tensor_affine(
-            values.float(), self.scale, self.zero_point, QMIN, QMAX, gradient
+            values.float(), self.scale, self.zero_point, 0, QMAX - QMIN, gradient
         )
 
 
