@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from pipeline.stages.quantize.annotator import set_tensor, tensor_of
 from pipeline.stages.quantize.capabilities import RULE_OF
 from pipeline.stages.quantize.correction import Correcting, channel_means
+from pipeline.stages.quantize.grids import PerChannelWeightGrid
 from pipeline.stages.quantize.observers import WEIGHT_QMAX
 
 aten = torch.ops.aten
@@ -150,8 +151,10 @@ class _Rounding(Correcting):
         source = _weight_node(n)
         assert source is not None
         (x, _, bias, *_), _ = self.fetch_args_kwargs_from_env(n)
-        weight, grid = tensor_of(self._graph, source), self._graph.get_submodule(str(n.args[1].target))
-        groups = 1 if n.target == aten.linear.default or len(n.args) < 7 else int(n.args[6])
+        rounded, arguments = n.all_input_nodes[1], cast("tuple[Any, ...]", n.args)
+        weight, grid = tensor_of(self._graph, source), self._graph.get_submodule(str(rounded.target))
+        assert isinstance(grid, PerChannelWeightGrid)
+        groups = int(arguments[6]) if len(arguments) > 6 else 1
         rows = rows_at(n, x, weight, self._positions[n.name], groups)
 
         def grouped(values: Tensor) -> Tensor:
@@ -169,7 +172,7 @@ class _Rounding(Correcting):
             )
         self.chosen[n.name] = values.reshape(weight.shape)
         set_tensor(self._graph, source, self.chosen[n.name])
-        self.env[n.args[1]] = self.chosen[n.name]
+        self.env[rounded] = self.chosen[n.name]
 
 
 def rows_at(node: Node, x: Tensor, weight: Tensor, positions: tuple[Tensor, ...], groups: int) -> Tensor:

@@ -63,9 +63,9 @@ def quantize(
     if config.batch_norm:
         follows = Judge(artifact.reference, held_out, budget, config.batch_size)
         settled = reestimated(artifact.module, data, batch_size=config.batch_size)
-        before, after = follows(artifact.module), follows(settled)
-        batch_norm = {"before": before[0], "after": after[0], "kept": after > before}
-        if after > before:
+        as_is, anew = follows(artifact.module), follows(settled)
+        batch_norm = {"before": as_is[0], "after": anew[0], "kept": anew > as_is}
+        if anew > as_is:
             float_module = settled
     graph = canonical_graph(replace(artifact, module=float_module))
     calibrated = calibrate(graph, data, batch_size=config.batch_size, methods=config.observers)
