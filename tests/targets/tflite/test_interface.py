@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from torch import nn
 
 from pipeline.core import Preprocessing, TargetError
 from pipeline.recipe import TfliteConfig
-from targets.tflite import TfliteTarget, flatbuffer
+from targets.tflite import TfliteTarget, flatbuffer, lowering
 from targets.tflite.interface import read_metadata
 from tests.targets.tflite.programs import QuantizedConv, artifact
 
@@ -26,10 +28,12 @@ def lowered(tmp_path_factory):
     }
     program = artifact(QuantizedConv(), SHAPE, quantized=True)
     folder = tmp_path_factory.mktemp("interfaces")
-    return {
-        name: TfliteTarget(config).lower(program, folder, name=name.replace(" ", "_"))
-        for name, config in configs.items()
-    }
+    plain = TfliteTarget().lower(program, folder, name="plain")
+    content, _ = lowering.translate(program, "cpu")
+    made = {name: replace(plain, path=folder / f"{name}.tflite") for name in configs}
+    for name, config in configs.items():
+        flatbuffer.write_model(lowering.finish(content, program, config, "int8"), made[name].path)
+    return made
 
 
 def model_of(item):
@@ -98,8 +102,6 @@ def test_open_reads_the_original_interface_from_the_file(lowered):
 
 
 def test_metadata_holds_labels_normalisation_and_the_recipes_hash(tmp_path):
-    from dataclasses import replace
-
     described = replace(
         artifact(nn.Linear(2, 2), (2,), quantized=False),
         classes=("cat", "dog"),
