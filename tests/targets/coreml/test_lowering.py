@@ -119,11 +119,17 @@ def test_session_equals_torch_when_batch_is_cut_into_sizes(tmp_path: Path) -> No
 
 def test_lower_takes_pooling_without_a_stride_and_quantized_slopes(tmp_path: Path) -> None:
     class Pooled(HandQuantized):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.Parameter(torch.full((1,), 0.25))
+            self.register_buffer("scale", torch.tensor([2.0**-6]))
+            self.register_buffer("zero", torch.tensor([0]))
+
         def forward(self, image: Tensor) -> Tensor:
-            form = (torch.tensor([2**-9]), torch.tensor([0]), 0, -127, 127, torch.int8)
+            form = (self.scale, self.zero, 0, -127, 127, torch.int8)
             ops = torch.ops.quantized_decomposed
-            slope = ops.quantize_per_channel.default(torch.full((1,), 0.25), *form)
-            x = torch.prelu(self._activation(image, 2**-5, 5) - 0.5, ops.dequantize_per_channel.default(slope, *form))
+            slope = ops.dequantize_per_channel.default(ops.quantize_per_channel.default(self.slope, *form), *form)
+            x = torch.prelu(self._activation(image, 2**-5, 5), slope)
             return nn.functional.max_pool2d(self._activation(x, 2**-5, 0), 3)
 
     artifact = artifact_of(Pooled(), quantized=True)
