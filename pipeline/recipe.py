@@ -249,7 +249,7 @@ class QuantizeConfig(Setting):
     sensitivity: bool = Field(False, description="measure every layer's sensitivity even where the budget is met")
     sensitivity_samples: PositiveInt = Field(64, description="held-out samples to measure sensitivities on")
     qat: QatConfig | None = Field(None, description="train with rounding afterwards; needs training data")
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt = Field(64, description="samples run at once; fewer where activations are large")
     skip: tuple[str, ...] = Field((), description="names of modules to leave in float")
 
 
