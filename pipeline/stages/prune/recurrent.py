@@ -33,7 +33,7 @@ def traced_as_one_node(module: nn.Module) -> Iterator[None]:
     """Within, every recurrent layer of ``module`` is one node for whoever reads autograd's graph."""
     layers = [part for part in module.modules() if isinstance(part, Recurrent)]
     for layer in layers:
-        layer.forward = _opaque(layer)  # type: ignore[method-assign]  # on the instance, and taken off again below
+        layer.forward = _opaque(layer)  # on the instance, and taken off again below
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,8 @@ def zeros_stay(module: nn.Module) -> Iterator[None]:
     for layer in module.modules():
         for weight in _matrices(layer) if isinstance(layer, PRUNABLE) else ():
             kept = (weight != 0).to(weight.dtype)
-            handles.append(weight.register_hook(lambda gradient, kept=kept: gradient * kept))
+            handle = weight.register_hook(partial(torch.mul, kept))  # type: ignore[no-untyped-call]  # torch's
+            handles.append(handle)
     try:
         yield
     finally:
@@ -75,9 +77,11 @@ def _kept(weight: Tensor, config: Sparsity) -> Tensor:
     size = weight.abs()
     if config.pattern is not None:
         keep, of = config.pattern
-        groups = size.movedim(1, -1).unflatten(-1, (-1, of))
+        rows = size.movedim(1, -1)
+        groups = rows.reshape(*rows.shape[:-1], -1, of)
         ranks = groups.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        return (ranks < keep).to(weight.dtype).flatten(-2).movedim(-1, 1)
+        largest: Tensor = ranks < keep
+        return largest.to(weight.dtype).flatten(-2).movedim(-1, 1)
     assert config.ratio is not None
     ranks = size.flatten().argsort(dim=0, stable=True).argsort()
     return (ranks >= round(config.ratio * size.numel())).to(weight.dtype).view_as(weight)
