@@ -43,8 +43,8 @@ def take_pixels(model: ir.Model, artifact: ModelArtifact) -> None:
 def pixels(values: Array, preprocessing: Preprocessing) -> Array:
     """The stored pixels that preprocessing made ``values`` from: its inverse, rounded, in the stored layout.
 
-    >>> pixels(np.full((1, 1, 2, 2), 0.5, np.float32), Preprocessing(scale=1 / 255, mean=(0.25,), std=(0.5,))).tolist()
-    [[[[128, 128], [128, 128]]]]
+    >>> pixels(np.ones((1, 1, 2, 2), np.float32), Preprocessing(scale=1 / 255, mean=(0.25,), std=(0.5,))).tolist()
+    [[[[191, 191], [191, 191]]]]
     """
     _, mean, std = _per_channel(preprocessing)
     stored = np.clip(np.rint((values * std + mean) / preprocessing.scale), 0, 255).astype(np.uint8)
