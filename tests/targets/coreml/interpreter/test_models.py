@@ -83,6 +83,7 @@ def sqnr(
 CORE_AI = Path(__file__).parents[1] / "core_ai"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in CORE_AI.glob("*.npz")))
 def test_float_network_equals_apples_core_ai_runtime(name: str, tmp_path: Path) -> None:
     """Its outputs are kept beside the script that makes them."""
