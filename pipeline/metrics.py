@@ -45,6 +45,11 @@ def session_predictor(session: Session, fixed_batch_size: int | None) -> Predict
     return predict
 
 
+def _accuracy(classes: int) -> MulticlassAccuracy:
+    """Top-1 of the samples that this process has seen: where several share a run, each sees all of them."""
+    return MulticlassAccuracy(num_classes=classes, average="micro", sync_on_compute=False)
+
+
 def classifies(outputs: tuple[Tensor, ...]) -> bool:
     """Whether the first output is logits: ``(N, classes)`` with at least two classes."""
     return outputs[0].ndim == 2 and outputs[0].shape[1] > 1
@@ -89,11 +94,11 @@ class Comparison:
         if not classifies(tested):
             return
         if self._same is None:
-            self._same = MulticlassAccuracy(num_classes=tested[0].shape[1], average="micro")
+            self._same = _accuracy(classes=tested[0].shape[1])
         self._same.update(tested[0], reference[0].argmax(1))
         if labels is not None:
             if self._correct is None:
-                self._correct = MulticlassAccuracy(num_classes=tested[0].shape[1], average="micro")
+                self._correct = _accuracy(classes=tested[0].shape[1])
             self._correct.update(tested[0], labels)
 
     @property

@@ -90,7 +90,7 @@ def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = 
     if processes.is_main_process:
         report = _finish(prepared, artifact, key, shelf, out, started_at, started)
         write_report(report, out)
-    processes.wait_for_everyone()
+    _wait_for_the_first()
     return report if processes.is_main_process else read_report(out / "report.json")
 
 
@@ -101,6 +101,11 @@ def _processes() -> PartialState:
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+
+
+def _wait_for_the_first() -> None:
+    """Return when the first process has come here too."""
+    broadcast_object_list([None])
 
 
 def _finish(
@@ -293,7 +298,7 @@ def _computed_together(
         store.entry(key, compute)
     else:
         take_part()
-    processes.wait_for_everyone()
+    _wait_for_the_first()
     return store.folder_of(key)
 
 
