@@ -52,7 +52,7 @@ def rewrite(program: GraphModule, goal: Goal) -> Counter[str]:
     for node in list(program.graph.nodes):
         form = FORMS.get(node.target)
         if form is not None and not node._erased and form(program, node, goal):
-            changed[node.target.__name__.partition(".")[0].rstrip("_")] += 1
+            changed[str(node.target).split(".")[1].rstrip("_")] += 1
     program.graph.eliminate_dead_code()
     program.graph.lint()
     program.recompile()
@@ -191,7 +191,7 @@ def _replace_weight(program: GraphModule, node: Node, values: torch.Tensor, scal
 
 
 def _value(program: GraphModule, constant: Node) -> torch.Tensor:
-    value = operator.attrgetter(constant.target)(program)
+    value = operator.attrgetter(str(constant.target))(program)
     assert isinstance(value, torch.Tensor)
     return value.detach()
 
@@ -272,7 +272,7 @@ def _first_convolution(program: GraphModule, node: Node, goal: Goal) -> bool:
     if goal == "npu" or not _reads_an_input(x) or not _has_own_quantized_weight(node):
         return False
     batch, channels, height, width = x.meta["val"].shape
-    weight, scales, *_ = (_value(program, source) for source in _args(_args(_args(node)[1])[0])[:2])
+    weight, scales = (_value(program, source) for source in _args(_args(_args(node)[1])[0])[:2])
     outputs, _, rows, columns = weight.shape
     across = _pair_columns(columns, padding[-1], width)
     if channels > 4 or stride[-1] != 2 or width % 2 or columns < 2 or groups != 1 or set(dilation) != {1} or not across:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def translate(artifact: ModelArtifact, goal: forms.Goal | None) -> tuple[bytes, 
         goal: None leaves the operators as the converter takes them.
     """
     program = capture(artifact.module, artifact.inputs, batch_size=BATCH_SIZE).module()
-    changed = forms.rewrite(program, goal) if goal is not None else {}
+    changed = forms.rewrite(program, goal) if goal is not None else Counter[str]()
     notes = [f"{count} x {op} rewritten for the {goal}" for op, count in sorted(changed.items())]
     inputs = example_inputs(artifact.inputs, BATCH_SIZE)
     try:
