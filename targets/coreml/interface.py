@@ -87,7 +87,8 @@ def affine(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
 def pixels(values: Array, preprocessing: Preprocessing) -> Array:
     """The image ``(N, C, H, W) uint8`` that preprocessing turns into ``values``, to the nearest level."""
     factor, offset = (tensor.numpy() for tensor in affine(preprocessing))
-    return np.clip(np.rint((values - offset) / factor), 0, 255).astype(np.uint8)
+    levels: Array = np.clip(np.rint((values - offset) / factor), 0, 255).astype(np.uint8)
+    return levels
 
 
 def interface_of(artifact: ModelArtifact, config: CoremlConfig, *, where: str) -> Interface:

@@ -98,7 +98,7 @@ def fold_weights(module: nn.Module) -> nn.Module:
     return folded
 
 
-def _give_value(module: fx.GraphModule, dequantized: fx.Node) -> None:
+def _give_value(module: fx.GraphModule, dequantized: Any) -> None:
     """Store what a dequantize of constants gives: the converter takes the slopes of a PReLU only as they are."""
     if dequantized.op != "call_function":
         return

@@ -54,7 +54,8 @@ class _NamedSession(Protocol):
         if name not in image_names(self.description) or not np.issubdtype(array.dtype, np.floating):
             return array
         stored = self.description.metadata.userDefined.get(PREPROCESSING_KEY)
-        return pixels(array, Preprocessing.model_validate_json(stored)) if stored else np.rint(array).astype(np.uint8)
+        preprocessing = Preprocessing.model_validate_json(stored) if stored else Preprocessing()
+        return pixels(array, preprocessing)
 
 
 class CoremlSession(_NamedSession):
