@@ -54,6 +54,9 @@ class Deployed(nn.Module):
             logits ``(N, classes)``.
     """
 
+    factor: Tensor
+    offset: Tensor
+
     def __init__(self, model: nn.Module, interface: Interface, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model, self._interface = model, interface
@@ -80,7 +83,7 @@ def affine(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     """
     mean = torch.tensor(preprocessing.mean or (0.0,), dtype=torch.float64)
     std = torch.tensor(preprocessing.std or (1.0,), dtype=torch.float64)
-    factor, offset = torch.broadcast_tensors(preprocessing.scale / std, -mean / std)
+    factor, offset = preprocessing.scale / std + torch.zeros_like(mean), -mean / std
     return factor.reshape(1, -1, 1, 1).float(), offset.reshape(1, -1, 1, 1).float()
 
 

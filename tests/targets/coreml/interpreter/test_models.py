@@ -43,7 +43,7 @@ def test_float_network_equals_onnxruntime_to_60_db(name: str, tmp_path: Path) ->
     assert comparison(CoremlTarget(), OnnxTarget(), artifact, tmp_path).sqnr_db >= 60
 
 
-INT8_CNNS = ("resnet", "mobilenet_v2", "mobilenet_v3", "densenet", "unet", "audio_cnn")
+INT8_CNNS = ("resnet", "mobilenet_v2", "mobilenet_v3", "densenet", "unet", "control_flow")
 
 
 @pytest.mark.slow
