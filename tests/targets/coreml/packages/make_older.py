@@ -3,7 +3,7 @@
     pip install --target older --no-deps coremltools==8.3.0
     PYTHONPATH=older python tests/targets/coreml/packages/make_older.py iOS16
 
-Before version 8 it also takes PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python.
+Version 7.2 does not work beside NumPy 2.
 
 They are kept because one environment holds one version. Beside each stands what torch computes.
 """
