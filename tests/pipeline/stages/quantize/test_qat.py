@@ -1,0 +1,171 @@
+"""Quantization-aware training, on networks trained on Fashion-MNIST."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+import targets
+from calibration_data.fashion_mnist.harder.train import load_trained
+from calibration_data.fashion_mnist.train import IMAGE, committed_samples
+from pipeline.core import ModelArtifact, StageError, TensorSpec
+from pipeline.data import SampleSet
+from pipeline.metrics import Comparison, evaluate, predictor, session_predictor, sqnr_db
+from pipeline.recipe import Budget, QatConfig, QuantizeConfig
+from pipeline.stages.quantize import quantize
+from pipeline.stages.quantize.calibration import calibrate, convert, prepare
+from pipeline.stages.quantize.canonical import canonical_graph
+from pipeline.stages.quantize.grids import ActivationGrid, grids_of
+from pipeline.stages.quantize.qat import LearnedGrid, train, trainable
+
+
+@pytest.fixture(scope="module")
+def images() -> SampleSet:
+    return committed_samples("train").take(96)
+
+
+def artifact_of(module: nn.Module) -> ModelArtifact:
+    return ModelArtifact(module=module, reference=module, inputs=(IMAGE,), outputs=("logits",))
+
+
+@pytest.fixture(scope="module")
+def silu_and_gates(images: SampleSet) -> tuple[nn.Module, torch.fx.GraphModule]:
+    """The EfficientNet-like network, whose sigmoids have prescribed grids, and its prepared graph."""
+    module = load_trained("efficientnet")
+    calibrated = calibrate(canonical_graph(artifact_of(module)), images, batch_size=32)
+    return module, prepare(calibrated, method="minmax", bias_correction="analytic")
+
+
+def scales(prepared: torch.fx.GraphModule) -> list[float]:
+    found = [module for module in prepared.modules() if isinstance(module, ActivationGrid)]
+    return [grid.scale for grid in found]
+
+
+def test_learned_grid_has_lsqs_gradient_when_values_lie_inside_and_outside() -> None:
+    grid = LearnedGrid(scale=0.5, zero_point=-128)  # holds 0 to 127.5
+    values = torch.tensor([[0.7, 200.0, -3.0]], requires_grad=True)
+    grid(values).sum().backward()
+    # Inside, d q/d s = round(v/s) - v/s = 1 - 1.4; above, 127 - (-128) = 255; below, 0.
+    by_scale = (1 - 1.4) + 255 + 0
+    assert grid.log_factor.grad is not None
+    assert grid.log_factor.grad.item() == pytest.approx(by_scale * 0.5 / math.sqrt(3 * 127), rel=1e-5)
+    assert values.grad is not None
+    assert values.grad.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_student_gives_exactly_the_programs_outputs_when_biases_are_not_rounded_yet(
+    silu_and_gates: tuple[nn.Module, torch.fx.GraphModule], images: SampleSet
+) -> None:
+    _, prepared = silu_and_gates
+    student, _ = trainable(prepared)
+    (batch,) = images.batches(len(images))
+    ours = predictor(student.eval())(batch.inputs)[0]
+    program = convert_pt2e(copy.deepcopy(prepared), fold_quantize=False)
+    assert torch.equal(ours, predictor(program)(batch.inputs)[0])
+    assert sqnr_db(predictor(convert(copy.deepcopy(prepared)))(batch.inputs)[0], ours) > 30  # the biases' half unit
+
+
+def test_student_leaves_batch_norms_frozen_when_it_trains(
+    silu_and_gates: tuple[nn.Module, torch.fx.GraphModule], images: SampleSet
+) -> None:
+    _, prepared = silu_and_gates
+    student, _ = trainable(prepared)
+    student.train()
+    (batch,) = images.batches(len(images))
+    predict = predictor(student)  # without gradients; the student stays in training mode
+    (together,), (alone,) = predict(batch.inputs), predict((batch.inputs[0][:8],))
+    assert sqnr_db(together[:8], alone) > 30  # batch statistics would let the others show; rounding may flip a step
+
+
+@pytest.mark.parametrize(("freeze_ratio", "moves"), [(0.0, False), (1.0, True)])
+def test_ranges_stay_where_they_are_when_frozen(
+    silu_and_gates: tuple[nn.Module, torch.fx.GraphModule], images: SampleSet, freeze_ratio: float, moves: bool
+) -> None:
+    teacher, prepared = silu_and_gates
+    trained = copy.deepcopy(prepared)
+    before = {name: tensor.clone() for name, tensor in trained.named_parameters()}
+    config = QatConfig(batch_size=32, freeze_ratio=freeze_ratio)
+    train(trained, teacher, images, config, seed=0)
+    assert (scales(trained) != scales(prepared)) == moves
+    assert any(not torch.equal(before[name], tensor) for name, tensor in trained.named_parameters())
+
+
+def test_ranges_move_no_more_when_the_share_of_steps_is_reached(
+    silu_and_gates: tuple[nn.Module, torch.fx.GraphModule], images: SampleSet
+) -> None:
+    teacher, prepared = silu_and_gates
+    trained = copy.deepcopy(prepared)
+    after_epochs: list[list[float]] = []
+
+    def note_scales(student: nn.Module) -> None:
+        after_epochs.append([float(grid.scale) for grid in student.modules() if isinstance(grid, LearnedGrid)])
+
+    train(trained, teacher, images, QatConfig(epochs=2, batch_size=48), seed=0, validate=note_scales)
+    first, second = after_epochs
+    assert first == second != scales(prepared)
+
+
+def test_conversion_gives_the_students_outputs_when_training_has_moved_everything(
+    silu_and_gates: tuple[nn.Module, torch.fx.GraphModule], images: SampleSet
+) -> None:
+    teacher, prepared = silu_and_gates
+    trained = copy.deepcopy(prepared)
+    students: list[nn.Module] = []
+    train(trained, teacher, images, QatConfig(batch_size=32), seed=0, validate=students.append)
+    (batch,) = images.batches(len(images))
+    learned = predictor(students[0])(batch.inputs)[0]
+    program = convert_pt2e(trained, fold_quantize=False)
+    assert torch.equal(learned, predictor(program)(batch.inputs)[0])
+
+
+def test_training_is_refused_when_the_models_code_fixes_the_batch() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.reshape(1, 4))
+
+    samples = committed_samples("train").take(1)
+    module = Fixed().eval()
+    artifact = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="x", shape=(4,)),))
+    prepared = canonical_graph(artifact)
+    with pytest.raises(StageError, match="fixes its batch size"):
+        train(prepared, module, samples, QatConfig(), seed=0)
+
+
+def test_quantize_is_refused_when_qat_has_nothing_to_train_on(images: SampleSet) -> None:
+    with pytest.raises(StageError, match="training samples"):
+        quantize(artifact_of(load_trained("mobilenet_v2")), QuantizeConfig(qat=QatConfig()), images, budget=Budget())
+
+
+@pytest.mark.slow
+def test_qat_ends_in_a_program_that_onnx_runs_alike_when_a_trained_network_is_quantized(tmp_path: Path) -> None:
+    artifact = artifact_of(load_trained("mobilenet_v2"))
+    data, test = committed_samples("train").take(1500), committed_samples("test").take(1000)
+    fitted, held_out = data.split(300, 0)
+    config = QuantizeConfig(qat=QatConfig(batch_size=64), equalisation=False)
+    result = quantize(artifact, config, fitted.take(128), budget=Budget(), held_out=held_out, train=fitted)
+
+    learned = result.history[-1].details["qat"]
+    assert learned["samples"] == len(fitted)
+    assert [epoch["epoch"] for epoch in learned["epochs"]] == [1]
+    assert learned["kept"] == (learned["metric"] >= learned["post_training"])
+    assert not grids_of(result.module)
+    baseline = evaluate(artifact.module, test)["top1"]
+    assert evaluate(result.module, test)["top1"] >= baseline - 0.01
+
+    target = targets.get("onnx")
+    lowered = target.lower(result, tmp_path, name="qat")
+    run, program = session_predictor(target.load(lowered, threads=1), lowered.batch_size), predictor(result.module)
+    parity = Comparison()
+    for batch in test.batches(250):
+        parity.update(run(batch.inputs), program(batch.inputs))
+    assert parity.agreement is not None
+    assert parity.agreement >= 0.999
+    assert parity.sqnr_db > 40
