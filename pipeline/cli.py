@@ -60,10 +60,11 @@ def demo(out: Out = None, store: StoreFolder = None) -> None:
 def _run(path: Path, out: Path | None, store: Path | None) -> None:
     recipe = read_recipe(path)
     from pipeline import runner  # torch is imported only once the recipe is known to be good
+    from pipeline.progress import console
 
     folder = out or Path("reports") / recipe.name
     report = runner.run(recipe, folder, root=path.parent, store=store)
-    if not runner.console.quiet:  # of several processes, the first speaks
+    if not console.quiet:  # of several processes, the first speaks
         typer.echo(summary(report))
         typer.echo(f"report: {folder / 'report.html'}")
 

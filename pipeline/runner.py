@@ -302,7 +302,7 @@ def _computed_together(
     return store.folder_of(key)
 
 
-def _bind(step: StageStep, prepared: Prepared) -> tuple[Callable[[ModelArtifact], ModelArtifact], Path]:
+def _bind(step: StageStep, prepared: Prepared) -> tuple[Callable[..., ModelArtifact], Path]:
     """A stage's function with everything but the artifact filled in, and where its source lies."""
     stages = Path(__file__).parent / "stages"
     seed, held_out = prepared.recipe.seed, prepared.held_out

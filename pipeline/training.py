@@ -175,7 +175,7 @@ class _Training:
     @property
     def leads(self) -> bool:
         """Whether this is the one process that writes."""
-        return self._accelerator.is_main_process
+        return bool(self._accelerator.is_main_process)
 
     @property
     def steps_done(self) -> int:
