@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.core import StageError, TensorSpec
@@ -64,8 +65,8 @@ def fixed_batch_size(program: ExportedProgram) -> int | None:
     """The one batch size a program takes, or None where its batch is dynamic."""
     names = set(program.graph_signature.user_inputs)
     first = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name in names)
-    size = first.meta["val"].shape[0]
-    return None if isinstance(size, torch.SymInt) else int(size)
+    size = first.meta["val"].shape[0]  # a symbol may stand for one number, where code that was traced needs just that
+    return int(size) if is_concrete_int(size) else None
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -34,10 +34,13 @@ def test_library_snippet_prints_metrics_when_run_as_printed(tmp_path: Path) -> N
 
 
 def test_recipe_in_readme_is_valid_when_parsed() -> None:
-    recipe, training = (yaml.safe_load(block) for block in blocks("yaml"))
+    recipe, pruning, tflite, training = (yaml.safe_load(block) for block in blocks("yaml"))
     assert [step.name for step in parse_recipe(recipe).stages] == ["prune", "distill", "quantize"]
-    (step,) = parse_recipe({**recipe, "stages": training}).stages
-    assert step.config.student.kwargs == {"classes": 10}
+    prune, distill = parse_recipe({**recipe, "stages": [*pruning, *training]}).stages
+    assert prune.config.recover.epochs == 1
+    assert distill.config.student.kwargs == {"classes": 10}
+    (target,) = parse_recipe({**recipe, **tflite}).targets
+    assert target.config.variants == ("fp16", "int8_dynamic")
 
 
 def test_headline_in_readme_is_the_sample_reports_when_shown() -> None:

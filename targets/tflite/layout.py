@@ -24,8 +24,8 @@ def pad_in_place(model: Any) -> None:
     for pad in [operator for operator in graph.operators if flatbuffer.operator_name(model, operator) == "PAD"]:
         before = next((operator for operator in graph.operators if pad.inputs[0] in operator.outputs), None)
         after = [operator for operator in graph.operators if pad.outputs[0] in operator.inputs]
-        permutation = before and _permutation(model, before)
-        if not permutation or len(after) != 1 or pad.outputs[0] in graph.outputs:
+        permutation = None if before is None else _permutation(model, before)
+        if before is None or permutation is None or len(after) != 1 or pad.outputs[0] in graph.outputs:
             continue
         if _permutation(model, after[0]) != tuple(np.argsort(permutation)):
             continue

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from pipeline.core import StageError
 from pipeline.data import SampleSet
@@ -156,7 +157,7 @@ def trainable(prepared: GraphModule) -> tuple[GraphModule, dict[ActivationGrid, 
 
 def _refuse_fixed_batch(prepared: GraphModule) -> None:
     first = next(node for node in prepared.graph.nodes if node.op == "placeholder")
-    if not isinstance(first.meta["val"].shape[0], torch.SymInt):
+    if is_concrete_int(first.meta["val"].shape[0]):
         raise StageError(
             "the model's own code fixes its batch size, so it cannot be trained in batches",
             where="quantize: qat",

@@ -17,10 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import coreai_torch
 import numpy as np
 import torch
-from coreai.runtime import NDArray
 
 from tests.models import ARCHITECTURES
 
@@ -29,6 +27,8 @@ SAMPLES = 8
 
 
 async def outputs(asset: Any, name: str, samples: Any) -> Any:
+    from coreai.runtime import NDArray
+
     async with asset.executable() as model:
         function = model.load_function("main")
         results = [await function({name: NDArray(samples[index : index + 1])}) for index in range(len(samples))]
@@ -36,6 +36,8 @@ async def outputs(asset: Any, name: str, samples: Any) -> Any:
 
 
 def record(name: str) -> None:
+    import coreai_torch  # no extra installs it
+
     architecture = ARCHITECTURES[name]
     (batch,) = architecture.samples(SAMPLES, seed=2).batches(SAMPLES)
     program = torch.export.export(architecture.artifact().module, (batch.inputs[0][:1],), strict=False)
