@@ -54,16 +54,23 @@ def lower(
     model = fold_weights(artifact.module) if artifact.quantized else artifact.module
     if not interface.is_plain:
         model = Deployed(model, interface, artifact.preprocessing)
+    notes = []
     program = _capture(model, artifact.inputs, config, single=not interface.is_plain)
-    converted = _convert(program, artifact, config, interface, half=half, where=name)
+    try:
+        converted = _convert(program, artifact, config, interface, half=half, where=name)
+    except TargetError as error:
+        if fixed_batch_size(program) is not None:
+            raise
+        notes.append(f"with an open batch, {error.problem}")
+        program = _capture(model, artifact.inputs, config, single=True)
+        converted = _convert(program, artifact, config, interface, half=half, where=name)
     finished = _finished(compress(converted, form), interface.labels)
     describe(finished, artifact, form, embedded=any(interface.images))
     path = out_dir / f"{name}.mlpackage"
     _save(finished, path)
     batch_size = fixed_batch_size(program)
-    notes = [
-        f"batch {batch_size} only" if batch_size else f"batches of {', '.join(map(str, sorted(config.batch_sizes)))}"
-    ]
+    sizes = ", ".join(map(str, sorted(config.batch_sizes)))
+    notes.append(f"batch {batch_size} only" if batch_size else f"batches of {sizes}")
     if artifact.quantized:
         notes.append(f"computes in {'FP16' if half else 'FP32'} between integer operators")
     if subnormal and half:

@@ -49,6 +49,8 @@ LINEAR = {  # f(c x) = c f(x)
 def rewrite(program: GraphModule, goal: Goal) -> Counter[str]:
     """Bring a captured program's operators into the forms above, in place, and count the operators that changed."""
     changed: Counter[str] = Counter()
+    for node in program.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default  # the converter moves convolutions to NHWC, where a view may need a copy
     for node in list(program.graph.nodes):
         form = FORMS.get(node.target)
         if form is not None and not node._erased and form(program, node, goal):

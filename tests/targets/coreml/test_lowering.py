@@ -16,6 +16,7 @@ from pipeline.recipe import CoremlConfig
 from pipeline.target import Lowered
 from targets.coreml import CoremlTarget
 from targets.coreml.sdk import coremltools
+from tests.models import ARCHITECTURES
 from tests.targets.coreml.programs import HandQuantized, artifact_of
 
 
@@ -140,3 +141,11 @@ def test_lower_takes_pooling_without_a_stride_and_quantized_slopes(tmp_path: Pat
 
     (outputs,) = session.run((images.numpy(),))
     np.testing.assert_array_equal(outputs, artifact.module(images).detach().numpy())
+
+
+def test_lower_falls_back_to_batch_one_and_says_so_when_an_open_batch_does_not_convert(tmp_path: Path) -> None:
+    architecture = ARCHITECTURES["audio_cnn"]
+    lowered = CoremlTarget().lower(architecture.artifact(), tmp_path, name="audio")
+
+    assert lowered.batch_size == 1
+    assert "with an open batch, coremltools cannot convert it" in lowered.notes[0]
