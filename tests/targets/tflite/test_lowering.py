@@ -121,19 +121,3 @@ def test_lower_notes_the_analyzers_words_when_the_gpu_is_asked_for(tmp_path):
         artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original"
     )
     assert any("compatible with GPU delegate" in note for note in lowered.notes)
-
-
-def test_lower_takes_a_view_behind_a_convolution_when_the_converter_moves_it_to_nhwc(target, tmp_path):
-    class Windows(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(4, 8, 3, padding=1)
-
-        def forward(self, x):
-            return self.conv(x).view(x.shape[0], 32, 2, 2, 4).transpose(2, 3).flatten(1)
-
-    module = Windows().eval()
-    lowered = target.lower(artifact(module, (4, 8, 8), quantized=False), tmp_path, name="windows")
-    x = torch.randn(1, 4, 8, 8)
-    (outputs,) = target.load(lowered, threads=1).run((x.numpy(),))
-    np.testing.assert_allclose(outputs, module(x).detach().numpy(), atol=1e-5)

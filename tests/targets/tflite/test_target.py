@@ -11,16 +11,25 @@ from tests.models import ARCHITECTURES
 NPUS = ("ethos-u55-256", "ethos-u85-256")
 
 
+def quantized(name):
+    """One of the test networks, calibrated on 32 samples with the plainest settings."""
+    architecture = ARCHITECTURES[name]
+    config = QuantizeConfig(observers=("minmax",), bias_correction=False, equalisation=False, mixed_precision=False)
+    return quantize(architecture.artifact(), config, architecture.samples(32), budget=Budget(metric="agreement"))
+
+
+@pytest.mark.slow
+def test_views_of_a_convolution_lower_when_the_converter_moves_it_to_nhwc(tmp_path):
+    """MobileViT's windows: a view of an NCHW tensor that would need a copy in NHWC."""
+    lowered = TfliteTarget().lower(quantized("mobilevit"), tmp_path, name="model")
+    assert lowered.path.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet", "mobilenet_v2", "mobilenet_v3", "efficientnet", "densenet"])
 def test_cnns_run_as_integers_in_one_partition_and_on_the_npu(name, tmp_path):
     architecture = ARCHITECTURES[name]
-    program = quantize(
-        architecture.artifact(),
-        QuantizeConfig(observers=("minmax",), bias_correction=False, mixed_precision=False),
-        architecture.samples(32),
-        budget=Budget(metric="agreement"),
-    )
+    program = quantized(name)
     target = TfliteTarget(TfliteConfig(npu=NPUS))
     lowered = target.lower(program, tmp_path, name="model")
 
