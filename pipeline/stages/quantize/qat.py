@@ -125,7 +125,7 @@ def train(
         log=log,
     )
     for grid, learned in grids.items():
-        grid.scale = float(learned.scale)
+        grid.scale = float(learned.scale.detach())
     for node in prepared.graph.nodes:
         if node.op == "call_module" and isinstance(own := prepared.get_submodule(node.target), PerChannelWeightGrid):
             own.set_weight(tensor_of(prepared, node.args[0]))
