@@ -102,6 +102,7 @@ def other(classes=4):
 """
 
 
+@pytest.mark.slow
 def test_run_goes_on_from_the_store_when_the_student_is_of_another_architecture(project: Project) -> None:
     (project.folder / f"other_{project.folder.name}.py".replace("-", "_")).write_text(OTHER_NETWORK)
     factory = f"other_{project.folder.name}:other".replace("-", "_")

@@ -14,6 +14,7 @@ def tiny() -> ModelArtifact:
     return from_module(torch.nn.Linear(4, 2), [TensorSpec(name="x", shape=(4,))])
 
 
+@pytest.mark.slow
 def test_export_names_the_pip_command_and_goes_on_when_a_target_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -26,6 +27,7 @@ def test_export_names_the_pip_command_and_goes_on_when_a_target_is_not_installed
     assert exported.optimized.path.exists()
 
 
+@pytest.mark.slow
 def test_export_gives_the_reason_and_goes_on_when_a_target_cannot_hold_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def test_prune_refuses_to_recover_when_there_is_nothing_to_train_on() -> None:
         prune(from_module(build("residual"), (IMAGE,)), PruneConfig(macs_ratio=0.5, recover=RECOVER))
 
 
+@pytest.mark.slow
 def test_run_gives_recovery_the_training_data_when_a_recipe_asks_for_it(project: Project) -> None:
     project.recipe["stages"] = [{"prune": {"macs_ratio": 0.6, "recover": {"epochs": 1}}}]
     report = run(parse_recipe(project.recipe), project.folder / "out", root=project.folder)

@@ -98,6 +98,7 @@ def small() -> nn.Module:
     )
 
 
+@pytest.mark.slow
 def test_program_holds_the_chosen_integers() -> None:
     architecture = Architecture("small", small, (TensorSpec(name="image", shape=(3, 8, 8)),))
     found = calibrate(canonical_graph(architecture.artifact()), architecture.samples(16), batch_size=16)

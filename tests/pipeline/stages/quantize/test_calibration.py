@@ -22,6 +22,7 @@ from pipeline.stages.quantize.cost import integer_share
 from tests.models import ARCHITECTURES, Architecture, Bert, conv_bn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v3", "vit", "two_in_two_out"])
 def test_simulation_gives_what_the_program_gives(name: str) -> None:
     architecture = ARCHITECTURES[name]
@@ -34,6 +35,7 @@ def test_simulation_gives_what_the_program_gives(name: str) -> None:
     assert sqnr_db(theirs, ours) > sqnr_db(exact, ours) + 4  # biases in whole units, and ties: far below the noise
 
 
+@pytest.mark.slow
 def test_configuring_again_starts_afresh() -> None:
     architecture = ARCHITECTURES["resnet"]
     found = calibrate(canonical_graph(architecture.artifact()), architecture.samples(16), batch_size=16)
@@ -72,6 +74,7 @@ class Lengths:
         return Lengths(self._lengths[-1:])
 
 
+@pytest.mark.slow
 def test_int8_follows_at_every_length_when_the_sequence_is_dynamic() -> None:
     architecture = ARCHITECTURES["bert"]
     artifact = architecture.artifact()

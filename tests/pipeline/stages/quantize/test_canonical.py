@@ -19,6 +19,7 @@ def targets(graph: torch.fx.GraphModule) -> list[str]:
     return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v3", "efficientnet", "densenet", "vit", "gru", "bilstm"])
 def test_canonical_graph_computes_the_same_function(name: str) -> None:
     architecture = ARCHITECTURES[name]

@@ -64,6 +64,7 @@ def test_factors_are_positive_and_balance_ranges_against_weights(channels: list[
     assert torch.allclose(ratios[free], ratios[free][:1], rtol=1e-2)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000))
 def test_equalised_graph_computes_the_same_function(seed: int) -> None:
@@ -77,6 +78,7 @@ def test_equalised_graph_computes_the_same_function(seed: int) -> None:
         torch.testing.assert_close(result(*batch.inputs), graph(*batch.inputs), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pairs_stop_at_relu6_and_at_results_that_are_read_twice() -> None:
     found = {name: len(pairs(canonical_graph(ARCHITECTURES[name].artifact()))) for name in ("mobilenet_v2", "resnet")}
     assert found["mobilenet_v2"] == 0  # every expansion ends in ReLU6, and residual sums stand between the others
