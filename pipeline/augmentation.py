@@ -70,9 +70,9 @@ def _drawn_mix(config: Augmentation) -> Callable[[Tensor], Tensor] | None:
 
     drawn = float(torch.rand(()))
     if drawn < config.mixup:
-        return K.RandomMixUpV2(data_keys=["input"])  # type: ignore[no-any-return]
+        return K.RandomMixUpV2(data_keys=["input"])  # type: ignore[no-any-return]  # kornia is untyped
     if drawn < config.mixup + config.cutmix:
-        return K.RandomCutMixV2(data_keys=["input"], use_correct_lambda=True)  # type: ignore[no-any-return]
+        return K.RandomCutMixV2(data_keys=["input"], use_correct_lambda=True)  # type: ignore[no-any-return]  # kornia is untyped
     return None
 
 
@@ -86,7 +86,7 @@ class _RandomShift(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         import kornia.augmentation as K
 
-        return K.RandomCrop(images.shape[-2:], padding=self._pixels)(images)  # type: ignore[no-any-return]
+        return K.RandomCrop(images.shape[-2:], padding=self._pixels)(images)  # type: ignore[no-any-return]  # kornia is untyped
 
 
 class _ColorJitter(nn.Module):
@@ -103,7 +103,7 @@ class _ColorJitter(nn.Module):
         mean, std = self._mean.to(images.device), self._std.to(images.device)
         saturation = self._strength if images.shape[1] == 3 else 0.0
         jitter = K.ColorJitter(self._strength, self._strength, saturation, p=1.0)
-        return (jitter(images * std + mean) - mean) / std  # type: ignore[no-any-return]
+        return (jitter(images * std + mean) - mean) / std  # type: ignore[no-any-return]  # kornia is untyped
 
 
 def _per_channel(values: Sequence[float], default: float) -> Tensor:

@@ -65,7 +65,7 @@ def main() -> None:
         train, test = samples("train", Path(scratch)), samples("t10k", Path(scratch))
     torch.manual_seed(SEED)
     # Convolutions on a CPU train about 1.5 times faster in this memory format.
-    model = resnet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = resnet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
     fit(model, cross_entropy, train, TRAINING, seed=SEED, label="fashion-mnist")
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, HERE / "model.safetensors")

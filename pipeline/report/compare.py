@@ -150,7 +150,7 @@ def _target_changes(
             verdict=_verdict(_or_infinite(first), _or_infinite(second), limits.sqnr_db),
         )
     if old.placement and new.placement:
-        left, leaves = (record.placement.operators - record.placement.accelerated for record in (old, new))  # type: ignore[union-attr]
+        left, leaves = (placement.operators - placement.accelerated for placement in (old.placement, new.placement))
         yield Change(
             subject=name, quantity="fallbacks", before=left, after=leaves, verdict=_verdict(-left, -leaves, 0.0)
         )

@@ -44,7 +44,7 @@ def train(name: str) -> None:
         images, test = samples("train", Path(scratch)), samples("t10k", Path(scratch))
     torch.manual_seed(SEED)
     # Convolutions on a CPU train about 1.5 times faster in this memory format.
-    model = NETWORKS[name]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = NETWORKS[name]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
     fit(model, cross_entropy, images, TRAINING, seed=SEED, label=name)
     path = HERE / f"{name}.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
