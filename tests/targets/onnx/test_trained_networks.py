@@ -21,7 +21,7 @@ LEFT_IN_FLOAT = {
     "mobilenet_v3": {"DequantizeLinear", "HardSigmoid", "Mul", "QuantizeLinear"},  # hardswish, taken apart
     "efficientnet": set(),
 }
-AMPLIFYING = ("mobilenet_v3", "efficientnet")
+AMPLIFYING = ("mobilenet_v3",)
 
 
 def quantized(name: str) -> ModelArtifact:
@@ -42,23 +42,44 @@ def compared(artifact: ModelArtifact, lowered: Lowered) -> Comparison:
     return found
 
 
+@pytest.fixture(scope="module", params=LEFT_IN_FLOAT)
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, ModelArtifact, Lowered]:
+    artifact = quantized(request.param)
+    lowered = targets.get("onnx").lower(artifact, tmp_path_factory.mktemp(request.param), name="model")
+    return request.param, artifact, lowered
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LEFT_IN_FLOAT)
-def test_file_is_the_program_on_real_images_when_a_trained_network_is_lowered(
-    name: str, tmp_path_factory: pytest.TempPathFactory
+def test_file_answers_as_the_program_on_integer_kernels_when_images_are_real(
+    case: tuple[str, ModelArtifact, Lowered],
 ) -> None:
-    artifact = quantized(name)
-    lowered = targets.get("onnx").lower(artifact, tmp_path_factory.mktemp(name), name="model")
-    found = compared(artifact, lowered)
-    assert found.agreement is not None
-    assert found.agreement >= 0.999
-    if name in AMPLIFYING:  # no operator differs: sums in FP32 and in int32 round a few near-ties apart, and that grows
-        (batch,) = demo.committed_samples("test").take(256).batches(256)
-        assert all(tensor.differing_ratio < 1e-5 for tensor in parity(artifact, lowered, batch.inputs)[:7])
-        assert found.sqnr_db >= 35
-    else:
-        assert found.sqnr_db >= 40
+    name, artifact, lowered = case
+    agreement = compared(artifact, lowered).agreement
+    assert agreement is not None
+    assert agreement >= 0.999
 
     executed = kernels(lowered)
     assert {kernel.op for kernel in executed if not kernel.on_integers} == LEFT_IN_FLOAT[name]
     assert not [kernel.op for kernel in executed if kernel.op in ("Conv", "Gemm", "MatMul")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", AMPLIFYING, indirect=True)
+def test_first_layers_differ_by_near_ties_only_when_images_are_real(case: tuple[str, ModelArtifact, Lowered]) -> None:
+    """Sums in FP32 and in int32 round a few elements per million to neighbouring integers."""
+    _, artifact, lowered = case
+    (batch,) = demo.committed_samples("test").take(256).batches(256)
+    assert all(tensor.differing_ratio < 1e-5 for tensor in parity(artifact, lowered, batch.inputs)[:7])
+
+
+@pytest.mark.slow
+def test_file_keeps_40_db_to_the_program_when_images_are_real(
+    case: tuple[str, ModelArtifact, Lowered], request: pytest.FixtureRequest
+) -> None:
+    name, artifact, lowered = case
+    if name in AMPLIFYING:
+        reason = "near-ties grow from layer to layer: 38.1 dB has been seen, and not been mended"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+    assert compared(artifact, lowered).sqnr_db >= 40
