@@ -32,7 +32,7 @@ class FeatureLoss(nn.Module):
     """A loss with one on features added; its parameters are the projections, which are trained with the student.
 
     Args:
-        base: The loss on the answers; it must run the student and the teacher once each.
+        base: The loss on the answers; it runs the student once, and the teacher at most once.
         inputs: One batch, to find the layers and their widths by.
 
     Raises:
@@ -62,6 +62,9 @@ class FeatureLoss(nn.Module):
             _watched(teacher, self.layers.values()) as taught,
         ):
             loss = self._base(student, batch)
+            if not taught:  # labels alone do not ask the teacher
+                with torch.no_grad():
+                    teacher(*batch.inputs)
         pairs = [(_as_map(own[name]), _as_map(taught[twin])) for name, twin in self.layers.items()]
         if self._config.kind == "attention":
             terms = [attention_error(s, t) for s, t in pairs]

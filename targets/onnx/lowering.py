@@ -26,6 +26,7 @@ from targets.onnx.passes.clamp_integers import ClampIntegers
 from targets.onnx.passes.fold_parameters import FoldParameters
 from targets.onnx.passes.fold_weights import FoldWeights
 from targets.onnx.passes.keep_softmax_in_float import KeepSoftmaxInFloat
+from targets.onnx.passes.multiply_hardswish import MultiplyHardswish
 from targets.onnx.passes.pack_stem import PackStem
 from targets.onnx.passes.pad_depthwise import PadDepthwise
 from targets.onnx.passes.quantize_biases import QuantizeBiases
@@ -114,6 +115,7 @@ def fuse(model: ir.Model, cpu: Cpu) -> None:
         *([ReencodeActivations()] if x86 else []),
         RemoveRequantization(),
         ClampIntegers(),
+        MultiplyHardswish(),
         KeepSoftmaxInFloat(),
         QuantizeScalars(),
         UseGemm(),

@@ -58,20 +58,16 @@ def ai_edge_quantizer(artifact: ModelArtifact, fp32: Path, out: Path) -> Path:  
     return path
 
 
-def tensorflow(name: str, out: Path) -> Path | None:
-    """The Keras twin through ``tf.lite.TFLiteConverter``; None where Keras has no such architecture."""
+def tensorflow(name: str, out: Path) -> Path:
+    """The Keras twin through ``tf.lite.TFLiteConverter``."""
     import tensorflow as tf
-
-    twins = {"mobilenet_v2": tf.keras.applications.MobileNetV2, "resnet50": tf.keras.applications.ResNet50}
-    if name not in twins:
-        return None
 
     def representative() -> Iterator[list[np.ndarray[Any, Any]]]:
         for feed in Images().feeds():
             yield [feed["image"].transpose(0, 2, 3, 1)]
 
     tf.keras.utils.set_random_seed(0)
-    twin = twins[name](weights=None, classifier_activation=None)
+    twin = getattr(tf.keras.applications, TWINS[name])(weights=None, classifier_activation=None)
     converter = tf.lite.TFLiteConverter.from_keras_model(twin)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = representative
@@ -84,26 +80,34 @@ def tensorflow(name: str, out: Path) -> Path | None:
 
 PEERS: dict[str, Callable[[ModelArtifact, Path, Path], Path]] = {"ours": ours, "ai_edge_quantizer": ai_edge_quantizer}
 COLUMNS = ("fp32", *PEERS, "tensorflow")
+TWINS = {"mobilenet_v2": "MobileNetV2", "resnet50": "ResNet50"}
+"""The architectures that ``tf.keras.applications`` has as well."""
 
 
 def files(name: str, out: Path) -> dict[str, Path]:
     """The network's file from every tool, made where it is not there; a tool that fails is reported and left out."""
     out.mkdir(parents=True, exist_ok=True)
+    labels = COLUMNS if name in TWINS else ("fp32", *PEERS)
+    made = {label: path for label in labels if (path := out / f"{label}.tflite").exists()}
+    missing = [label for label in labels if label not in made]
+    if not missing:
+        return made
     artifact = networks.build(name)
-    made = {"fp32": out / "fp32.tflite"}
-    if not made["fp32"].exists():
-        TARGET.lower(artifact.original(), out, name="fp32")
-    for peer, make in PEERS.items():
-        path = out / f"{peer}.tflite"
+    for label in missing:
         try:
-            made[peer] = path if path.exists() else make(artifact, made["fp32"], out)
+            made[label] = _make(label, name, artifact, out)
         except Exception as error:
-            print(f"{name}: {peer} failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-    twin: Path | None = out / "tensorflow.tflite"
-    if twin is not None and not twin.exists():
+            print(f"{name}: {label} failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    return made
+
+
+def _make(label: str, name: str, artifact: ModelArtifact, out: Path) -> Path:
+    if label == "fp32":
+        return TARGET.lower(artifact.original(), out, name="fp32").path
+    if label == "tensorflow":
         with quiet():
-            twin = tensorflow(name, out)
-    return made if twin is None else {**made, "tensorflow": twin}
+            return tensorflow(name, out)
+    return PEERS[label](artifact, out / "fp32.tflite", out)
 
 
 def candidate(label: str, path: Path, threads: int) -> Candidate:
@@ -141,8 +145,9 @@ def main() -> None:
     print(" | fp32/ours  ours/best peer   band")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.files or Path(temporary)
+        made = {name: files(name, folder / name) for name in arguments.networks}
         for name, threads in itertools.product(arguments.networks, arguments.threads):
-            row = measure(name, files(name, folder / name), threads, arguments.seconds)
+            row = measure(name, made[name], threads, arguments.seconds)
             ratios.append(row["ratio"])
             cells = "".join(f"{row['median_ms'].get(label, math.nan):18.3f}" for label in COLUMNS)
             print(f"{name:20} {threads:7} {row['partitions']:10} |{cells}", end="")

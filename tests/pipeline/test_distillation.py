@@ -35,6 +35,26 @@ def test_distillation_loss_equals_the_formula_in_numpy_when_labels_are_mixed_in(
     assert math.isclose(loss(student, unlabelled).item(), soft, rel_tol=1e-12)
 
 
+def test_distillation_loss_leaves_the_teacher_alone_when_only_labels_count() -> None:
+    class Untouchable(nn.Module):
+        def forward(self, _: Tensor) -> Tensor:
+            raise AssertionError("the teacher was run")
+
+    torch.manual_seed(0)
+    student = nn.Linear(3, 5)
+    batch = Batch((torch.randn(4, 3),), torch.tensor([0, 3, 4, 1]))
+    loss = distillation_loss(Untouchable(), temperature=4.0, alpha=0.0)
+    expected = -numpy_log_softmax(student(*batch.inputs).detach().numpy())[np.arange(4), [0, 3, 4, 1]].mean()
+    assert math.isclose(loss(student, batch).item(), expected, rel_tol=1e-6)
+    for asking in (
+        lambda: loss(student, Batch(batch.inputs, None)),
+        lambda: distillation_loss(Untouchable(), temperature=4.0, alpha=0.1)(student, batch),
+        lambda: distillation_loss(Untouchable(), temperature=4.0, alpha=0.0, relations=Relations())(student, batch),
+    ):
+        with pytest.raises(AssertionError, match="teacher was run"):
+            asking()
+
+
 def test_distillation_loss_is_the_relative_squared_error_when_outputs_are_no_logits() -> None:
     class Constant(nn.Module):
         def __init__(self, *values: float) -> None:

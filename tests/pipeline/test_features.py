@@ -9,6 +9,7 @@ from torch.nn import functional
 from pipeline.checkpoint import from_module
 from pipeline.core import StageError
 from pipeline.data import Batch
+from pipeline.distillation import distillation_loss
 from pipeline.features import FeatureLoss, attention_error, hint_error, matching_layers
 from pipeline.program import example_inputs
 from pipeline.recipe import Features, PruneConfig
@@ -71,6 +72,20 @@ def test_feature_loss_equals_its_formula_on_the_layers_outputs_when_computed_by_
         projected = functional.conv2d(own, projection.weight[..., None], projection.bias)
         expected = (projected - taught).pow(2).mean() / taught.pow(2).mean()
     torch.testing.assert_close(loss(student, Batch(INPUTS, None)), 3 * expected)
+
+
+def test_feature_loss_asks_the_teacher_itself_when_its_base_only_asks_the_labels() -> None:
+    config = Features()
+    batch = Batch(INPUTS, torch.tensor([0, 1, 2, 3]))
+    student, teacher = build("residual"), build("residual")
+    for parameter in student.parameters():
+        parameter.data *= 1.5
+    labels_alone = distillation_loss(teacher, temperature=4.0, alpha=0.0)
+    loss = FeatureLoss(labels_alone, student, teacher, config, INPUTS)
+    expected = labels_alone(student, batch) + FeatureLoss(zero(teacher), student, teacher, config, INPUTS)(
+        student, batch
+    )
+    torch.testing.assert_close(loss(student, batch), expected)
 
 
 def test_feature_loss_is_zero_in_attention_when_the_student_is_the_teacher() -> None:

@@ -133,7 +133,10 @@ def test_search_loses_and_doubles_no_trial_when_one_of_two_workers_on_postgresql
 
 
 def assert_survives_a_kill(workers: Workers) -> None:
-    """Two workers start together on an empty folder; one dies in the middle of a trial, which the other runs, once."""
+    """Two workers start together on an empty folder; one dies in the middle of a trial, which the other runs, once.
+
+    Whatever the dead one had drawn is kept; had it not drawn all settings yet, the other draws the rest.
+    """
     processes = {process.pid: process for process in (workers.start(), workers.start())}
     deadline = time.monotonic() + _PATIENCE_S
     while not (running := workers.trials(TrialState.RUNNING)):
@@ -148,8 +151,8 @@ def assert_survives_a_kill(workers: Workers) -> None:
     complete, lost = workers.trials(TrialState.COMPLETE), workers.trials(TrialState.FAIL)
     assert len(complete) == 2
     assert len(lost) == 1
-    taken_up = [trial for trial in complete if trial.user_attrs.get("instead_of") == lost[0].number]
-    assert [trial.params for trial in taken_up] == [lost[0].params]
+    (taken_up,) = (trial for trial in complete if trial.user_attrs.get("instead_of") == lost[0].number)
+    assert lost[0].params.items() <= taken_up.params.items()
 
 
 @pytest.fixture

@@ -121,7 +121,8 @@ def _step(group: Group, node: ir.Node, value: ir.Value, waiting: list[ir.Value |
 
 
 def _is_scalar(value: ir.Value | None) -> bool:
-    array = constant(value)
+    dequantize = dequantized_from(value)
+    array = constant(value if dequantize is None else dequantize.inputs[0])
     return array is not None and array.size == 1
 
 
