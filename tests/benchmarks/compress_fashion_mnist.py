@@ -35,7 +35,15 @@ from pipeline.data import SampleSet
 from pipeline.machine import cpu_name
 from pipeline.metrics import evaluate
 from pipeline.program import count_macs, count_parameters
-from pipeline.recipe import Augmentation, Budget, DistillConfig, ModelSource, PruneConfig, QuantizeConfig
+from pipeline.recipe import (
+    Augmentation,
+    Budget,
+    DistillConfig,
+    ModelSource,
+    PruneConfig,
+    QuantizeConfig,
+    TfliteConfig,
+)
 from pipeline.stages.benchmark import benchmark
 from pipeline.stages.distill import distill
 from pipeline.stages.export import export
@@ -55,19 +63,20 @@ COMPARISON_IMAGES, COMPARISON_EPOCHS, SEEDS = 16_000, 4, (0, 1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What every part works with. ``fast_bf16``: whether the processor multiplies bfloat16 by itself."""
+    """What every part works with.
+
+    Attributes:
+        top1: The original's accuracy on the test images.
+        fast_bf16: Whether the processor multiplies bfloat16 by itself.
+    """
 
     original: ModelArtifact
+    top1: float
     train: SampleSet
     test: SampleSet
     epochs: int
     fast_bf16: bool
     students: Path
-
-    @property
-    def top1(self) -> float:
-        """The original's accuracy on the test images."""
-        return evaluate(self.original.module, self.test)["top1"]
 
     def training(self, *, epochs: int, alpha: float, learning_rate: float) -> DistillConfig:
         """The same training for everyone, in the precision that the processor is fastest in."""
@@ -96,7 +105,6 @@ def compress(
         "macs": count_macs(student.module, student.inputs),
         "parameters": count_parameters(student.module),
         "top1": evaluate(student.module, setup.test)["top1"],
-        "pruned_top1": evaluate(pruned.module, setup.test)["top1"],
         "pruning": pruning.model_dump(mode="json", exclude_defaults=True),
         "training": training.model_dump(mode="json", exclude_defaults=True),
         "training_images": len(train),
@@ -156,7 +164,8 @@ def int8(setup: Setup) -> dict[str, Any]:
     quantized = quantize(float_student, QuantizeConfig(), fitting.take(512), held_out=held_out, budget=Budget())
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        files = export(quantized, [targets.get(name) for name in RUNTIMES], Path(folder))
+        options = {"tflite": TfliteConfig(reference_kernels=False)}  # which take a minute for what is not asked here
+        files = export(quantized, [targets.get(name, options.get(name)) for name in RUNTIMES], Path(folder))
         _, records = benchmark(quantized, files, setup.test, root=Path(folder))
     for record in records:
         assert record.metrics is not None, record.reason
@@ -217,20 +226,21 @@ def main() -> None:
         inputs=(IMAGE,),
         classes=CLASSES,
     )
+    original = load(source, HERE)
     setup = Setup(
-        original=load(source, HERE),
+        original=original,
+        top1=evaluate(original.module, test)["top1"],
         train=train.take(arguments.images),
         test=test,
         epochs=arguments.epochs,
         fast_bf16=torch.cpu._is_avx512_bf16_supported(),
         students=arguments.students,
     )
-    module = setup.original.module
     head = {
         "original": {
             "top1": setup.top1,
-            "macs": count_macs(module, setup.original.inputs),
-            "parameters": count_parameters(module),
+            "macs": count_macs(original.module, original.inputs),
+            "parameters": count_parameters(original.module),
         },
         "preprocessing": PREPROCESSING.model_dump(mode="json"),
         "cpu": cpu_name(),
