@@ -1,6 +1,6 @@
 """How small and fast the demo's network gets at what accuracy, with all 60,000 training images.
 
-Run ``python -m tests.benchmarks.compress_fashion_mnist``: under 25 minutes on 2 idle cores. It needs Debian's package
+Run ``python -m tests.benchmarks.compress_fashion_mnist``: 15 minutes on 2 cores. It needs Debian's package
 ``dataset-fashion-mnist``. It prints, and writes to ``tests/benchmarks/results/compression.json``, one part at a time:
 
 * ``2.5x`` and ``5x``: at that many times fewer MACs, the accuracy on the 10,000 test images, against the original's;
