@@ -165,6 +165,12 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
             raise RecipeError("qat needs samples", where="data.train", fix="add data.train: {npz: …}, or remove qat")
         if _processes().num_processes > 1:
             raise RecipeError("qat trains in one process", where="stages: quantize: qat", fix="run without a launcher")
+    if _processes().num_processes > 1 and any(_recovers(step) and _is_timed(step) for step in recipe.stages):
+        raise RecipeError(
+            "every process would prune by its own clock, and then train another network",
+            where="stages: prune: latency_target",
+            fix="run without a launcher, or train in a distill stage instead of recover",
+        )
     sets = {
         role: open_samples(source, artifact.inputs, recipe.data.preprocessing, name=role, root=root)
         for role in ("train", "calibration", "evaluation")
@@ -249,16 +255,17 @@ def _stage(
         code=code_sha256(source),
         torch=torch.__version__,
     )
-    trains = step.distill is not None or _qat(step) is not None
+    logs = step.distill is not None or _qat(step) is not None
+    trains = logs or _recovers(step)
     if trains:
-        call = partial(call, checkpoint=store.under_way(stage_key), log=log)
+        call = partial(call, checkpoint=store.under_way(stage_key), **({"log": log} if logs else {}))
 
     def compute(folder: Path) -> None:
         result = _checked(call, artifact, step.name)
         record = result.history[-1]
         metrics = evaluate(result.module, prepared.evaluation, reference=artifact.reference)
         (folder / "record.json").write_text(record.model_copy(update={"metrics": metrics}).model_dump_json())
-        if trains:
+        if logs:
             shutil.copyfile(log, folder / "training.csv")
         if result.quantized:
             torch.export.save(capture(result.module, artifact.inputs), folder / "program.pt2")
@@ -266,7 +273,7 @@ def _stage(
             save_module(result.module, folder / "module.safetensors")
 
     folder = _computed_together(store, stage_key, compute, lambda: call(artifact) if trains else None)
-    if trains and _processes().is_main_process:
+    if logs and _processes().is_main_process:
         log.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "training.csv", log)  # also where the training took place in an earlier run
     record = StageRecord.model_validate_json((folder / "record.json").read_bytes())
@@ -332,6 +339,14 @@ def _bind(step: StageStep, prepared: Prepared) -> tuple[Callable[..., ModelArtif
 
 def _qat(step: StageStep) -> QatConfig | None:
     return None if step.quantize is None else step.quantize.qat
+
+
+def _recovers(step: StageStep) -> bool:
+    return step.prune is not None and step.prune.recover is not None
+
+
+def _is_timed(step: StageStep) -> bool:
+    return step.prune is not None and step.prune.latency_target is not None
 
 
 def _checked(call: Callable[[ModelArtifact], ModelArtifact], artifact: ModelArtifact, stage: str) -> ModelArtifact:

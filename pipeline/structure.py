@@ -53,7 +53,7 @@ def restore_module(reference: nn.Module, path: Path) -> nn.Module:
     """
     tensors, structure = _read(path)
     module = copy.deepcopy(reference)
-    for name in structure["identities"]:
+    for name in structure.get("identities", ()):  # files from before blocks could leave have none
         if name and name in dict(module.named_modules()):
             module.set_submodule(name, nn.Identity())
     parts = dict(module.named_modules())

@@ -358,7 +358,7 @@ def _detail(name: str, value: Any) -> Detail:
         return Detail(name=title, columns=tuple(map(units.heading, columns)), rows=rows, numbers=numbers)
     if isinstance(value, dict) and value:
         if len(value) <= 6 and not any(isinstance(entry, dict | list | tuple) for entry in value.values()):
-            return Detail(name=title, text="; ".join(f"{units.heading(k)}: {cell(k, v)}" for k, v in value.items()))
+            return Detail(name=title, text=cell(name, value))
         entries = {key: entry if isinstance(entry, dict) else {"value": entry} for key, entry in value.items()}
         inner = tuple(dict.fromkeys(key for entry in entries.values() for key in entry))
         rows = tuple((key, *(cell(column, entry.get(column)) for column in inner)) for key, entry in entries.items())
@@ -373,11 +373,14 @@ def _numeric(values: Sequence[Any]) -> bool:
 
 def cell(name: str, value: Any) -> str:
     """Any JSON value on one line."""
-    if isinstance(value, list | tuple) and not any(isinstance(entry, dict | list | tuple) for entry in value):
-        return ", ".join(units.by_name(name, entry) for entry in value) or "–"
-    if isinstance(value, dict | list | tuple):
+    if not isinstance(value, dict | list | tuple):
+        return units.by_name(name, value)
+    entries = value.values() if isinstance(value, dict) else value
+    if any(isinstance(entry, dict | list | tuple) for entry in entries):
         return json.dumps(value, ensure_ascii=False)
-    return units.by_name(name, value)
+    if isinstance(value, dict):
+        return "; ".join(f"{units.heading(key)}: {cell(key, entry)}" for key, entry in value.items()) or "–"
+    return ", ".join(units.by_name(name, entry) for entry in value) or "–"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ def test_run_writes_one_report_of_the_same_model_when_two_processes_share_it(pro
     save_file(__import__("plain").plain().state_dict(), project.folder / "model.safetensors")
     project.recipe["model"]["factory"] = "plain:plain"
     project.recipe["stages"] = [
-        {"prune": {"macs_ratio": 0.6}},
+        {"prune": {"macs_ratio": 0.6, "recover": {"epochs": 1, "batch_size": 32}}},
         {"distill": {"epochs": 2, "batch_size": 32, "features": {"kind": "hint"}}},
         {"quantize": {}},
     ]

@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.checkpoint import from_module
@@ -58,6 +60,18 @@ def test_restore_module_keeps_buffers_and_gradient_flags_when_they_are_not_in_th
     assert restored.positions.tolist() == [0, 1, 2, 3]
     assert restored.frozen.tolist() == [1, 1, 1, 1]
     assert not restored.frozen.requires_grad
+
+
+def test_restore_module_reads_a_file_when_it_is_from_before_blocks_could_leave(tmp_path: Path) -> None:
+    module, path = build("residual"), tmp_path / "old.safetensors"
+    save_module(module, path)
+    with safe_open(path, framework="pt") as file:
+        (key, structure), *_ = file.metadata().items()
+    old = {name: value for name, value in json.loads(structure).items() if name != "identities"}
+    save_file(load_file(path), path, metadata={key: json.dumps(old)})
+    restored = restore_module(build("residual", seed=1), path)
+    images = example_inputs((IMAGE,), 4)
+    assert torch.equal(restored(*images), module.eval()(*images))
 
 
 def test_restore_module_refuses_when_the_architecture_differs(tmp_path: Path) -> None:

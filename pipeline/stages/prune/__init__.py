@@ -18,8 +18,11 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from torch import nn
 from torch.fx import GraphModule
 
@@ -62,6 +65,7 @@ def prune(
     train: SampleSet | None = None,
     target: Target | None = None,
     seed: int = 0,
+    checkpoint: Path | None = None,
 ) -> ModelArtifact:
     """Remove channels until every budget of ``config`` is met.
 
@@ -72,6 +76,8 @@ def prune(
             measured on.
         train: What ``recover`` trains on.
         target: Where latency is measured, if that is a budget.
+        checkpoint: Where ``recover`` keeps its state (and, beside it, that of each round), so that a killed one goes
+            on; removed at the end. Not used where latency is a budget: timed anew, the model might be cut elsewhere.
 
     Raises:
         StageError: The model is a program rather than a module, cannot be traced, or cannot get that small.
@@ -86,6 +92,8 @@ def prune(
     taken: list[Step] = []
     curves: list[Curve] = []
     rounds: list[dict[str, Any]] = []
+    if any(budget.name == "latency" for budget in budgets):
+        checkpoint = None
     for number in range(1, config.iterations + 1):
         done = number / config.iterations
         due = [replace(b, share=k * (b.share / k) ** done) for b, k in zip(budgets, before, strict=True)]
@@ -96,7 +104,8 @@ def prune(
         if config.sparsity is not None and number == config.iterations:
             module, dense = sparsify(module, config.sparsity, config.skip)
             left += dense
-        recovery = [] if train is None else _recover(artifact, module, config, train, seed + number)
+        state = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{number}")
+        recovery = [] if train is None else _recover(artifact, module, config, train, seed + number, state)
         rounds.append(
             {
                 "budgets": {b.name: b.share for b in due},
@@ -105,6 +114,9 @@ def prune(
                 "recovery": [asdict(log) for log in recovery],
             }
         )
+    if checkpoint is not None:
+        for state in checkpoint.parent.glob(f"{checkpoint.name}-*"):
+            state.unlink(missing_ok=True)
     record = StageRecord(
         stage="prune",
         config=config.model_dump(mode="json"),
@@ -118,7 +130,7 @@ def prune(
             "heads": _heads(artifact.module, module, taken),
             "blocks": blocks,
             "sensitivity": [curve.model_dump(mode="json") for curve in curves],
-            "rounds": rounds,
+            **({} if config.recover is None else {"rounds": rounds}),
             **({} if config.sparsity is None else {"sparsity_ratio": zero_ratio(module), "sparsity_note": NOTE}),
         },
     )
@@ -187,16 +199,31 @@ def _without_blocks(
 
 
 def _recover(
-    artifact: ModelArtifact, module: nn.Module, config: PruneConfig, train: SampleSet, seed: int
+    artifact: ModelArtifact,
+    module: nn.Module,
+    config: PruneConfig,
+    train: SampleSet,
+    seed: int,
+    checkpoint: Path | None,
 ) -> list[EpochLog]:
-    """Train a module in place, its zeros staying zeros."""
+    """Train a module in place, its zeros staying zeros; what a killed run had trained already is taken from there."""
     if config.recover is None:
         return []
+    module.requires_grad_(True)
+    finished = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-finished")
+    if finished is not None and finished.exists():
+        kept = torch.load(finished, weights_only=True)
+        module.load_state_dict(kept["weights"])
+        return [EpochLog(**log) for log in kept["logs"]]
     teacher = copy.deepcopy(artifact.reference).requires_grad_(False).eval()
     loss = distillation_loss(teacher, temperature=config.recover.temperature, alpha=config.recover.alpha)
-    module.requires_grad_(True)
     with zeros_stay(module) if config.sparsity is not None else nullcontext():
-        return fit(module, loss, train, config.recover, seed=seed, label="recover")
+        logs = fit(module, loss, train, config.recover, seed=seed, label="recover", checkpoint=checkpoint)
+    if finished is not None and PartialState().is_main_process:
+        partial = finished.with_name(f"{finished.name}.partial")
+        torch.save({"weights": module.state_dict(), "logs": [asdict(log) for log in logs]}, partial)
+        partial.replace(finished)
+    return logs
 
 
 def _removable(

@@ -1,8 +1,13 @@
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from pipeline.checkpoint import from_module
 from pipeline.core import StageError
+from pipeline.data import Array, Source
 from pipeline.program import count_macs
 from pipeline.recipe import PruneConfig, TeacherConfig, parse_recipe
 from pipeline.runner import run
@@ -42,6 +47,70 @@ def test_recovery_lowers_the_distance_to_the_teacher_when_it_trains() -> None:
         expected = before.module(*batch.inputs)
         errors = [(module(*batch.inputs) - expected).square().mean() for module in results]
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_record_tells_of_rounds_only_when_there_was_training_in_them() -> None:
+    architecture = ARCHITECTURES["resnet"]
+    cut = PruneConfig(macs_ratio=0.5)
+    once = prune(architecture.artifact(), cut).history[-1].details
+    trained = prune(
+        architecture.artifact(), cut.model_copy(update={"recover": RECOVER}), train=architecture.samples(32)
+    )
+    assert "rounds" not in once
+    assert len(trained.history[-1].details["rounds"]) == 1
+
+
+class KilledError(Exception):
+    """Stands for kill -9: nothing after it runs."""
+
+
+class Dying:
+    """A source that can be read so many times."""
+
+    labelled = False
+
+    def __init__(self, source: Source, reads: int) -> None:
+        self.where, self.reads, self._source = source.where, reads, source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Array | None]:
+        self.reads -= 1
+        if self.reads < 0:
+            raise KilledError
+        return self._source.read(indices)
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "left"),
+    [
+        (3, {"state-1"}),
+        (4, {"state-1-finished"}),
+        (6, {"state-1-finished", "state-2"}),
+        (11, {"state-1-finished", "state-2-finished", "state-3"}),
+    ],
+    ids=["in round 1", "after round 1", "in round 2", "in round 3"],
+)
+def test_prune_ends_in_the_same_bits_when_its_recovery_is_killed_and_resumed(
+    killed_at: int, left: set[str], tmp_path: Path
+) -> None:
+    architecture = ARCHITECTURES["resnet"]
+    before, samples = architecture.artifact(), architecture.samples(64)  # 4 steps in each round
+    recover = RECOVER.model_copy(update={"checkpoint_minutes": 0.0})
+    config = PruneConfig(macs_ratio=0.4, round_to=1, iterations=3, recover=recover)
+    whole = prune(before, config, train=samples, seed=5)
+    killed = replace(samples, source=Dying(samples.source, killed_at))
+    with pytest.raises(KilledError):
+        prune(before, config, train=killed, seed=5, checkpoint=tmp_path / "state")
+    assert {path.name for path in tmp_path.iterdir()} == left
+    resuming = Dying(samples.source, 12 - 4 * (killed_at // 4))  # finished rounds read nothing again
+    resumed = prune(before, config, train=replace(samples, source=resuming), seed=5, checkpoint=tmp_path / "state")
+    assert resumed.history[-1].details == whole.history[-1].details
+    for name, tensor in whole.module.state_dict().items():
+        assert torch.equal(resumed.module.state_dict()[name], tensor), name
+    assert resumed.module.training is whole.module.training is False
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prune_refuses_to_recover_when_there_is_nothing_to_train_on() -> None:
