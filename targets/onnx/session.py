@@ -41,6 +41,7 @@ class OnnxSession:
         taken = self._session.get_providers()
         self.runtime = f"onnxruntime {onnxruntime.__version__}" + (f" {taken[0]}" if taken[0] != CPU else "")
         self.device = cpu_name() if taken[0] == CPU else taken[0].removesuffix("ExecutionProvider")
+        self.batch_size = lowered.batch_size
         self._inputs = lowered.inputs
         self._outputs = list(lowered.outputs)
         self._metadata = read(self._session.get_modelmeta().custom_metadata_map)

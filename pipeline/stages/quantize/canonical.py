@@ -51,6 +51,7 @@ def canonical_graph(artifact: ModelArtifact, program: ExportedProgram | None = N
     batch_norms_to_convolutions(graph)
     _fuse_conv_bn_(graph)
     _fuse_linear_bn_(graph)
+    numbers_to_biases(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -142,6 +143,26 @@ def batch_norms_to_convolutions(graph: GraphModule) -> None:
         for user in normalised:
             user.replace_all_uses_with(replacement)
             graph.graph.erase_node(user)
+        graph.graph.erase_node(node)
+
+
+def numbers_to_biases(graph: GraphModule) -> None:
+    """``conv(x) + c`` for numbers c as a convolution whose bias holds c: one rounding, and one operator, fewer.
+
+    Not where something else reads the convolution's result too. Squeeze-and-excite gates (hardsigmoid) are such sums.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target != aten.add.Tensor or isinstance(node.args[1], Node) or node.kwargs:
+            continue
+        source, number = node.args
+        if source.target not in FOLD_BATCH_NORM or len(source.users) > 1:
+            continue
+        channels = node.meta["val"].shape[-1 if source.target == aten.linear.default else 1]
+        bias = source.args[2] if len(source.args) > 2 else None
+        with graph.graph.inserting_before(source):
+            held = torch.zeros(channels) if bias is None else tensor_of(graph, bias)
+            source.args = (*source.args[:2], _parameter(graph, f"{node.name}_bias", held + number), *source.args[3:])
+        node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
 
 

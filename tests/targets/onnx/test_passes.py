@@ -15,6 +15,7 @@ from targets.onnx.passes.clamp_integers import ClampIntegers
 from targets.onnx.passes.fold_parameters import FoldParameters
 from targets.onnx.passes.fold_weights import FoldWeights
 from targets.onnx.passes.keep_softmax_in_float import KeepSoftmaxInFloat
+from targets.onnx.passes.multiply_hardswish import MultiplyHardswish
 from targets.onnx.passes.pack_stem import PackStem
 from targets.onnx.passes.pad_depthwise import PadDepthwise
 from targets.onnx.passes.quantize_biases import LIMIT, QuantizeBiases
@@ -347,7 +348,8 @@ def separable(middle: str, channels: int = 5, depthwise: str = "[1, 1]") -> ir.M
     return inferred(
         graph_of(f"""
         model (uint8[N, 3, 6, 6] x) => (float[N, 3, 6, 6] y)
-        <float s = {{0.02}}, uint8 z = {{100}}, {integers("w1", c, 3, 1, 1)}, {integers("w2", c, 1, 3, 3)},
+        <float s = {{0.02}}, uint8 z = {{100}}, uint8 one = {{150}},
+         {integers("w1", c, 3, 1, 1)}, {integers("w2", c, 1, 3, 3)},
          {integers("w3", 3, c, 1, 1)}, {floats("t1", c)}, {floats("t2", c)}, {floats("t3", 3)}, {floats("b1", c)},
          int32[{c}] b2 = {{{zeros}}}, int8[{c}] u = {{{zeros}}}, int8[3] u3 = {{0, 0, 0}}>
         {{
@@ -364,10 +366,15 @@ def separable(middle: str, channels: int = 5, depthwise: str = "[1, 1]") -> ir.M
     )
 
 
+SHIFT = "o = Constant <value = float {2}> ()  m = Add (h, o)"
+QUANTIZED_SHIFT = "o = DequantizeLinear (one, s, z)  m = Add (h, o)"
 SQUEEZE = "p = GlobalAveragePool (h)  g = HardSigmoid (p)  k = HardSwish (h)  m = Mul (k, g)"
 
 
-@pytest.mark.parametrize(("middle", "channels"), [("m = HardSwish (h)", 5), (SQUEEZE, 5), (SQUEEZE, 24)])
+@pytest.mark.parametrize(
+    ("middle", "channels"),
+    [("m = HardSwish (h)", 5), (SQUEEZE, 5), (SQUEEZE, 24), (SHIFT, 5), (QUANTIZED_SHIFT, 5)],
+)
 def test_pad_depthwise_gives_the_same_output_when_channels_fill_the_registers(middle: str, channels: int) -> None:
     model = separable(middle, channels)
     values = np.random.default_rng(1).integers(0, 256, (2, 3, 6, 6), dtype=np.uint8)
@@ -469,3 +476,56 @@ def test_fold_parameters_stores_floats_only_when_a_normalization_reads_them() ->
     FoldParameters()(model)
     assert operators(model) == ["DequantizeLinear", "LayerNormalization", "Add"]
     np.testing.assert_array_equal(run(model, x=values), before)
+
+
+def hardswish(scale: float, zero_point: int, out_scale: float, dtype: str = "uint8", reader: str = "") -> ir.Model:
+    return inferred(
+        graph_of(f"""
+        model ({dtype}[N] x) => (float[N] y)
+        <float s = {{{scale}}}, {dtype} z = {{{zero_point}}}, float t = {{{out_scale}}}, {dtype} w = {{9}}>
+        {{
+            d = DequantizeLinear (x, s, z)  h = HardSwish (d)
+            q = QuantizeLinear (h, t, w)  e = DequantizeLinear (q, t, w)  {reader or "y = Identity (e)"}
+        }}
+        """)
+    )
+
+
+INTEGERS = {"uint8": np.arange(256, dtype=np.uint8), "int8": np.arange(-128, 128, dtype=np.int8)}
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero_point", "dtype", "clips"),
+    [
+        pytest.param(0.03125, 96, "uint8", True, id="exact"),
+        pytest.param(0.03125, -32, "int8", True, id="int8"),
+        pytest.param(0.0234375, 128, "uint8", False, id="ends below 3"),
+        pytest.param(0.0411071777, 73, "uint8", True, id="3 is 73.0 steps, nearly"),
+    ],
+)
+def test_multiply_hardswish_gives_the_same_integers_when_three_is_a_whole_number_of_steps(
+    scale: float, zero_point: int, dtype: str, clips: bool
+) -> None:
+    model = hardswish(scale, zero_point, 0.0207, dtype)
+    before = run(model, x=INTEGERS[dtype])
+    assert MultiplyHardswish()(model).modified
+    assert "HardSwish" not in operators(model)
+    assert ("Clip" in operators(model)) == clips
+    np.testing.assert_array_equal(run(model, x=INTEGERS[dtype]), before)
+    proto = ir.to_proto(model).SerializeToString()
+    fused = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"]).run(None, {"x": INTEGERS[dtype]})
+    np.testing.assert_array_equal(fused[0], before)
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero_point", "reader"),
+    [
+        pytest.param(0.03125, 97, "", id="begins below -3"),
+        pytest.param(0.0309, 96, "", id="3 is between two steps"),
+        pytest.param(0.03125, 96, "y = Add (h, e)", id="another reader"),
+    ],
+)
+def test_multiply_hardswish_changes_nothing_when_an_integer_would_differ(
+    scale: float, zero_point: int, reader: str
+) -> None:
+    assert not MultiplyHardswish()(hardswish(scale, zero_point, 0.0207, reader=reader)).modified

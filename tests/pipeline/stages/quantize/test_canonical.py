@@ -99,3 +99,32 @@ def test_batch_norm_folds_when_it_follows_a_convolution() -> None:
     settle(module, Net("x", lambda: module, inputs).samples(4))
     graph = canonical_graph(ModelArtifact(module=module, reference=module, inputs=inputs))
     assert [target for target in targets(graph) if "sym_size" not in target] == ["aten.conv2d.default"]
+
+
+class Summed(nn.Module):
+    """A convolution or linear layer, a number added to it, and a second reader where asked for."""
+
+    def __init__(self, layer: nn.Module, *, read_twice: bool) -> None:
+        super().__init__()
+        self.layer, self.read_twice = layer, read_twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        return (y + 3.0).relu() * (y if self.read_twice else 1.5)
+
+
+@pytest.mark.parametrize("read_twice", [False, True])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 3, bias=False), nn.Linear(6, 5)], ids=["conv", "no bias", "linear"]
+)
+def test_number_becomes_part_of_the_bias_only_when_nothing_else_reads_the_convolution(
+    layer: nn.Module, read_twice: bool
+) -> None:
+    module = Summed(layer, read_twice=read_twice).eval()
+    graph = canonical_graph(
+        ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="x", shape=(4, 6, 6)),))
+    )
+    x = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x), module(x))
+    assert ("aten.add.Tensor" in targets(graph)) == read_twice
