@@ -47,7 +47,7 @@ def predict(path: Path, inputs: Path, outputs: Path) -> dict[str, Array]:
     if reason := target.cannot_run():
         raise TargetError(reason, where=str(path))
     arrays = _read(inputs, lowered.inputs)
-    run = session_predictor(target.load(lowered, threads=all_cores()), lowered.batch_size)
+    run = session_predictor(target.load(lowered, threads=all_cores()))
     count = len(arrays[0])
     parts = [
         run(tuple(torch.from_numpy(array[start : start + BATCH]) for array in arrays))

@@ -27,12 +27,12 @@ def predictor(module: nn.Module) -> Predict:
     return predict
 
 
-def session_predictor(session: Session, fixed_batch_size: int | None) -> Predict:
+def session_predictor(session: Session) -> Predict:
     """A session's forward pass on tensors, in steps of its batch size where that is fixed (the last step is padded)."""
 
     def predict(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         count = len(inputs[0])
-        step = fixed_batch_size or count
+        step = session.batch_size or count
         parts = []
         for start in range(0, count, step):
             arrays = tuple(tensor[start : start + step].numpy() for tensor in inputs)

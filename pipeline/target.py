@@ -117,14 +117,18 @@ class Session(Protocol):
         device: The processor it runs on.
         metrics_source: ``measured`` where the target's own runtime runs it; ``reference`` where our interpreter stands
             in for a runtime that is not here, whose time must never be quoted as the target's latency.
+        batch_size: The one batch size it takes; None where it takes any.
     """
 
     runtime: str
     device: str
     metrics_source: Literal["measured", "reference"]
 
+    @property
+    def batch_size(self) -> int | None: ...
+
     def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        """Outputs ``(N, …)`` for inputs ``(N, …)``; N is the artefact's batch size, or any where it is dynamic."""
+        """Outputs ``(N, …)`` for inputs ``(N, …)``; N is `batch_size`, or any where that is None."""
         ...
 
 
@@ -177,7 +181,7 @@ class Target(Protocol):
         """Load the artefact; loading is never timed."""
         ...
 
-    def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:
+    def cross_checks(self, lowered: Lowered) -> tuple[Session | Skipped, ...]:
         """Other runtimes or precisions that execute the same artefact here: for its accuracy, never for its time."""
         ...
 
@@ -242,7 +246,7 @@ class Estimated(Record):
 
 
 class Skipped(Record):
-    """Latency that cannot be had here, and why."""
+    """What cannot be had here, a latency or a cross-check, and why."""
 
     kind: Literal["skipped"] = "skipped"
     runtime: str

@@ -81,7 +81,9 @@ class _Artefacts:
             for variant, lowered in exported.variants.items()
             if isinstance(lowered, Lowered)
         }
-        self.cross_checks = [_Run(exported.optimized, session) for session in target.cross_checks(exported.optimized)]
+        checks = target.cross_checks(exported.optimized)
+        self.cross_checks = [_Run(exported.optimized, check) for check in checks if not isinstance(check, Skipped)]
+        self.unchecked = tuple(f"{x.runtime} left out: {x.reason}" for x in checks if isinstance(x, Skipped))
 
     @property
     def of_original(self) -> tuple[_Run, ...]:
@@ -110,8 +112,7 @@ def _score(artifact: ModelArtifact, ready: Sequence[_Artefacts], samples: Sample
 
 
 def _score_batch(run: _Run, batch: Batch, expected: tuple[Tensor, ...], quantized: tuple[Tensor, ...]) -> None:
-    batch_size = getattr(run.session, "batch_size", run.lowered.batch_size)  # a cross-check may take any
-    outputs = session_predictor(run.session, batch_size)(batch.inputs)
+    outputs = session_predictor(run.session)(batch.inputs)
     run.against_original.update(outputs, expected, batch.labels)
     run.against_program.update(outputs, quantized)
 
@@ -229,7 +230,7 @@ def _record(exported: Exported, result: _Artefacts | None, root: Path) -> Target
         "artifact": artifact_record(lowered.path, root),
         "fp32_artifact": artifact_record(exported.original.path, root),
         "placement": target.placement(lowered),
-        "notes": lowered.notes,
+        "notes": lowered.notes if result is None else (*lowered.notes, *result.unchecked),
     }
     if result is None:
         reason = target.cannot_run()

@@ -36,6 +36,11 @@ class _NamedSession(Protocol):
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Outputs by name for one batch of a size that the package takes; images are ``(N, C, H, W) uint8``."""
 
+    @property
+    def batch_size(self) -> int | None:
+        """See `pipeline.target.Session`."""
+        return self.lowered.batch_size
+
     def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """See `pipeline.target.Session.run`. Images that are already integers are taken as they are."""
         given = {

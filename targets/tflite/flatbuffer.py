@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,25 @@ def serialize(model: Any) -> bytes:
     return bytes(builder.Output())
 
 
-def write_model(content: bytes, path: Path) -> None:
-    """Write a model so that ``path`` only ever holds a complete file, and read it back.
+def write_model(content: bytes, path: Path, *, verify: Callable[[Path], None] = lambda _: None) -> None:
+    """Write a model so that ``path`` only ever holds a complete and verified file.
+
+    Args:
+        verify: Gets the file under a name for the time being, and raises where it is no good.
 
     Raises:
         TargetError: What was read back is not a TFLite model that holds operators.
     """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    written = partial.read_bytes()
-    if written[4:8] != IDENTIFIER or not read_model(written).subgraphs[0].operators:
-        partial.unlink()
-        raise TargetError("the converter wrote no usable model", where=str(path))
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        written = partial.read_bytes()
+        if written[4:8] != IDENTIFIER or not read_model(written).subgraphs[0].operators:
+            raise TargetError("the converter wrote no usable model", where=path.name)
+        verify(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @cache

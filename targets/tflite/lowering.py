@@ -34,8 +34,7 @@ def lower(
     if variant is not None:
         content = comparison.encode(content, variant)
     made: Variant = variant or ("int8" if artifact.quantized else "fp32")
-    flatbuffer.write_model(finish(content, artifact, config, made), path)
-    _verify(path)
+    flatbuffer.write_model(finish(content, artifact, config, made), path, verify=_verify)
     if artifact.quantized and notes:
         notes += _without_forms(artifact, config, path)
     if config.gpu:
@@ -51,13 +50,12 @@ def lower(
 
 
 def _verify(path: Path) -> None:
-    """Load what was written; a file that LiteRT refuses is removed."""
+    """Refuse a file that LiteRT does not load."""
     try:
         interpreter(path)
     except (ValueError, RuntimeError) as error:
-        path.unlink()
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise TargetError(f"LiteRT cannot run the converted model: {reason}", where=path.name) from error
+        raise TargetError(f"LiteRT cannot run the converted model: {reason}") from error
 
 
 def _without_forms(artifact: ModelArtifact, config: TfliteConfig, path: Path) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ class LitertSession:
             for details, facts in zip(self._interpreter.get_input_details(), described["inputs"], strict=True)
         ]
         self._outputs = [Port(details) for details in self._interpreter.get_output_details()]
+        self.batch_size: int | None = int(self._interpreter.get_input_details()[0]["shape"][0])
         kernels = "reference kernels" if reference_kernels else "XNNPACK"
         self.runtime = f"ai-edge-litert {version('ai-edge-litert')} {kernels}"
         self.device = cpu_name()

@@ -62,14 +62,18 @@ class TfliteTarget:
 
         return LitertSession(lowered.path, threads=threads)
 
-    def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:
+    def cross_checks(self, lowered: Lowered) -> tuple[Session | Skipped, ...]:
         from targets.tflite.session import ReferenceSession
 
         if lowered.variant != "int8" or self._config.reference_kernels is False:
             return ()
         session = ReferenceSession(lowered.path)
-        slow = self._config.reference_kernels is None and session.seconds_per_sample() > SLOW_S
-        return () if slow else (session,)
+        seconds = session.seconds_per_sample()
+        if self._config.reference_kernels is None and seconds > SLOW_S:
+            pace = f"they take {seconds * 1e3:.0f} ms a sample, more than {SLOW_S * 1e3:.0f}"
+            reason = f"{pace}; reference_kernels: true runs them"
+            return (Skipped(runtime=session.runtime, device=session.device, reason=reason),)
+        return (session,)
 
     def placement(self, lowered: Lowered) -> Placement:
         from targets.tflite.placement import placement

@@ -113,7 +113,7 @@ def float_original(bench: Bench) -> None:
 
 def onnx_predictor(path: Path) -> Predict:
     target = targets.get("onnx")
-    return session_predictor(target.load(target.open(path), threads=1), None)
+    return session_predictor(target.load(target.open(path), threads=1))
 
 
 def unoptimized_predictor(path: Path) -> Predict:
@@ -196,7 +196,7 @@ def ai_edge_quantizer(bench: Bench) -> Predict:
     path = bench.out / "ai_edge_quantizer.tflite"
     peer.quantize(peer.calibrate({"serving_default": list(bench.feeds(1))})).export_model(str(path))
     target = targets.get("tflite")
-    return session_predictor(target.load(target.open(path), threads=1), 1)
+    return session_predictor(target.load(target.open(path), threads=1))
 
 
 def int8(bench: Bench, config: QuantizeConfig, train: SampleSet | None = None) -> ModelArtifact:
@@ -214,7 +214,7 @@ def ours(bench: Bench, part: str = "ours", tool: str = OURS, config: QuantizeCon
         target = targets.get(name)
         file = target.lower(model, bench.out, name=f"ours_{part}")
         session: Session = target.load(file, threads=1)
-        return session_predictor(session, file.batch_size)
+        return session_predictor(session)
 
     bench.attempt(part, tool, setting, "onnxruntime", lambda: lowered("onnx"))
     bench.attempt(part, tool, setting, "LiteRT", lambda: lowered("tflite"))

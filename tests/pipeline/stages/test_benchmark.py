@@ -53,7 +53,7 @@ class Doubler:
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
 def test_session_predictor_returns_every_sample_when_the_batch_size_is_fixed(batch_size: int) -> None:
     inputs = torch.arange(10.0).reshape(5, 2)
-    (outputs,) = session_predictor(Doubler(batch_size), batch_size)((inputs,))  # type: ignore[arg-type]
+    (outputs,) = session_predictor(Doubler(batch_size))((inputs,))  # type: ignore[arg-type]
     assert torch.equal(outputs, inputs * 2)
 
 

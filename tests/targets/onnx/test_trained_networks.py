@@ -34,7 +34,7 @@ def quantized(name: str) -> ModelArtifact:
 
 def compared(artifact: ModelArtifact, lowered: Lowered) -> Comparison:
     program = predictor(artifact.module)
-    file = session_predictor(targets.get("onnx").load(lowered, threads=1), lowered.batch_size)
+    file = session_predictor(targets.get("onnx").load(lowered, threads=1))
     found = Comparison()
     with torch.no_grad():
         for batch in demo.committed_samples("test").take(IMAGES).batches(256):

@@ -104,6 +104,21 @@ def test_write_model_leaves_no_file_when_the_content_is_no_model(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_write_model_keeps_the_older_file_when_the_new_one_is_refused(target, tmp_path):
+    lowered = target.lower(artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="model")
+    content = lowered.path.read_bytes()
+
+    def refuse(partial):
+        assert partial.read_bytes() == content + b"\0"
+        assert lowered.path.read_bytes() == content
+        raise TargetError("LiteRT does not like it")
+
+    with pytest.raises(TargetError, match="does not like it"):
+        flatbuffer.write_model(content + b"\0", lowered.path, verify=refuse)
+    assert lowered.path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [lowered.path]
+
+
 @pytest.mark.slow
 def test_lower_refuses_a_model_that_litert_cannot_load(target, tmp_path):
     class SevenDimensions(nn.Module):

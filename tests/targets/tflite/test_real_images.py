@@ -64,9 +64,9 @@ def test_runtimes_agree_with_the_program_on_real_images(deployed, reference_kern
         request.applymarker(pytest.mark.xfail(reason=short))
     expected = predictor(program)(batch.inputs)
     if reference_kernels:
-        outputs = session_predictor(ReferenceSession(lowered.path), None)(batch.inputs)
+        outputs = session_predictor(ReferenceSession(lowered.path))(batch.inputs)
     else:
-        outputs = session_predictor(TfliteTarget().load(lowered, threads=1), 1)(batch.inputs)
+        outputs = session_predictor(TfliteTarget().load(lowered, threads=1))(batch.inputs)
     comparison = Comparison()
     comparison.update(outputs, expected, batch.labels)
     assert comparison.agreement >= 0.995

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.metrics import predictor
 from pipeline.recipe import TfliteConfig
+from pipeline.target import Skipped
 from targets.tflite import TfliteTarget
 from targets.tflite.session import LitertSession, Port, ReferenceSession
 from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, artifact, ops
@@ -82,3 +85,13 @@ def test_cross_checks_are_the_reference_kernels_unless_they_are_declined(linear)
     (session,) = TfliteTarget().cross_checks(linear)
     assert session.metrics_source == "reference"
     assert TfliteTarget(TfliteConfig(reference_kernels=False)).cross_checks(linear) == ()
+
+
+def test_cross_checks_say_how_slow_the_reference_kernels_are_where_that_leaves_them_out(linear, monkeypatch):
+    monkeypatch.setattr("targets.tflite.target.SLOW_S", 0.0)
+    (skipped,) = TfliteTarget().cross_checks(linear)
+    assert isinstance(skipped, Skipped)
+    assert skipped.runtime.endswith("reference kernels")
+    assert re.match(r"they take \d+ ms a sample, more than 0; reference_kernels: true", skipped.reason)
+    (session,) = TfliteTarget(TfliteConfig(reference_kernels=True)).cross_checks(linear)
+    assert isinstance(session, ReferenceSession)

@@ -162,7 +162,7 @@ def test_qat_ends_in_a_program_that_onnx_runs_alike_when_a_trained_network_is_qu
 
     target = targets.get("onnx")
     lowered = target.lower(result, tmp_path, name="qat")
-    run, program = session_predictor(target.load(lowered, threads=1), lowered.batch_size), predictor(result.module)
+    run, program = session_predictor(target.load(lowered, threads=1)), predictor(result.module)
     parity = Comparison()
     for batch in test.batches(250):
         parity.update(run(batch.inputs), program(batch.inputs))
