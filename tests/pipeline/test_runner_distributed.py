@@ -63,3 +63,13 @@ def test_run_writes_one_report_of_the_same_model_when_two_processes_share_it(pro
     assert stored == [4, 4]  # three stages, one export; nothing half-written stays
     logs = [(project.folder / name / "run" / "training_2.csv").read_text() for name in ("on_1", "on_2")]
     assert logs[0].count("\n") == logs[1].count("\n") == 1 + 2 * (14 + 1)
+
+
+@pytest.mark.slow
+def test_run_refuses_when_processes_would_prune_by_their_own_clocks_and_train(project: Project) -> None:
+    project.recipe["stages"] = [{"prune": {"latency_ratio": 0.5, "latency_target": "onnx", "recover": {"epochs": 1}}}]
+    project.recipe["targets"] = ["onnx"]
+    project.write()
+    with pytest.raises(subprocess.CalledProcessError) as refusal:
+        run(project, 2)
+    assert "every process would prune by its own clock" in refusal.value.stderr
