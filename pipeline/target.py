@@ -103,10 +103,19 @@ class Lowered:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the file, or of all files in the folder."""
-        if self.path.is_dir():
-            return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
-        return self.path.stat().st_size
+        """Bytes of all its files."""
+        return sum(file.stat().st_size for file in files_of(self.path))
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files of an artefact, in a fixed order: a folder's, or the file and the weights that lie beside it.
+
+    ONNX stores weights that do not fit into one file as ``<file>.data``.
+    """
+    if path.is_dir():
+        return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+    beside = path.with_name(f"{path.name}.data")
+    return (path, beside) if beside.is_file() else (path,)
 
 
 class Session(Protocol):

@@ -20,7 +20,7 @@ from pipeline.metrics import Comparison, predictor, session_predictor
 from pipeline.program import count_macs, count_parameters, example_inputs
 from pipeline.progress import Progress
 from pipeline.report.model import ArtifactRecord, CrossCheck, OriginalRecord, Parity, TargetRecord, VariantRecord
-from pipeline.target import Exported, Latency, Lowered, Session, Skipped, Variant, measured
+from pipeline.target import Exported, Latency, Lowered, Session, Skipped, Variant, files_of, measured
 
 WARMUP_RUNS = 10
 ROUNDS = 10
@@ -287,8 +287,8 @@ def _parity(comparison: Comparison) -> Parity:
 
 
 def artifact_record(path: Path, root: Path) -> ArtifactRecord:
-    """Size and hash of a file, or of all files of a folder in the order of their names."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    """Size and hash of a file, or of all files of an artefact that has several."""
+    files = files_of(path)
     digest = hashlib.sha256()
     for file in files:
         if path.is_dir():

@@ -51,6 +51,8 @@ def write(model: ir.Model, path: Path, *, ort: bool = False) -> tuple[str, ...]:
                 for file in moved:
                     file.unlink(missing_ok=True)
                 raise
+            if data is None:
+                path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model of that name
     except OSError as error:
         raise TargetError(f"cannot be written: {error.strerror}", where=str(path)) from None
     return tuple(notes)

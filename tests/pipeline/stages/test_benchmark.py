@@ -68,3 +68,6 @@ def test_artifact_record_changes_when_a_file_inside_a_package_changes(tmp_path: 
     assert artifact_record(package, tmp_path).sha256 != before.sha256
     single = artifact_record(package / "manifest", tmp_path)
     assert single.sha256 == hashlib.sha256(b"12").hexdigest()
+    (package / "manifest.data").write_bytes(b"345")
+    beside = artifact_record(package / "manifest", tmp_path)
+    assert (beside.size_bytes, beside.sha256) == (5, hashlib.sha256(b"12345").hexdigest())

@@ -208,8 +208,12 @@ def test_lower_puts_weights_beside_the_graph_when_one_file_cannot_hold_both(
     split = target.lower(artifact, tmp_path, name="model")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert any("model.onnx.data" in note for note in split.notes)
+    assert split.size_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
     (expected,), (logits,) = (target.load(item, threads=1).run((images.numpy(),)) for item in (lowered, split))
     np.testing.assert_array_equal(logits, expected)
+    monkeypatch.undo()
+    target.lower(artifact, tmp_path, name="model")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
 @pytest.mark.slow
