@@ -13,6 +13,11 @@ of those kernels. Every rewrite below keeps the real values of the program, up t
 5. The first convolution, where its stride is 2 and the image has at most four channels, reads pairs of neighbouring
    pixels as one pixel of twice the channels, for the CPU: XNNPACK's kernels read channels eight at a time, so that
    three of them waste more than half of the work. Weights move to where their pixels went; the new places hold zeros.
+6. A product of two computed matrices, the factor before it, a softmax and a GELU compute in float between the program's
+   integers, for the CPU: XNNPACK has no int8 kernel for them, and takes the float ones. They then give exactly the
+   program's integers; TFLite's int8 product rounds twice, which moves one value in three hundred by a step.
+7. The weight and bias of a norm, which computes in float everywhere, hold the values that their integers stand for. The
+   converter would read past those to the unrounded ones: a thirtieth of the norm's values would be off by a step.
 """
 
 from __future__ import annotations
@@ -38,6 +43,8 @@ quantize_per_channel = torch.ops.quantized_decomposed.quantize_per_channel.defau
 dequantize_per_channel = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
 QMIN, QMAX = -128, 127
+MATRIX_PRODUCTS = {aten.matmul.default, aten.bmm.default}
+NORMS = {aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
 WEIGHTED = {aten.conv1d.default, aten.conv2d.default, aten.linear.default}
 LINEAR = {  # f(c x) = c f(x)
     *(aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d.default),
@@ -109,8 +116,6 @@ def keep_requantizations_apart(program: GraphModule) -> int:
     keep its parameters, such as PAD or CONCATENATION, stands next to it. Behind the barrier it makes a DEQUANTIZE and a
     QUANTIZE of the change.
     """
-    litert_torch()  # registers the barrier
-    barrier = torch.ops.litert_torch.optimization_barrier.default
     changes = [
         node
         for node in program.graph.find_nodes(op="call_function", target=quantize)
@@ -118,11 +123,17 @@ def keep_requantizations_apart(program: GraphModule) -> int:
     ]
     for node in changes:
         with program.graph.inserting_before(node):
-            x = _args(node)[0]
-            held = program.graph.call_function(barrier, ([x, x],))  # its lowering takes no fewer than two
-            node.update_arg(0, program.graph.call_function(operator.getitem, (held, 0)))
+            node.update_arg(0, _held(program.graph, _args(node)[0]))
     program.recompile()
     return len(changes)
+
+
+def _held(graph: Graph, x: Node) -> Node:
+    """``x`` behind a barrier: the converter does not fuse the operators on its two sides, and removes it in the end."""
+    litert_torch()  # registers the barrier
+    barrier = torch.ops.litert_torch.optimization_barrier.default
+    held = graph.call_function(barrier, ([x, x],))  # its lowering takes no fewer than two
+    return graph.call_function(operator.getitem, (held, 0))
 
 
 def absorb(program: GraphModule, quantizers: list[Node], factor: float) -> list[Callable[[], None]] | None:
@@ -313,6 +324,36 @@ def _pair_columns(columns: int, padding: int, width: int) -> tuple[int, int, int
     return (-first, right, last - first + 1) if first <= 0 <= right else None
 
 
+def _in_float(program: GraphModule, node: Node, goal: Goal) -> bool:
+    if goal == "npu" or not all(_is(source, dequantize) for source in node.all_input_nodes):
+        return False
+    for user in list(node.users):
+        with program.graph.inserting_before(user):
+            user.replace_input_with(node, _held(program.graph, node))
+    return True
+
+
+def _factor(program: GraphModule, node: Node, goal: Goal) -> bool:
+    """A product with a number, where matrix products read its integers."""
+    readers = [reader for quantizer in node.users for integers in quantizer.users for reader in integers.users]
+    matrix_products = bool(readers) and all(reader.target in MATRIX_PRODUCTS for reader in readers)
+    return matrix_products and isinstance(_args(node)[1], float) and _in_float(program, node, goal)
+
+
+def _norm(program: GraphModule, node: Node, goal: Goal) -> bool:  # noqa: ARG001
+    changed = False
+    for source in node.all_input_nodes[1:]:
+        quantizer = _args(source)[0] if _is(source, dequantize) else None
+        if quantizer is None or _args(quantizer)[0].op != "get_attr":
+            continue
+        integers = quantize(_value(program, _args(quantizer)[0]), *_args(quantizer)[1:])
+        with program.graph.inserting_before(node):
+            values = _constant(program, f"{source.name}_values", dequantize(integers, *_args(source)[1:]))
+        node.replace_input_with(source, values)
+        changed = True
+    return changed
+
+
 def _reads_an_input(x: Node) -> bool:
     return _is(x, dequantize) and _is(_args(x)[0], quantize) and _args(_args(x)[0])[0].op == "placeholder"
 
@@ -324,4 +365,7 @@ FORMS: dict[object, Callable[[GraphModule, Node, Goal], bool]] = {
     aten.avg_pool2d.default: _avg_pool,
     aten.mean.dim: _mean,
     aten.conv2d.default: _first_convolution,
+    **dict.fromkeys((*MATRIX_PRODUCTS, aten.softmax.int, aten.gelu.default), _in_float),
+    aten.mul.Tensor: _factor,
+    **dict.fromkeys(NORMS, _norm),
 }

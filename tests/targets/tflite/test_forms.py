@@ -182,6 +182,53 @@ def test_rewrite_does_not_pair_pixels_when_it_gains_nothing(module, shape, goal)
     assert not rewrite(program, goal)
 
 
+class Attention(nn.Module):
+    """Scores, a softmax and the product with the values, each through int8; ``(1, 8, 10, 10)`` as queries and keys."""
+
+    def forward(self, x):
+        q = through_int8(x, 0.05, 3)
+        keys = through_int8(q.transpose(2, 3), 0.05, 3)
+        scores = through_int8(through_int8(q * 0.37, 0.02, 3) @ keys, 0.25, -3)
+        weights = through_int8(scores.softmax(-1), 1 / 256, -128)
+        return through_int8(F.gelu(through_int8(weights @ q, 0.02, 0)), 0.02, -100)
+
+
+def test_rewrite_holds_attention_behind_barriers_with_equal_values():
+    program = rewritten(Attention())
+    assert torch.equal(program(*inputs()), Attention()(*inputs()))
+    held = [node.args[0][0].target for node in program.graph.nodes if "barrier" in str(node.target)]
+    products = [aten.matmul.default, aten.matmul.default]
+    assert sorted(map(str, held)) == sorted(map(str, [aten.mul.Tensor, aten.softmax.int, aten.gelu.default, *products]))
+    assert not [target for target in targets(rewritten(Attention(), goal="npu")) if "barrier" in str(target)]
+
+
+def test_rewrite_leaves_a_factor_in_int8_when_no_matrix_product_reads_it():
+    program = rewritten(Activation(lambda y: y * 0.37, QuantizedConv(8, 8)))
+    assert not [target for target in targets(program) if "barrier" in str(target)]
+
+
+class Norm(nn.Module):
+    """A layer norm whose weight and bias are quantized, too."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weight = nn.Parameter(torch.rand(10, generator=generator))
+        self.bias = nn.Parameter(torch.randn(10, generator=generator))
+
+    def forward(self, x):
+        weight, bias = through_int8(self.weight, 0.01, -128), through_int8(self.bias, 0.02, 0)
+        return through_int8(F.layer_norm(through_int8(x, 0.05, 3), (10,), weight, bias), 0.02, 3)
+
+
+@pytest.mark.parametrize("goal", ["cpu", "npu"])
+def test_rewrite_gives_a_norm_the_values_that_its_parameters_integers_stand_for(goal):
+    program = rewritten(Norm(), goal)
+    (norm,) = [node for node in program.graph.nodes if node.target is aten.layer_norm.default]
+    assert [source.op for source in norm.all_input_nodes[1:]] == ["get_attr", "get_attr"]
+    assert torch.equal(program(*inputs()), Norm()(*inputs()))
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_rewrite_makes_a_mean_over_the_image_a_pool_with_the_same_values(keep):
     module = Activation(lambda y: y.mean((2, 3), keepdim=keep))
