@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import resource
 import statistics
 import tempfile
@@ -134,7 +133,17 @@ def files(name: str, out: Path) -> dict[str, Path]:
             TOOLS[tool](artifact, out)
         except Exception as error:
             print(f"{name}: {tool} failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-    return {tool: path for tool, path in made.items() if path.exists()}
+    return {tool: path for tool, path in made.items() if path.exists() and loads(name, tool, path)}
+
+
+def loads(name: str, tool: str, path: Path) -> bool:
+    """Whether onnxruntime takes a tool's file; says why not."""
+    try:
+        onnxruntime.InferenceSession(path, session_options(1), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for every status code
+        print(f"{name}: onnxruntime refuses the file of {tool}: {str(error).splitlines()[0]}")
+        return False
+    return True
 
 
 def candidate(label: str, path: Path, threads: int, batch: int) -> Candidate:
@@ -200,13 +209,14 @@ def table(rows: list[Row]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for row in rows:
         medians, spreads = row["median_ns"], row["half_spread"]
-        cells = " | ".join(f"{medians.get(tool, math.nan) / 1e6:.2f}" for tool in TOOLS)
+        cells = " | ".join(f"{medians[tool] / 1e6:.2f}" if tool in medians else "–" for tool in TOOLS)
         band = spreads["ours"] + spreads[best_peer(row)]
         lines.append(
             f"| {row['network']} | {row['threads']} | {row['batch']} | {cells} "
             f"| {medians['fp32'] / medians['ours']:.2f} | {ratio(row):.3f} | {band:.1%} |"
         )
-    lines.append(f"\nGeometric mean of ours / best peer: {statistics.geometric_mean(map(ratio, rows)):.3f}\n")
+    lines.append(f"\nGeometric mean of ours / best peer: {statistics.geometric_mean(map(ratio, rows)):.3f}.")
+    lines.append("A dash: the tool made no file, or one that this onnxruntime refuses.\n")
     for row in rows:
         if "ours_time_share" in row:
             shares = ", ".join(f"{op} {share:.0%}" for op, share in row["ours_time_share"].items())
