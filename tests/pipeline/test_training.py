@@ -51,7 +51,7 @@ def test_fit_equals_a_plain_loop_when_nothing_is_random(momentum: float) -> None
     twin.load_state_dict(module.state_dict())
     vector = TensorSpec(name="x", shape=(2,))
     points = [(torch.tensor([1.0, 2.0]), 0)] * 8
-    config = TrainingConfig(epochs=2, batch_size=4, momentum=momentum)
+    config = TrainingConfig(epochs=2, batch_size=4, momentum=momentum, max_grad_norm=0.1)  # which every step exceeds
     fit(module, cross_entropy, from_dataset(points, (vector,)), config, seed=0)
 
     optimizer = torch.optim.SGD(twin.parameters(), 0.05, momentum, weight_decay=5e-4, nesterov=True)
@@ -61,10 +61,26 @@ def test_fit_equals_a_plain_loop_when_nothing_is_random(momentum: float) -> None
     for _ in range(4):
         optimizer.zero_grad()
         functional.cross_entropy(twin(torch.tensor([[1.0, 2.0]] * 4)), torch.zeros(4, dtype=torch.long)).backward()
-        nn.utils.clip_grad_norm_(twin.parameters(), 5.0)
+        assert nn.utils.clip_grad_norm_(twin.parameters(), 0.1) > 0.1
         optimizer.step()
         schedule.step()
     assert torch.equal(module.weight, twin.weight)
+
+
+def test_fit_gives_the_loss_augmented_images_when_a_change_is_asked_for() -> None:
+    image = torch.arange(36.0).view(1, 6, 6)
+    seen: list[bool] = []
+
+    def look(module: nn.Module, batch: Batch) -> Tensor:
+        for found in batch.inputs[0]:
+            assert torch.equal(found, image) or torch.equal(found, image.flip(2))
+            seen.append(torch.equal(found, image))
+        return cross_entropy(module, batch)
+
+    config = TrainingConfig(epochs=1, batch_size=16, augment=Augmentation(horizontal_flip=True))
+    fit(network(), look, from_dataset([(image, 0)] * 64, (IMAGE,)), config, seed=0)
+    assert len(seen) == 64
+    assert 16 < sum(seen) < 48  # half of them, more or less
 
 
 class KilledError(Exception):

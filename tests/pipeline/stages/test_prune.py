@@ -46,6 +46,16 @@ def test_prune_changes_no_bit_of_its_input_when_it_runs(name: str) -> None:
     assert not before.module.training
 
 
+def test_prune_leaves_frozen_layers_frozen_and_no_gradients_behind() -> None:
+    before = artifact("residual")
+    before.module.get_submodule("stem").requires_grad_(False)
+    after = prune(before, PruneConfig(macs_ratio=0.5))
+    flags = [{name: part.requires_grad for name, part in a.module.named_parameters()} for a in (before, after)]
+    assert flags[0] == flags[1]
+    assert set(flags[1].values()) == {True, False}
+    assert all(part.grad is None for part in after.module.parameters())
+
+
 def test_prune_keeps_every_channel_when_the_budget_is_the_whole() -> None:
     before = artifact("residual")
     after = prune(before, PruneConfig(macs_ratio=1.0))

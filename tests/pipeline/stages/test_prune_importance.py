@@ -113,7 +113,8 @@ def test_prune_spares_the_sensitive_layer_when_allocation_is_by_sensitivity() ->
     curves = {curve["layer"]: curve for curve in after.history[-1].details["sensitivity"]}
     used, idle = curves["used"], curves["idle"]
     assert max(idle["divergence"]) < 1e-6 < min(used["divergence"])
-    assert used["saved"] == idle["saved"]
+    assert used["removed_ratio"] == [0.25, 0.5, 0.75]  # 8, 16 and 24 of 32 units
+    assert used["saved"] == idle["saved"] == [0.125, 0.25, 0.375]  # a unit is 1 of 64, and all cost the same
 
 
 def test_divergence_equals_the_hand_computed_value_when_outputs_are_logits() -> None:
