@@ -80,6 +80,27 @@ def test_lower_gives_the_converters_reason_when_an_operator_has_no_form(target, 
     assert not list(tmp_path.iterdir())
 
 
+@torch.library.custom_op("edgewright_test::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    """An operator of a user's own, as a C++ extension would register it."""
+    return x * 2
+
+
+twice.register_fake(torch.empty_like)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_lower_names_the_operator_when_it_is_the_users_own(target, tmp_path, quantized):
+    class Custom(nn.Module):
+        def forward(self, x):
+            return through_int8(twice(through_int8(x, 0.5, 0)), 0.5, 0) if quantized else twice(x)
+
+    with pytest.raises(TargetError, match=r"litert-torch cannot lower this model: .*edgewright_test[.:]+twice") as caught:
+        target.lower(artifact(Custom(), (2,), quantized=quantized), tmp_path, name="model")
+    assert "rewrite it with other operators" in caught.value.fix
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_lower_passes_through_float_when_parameters_change_next_to_a_pad(target, tmp_path):
     class Requantized(nn.Module):
