@@ -69,6 +69,22 @@ def test_distillation_loss_is_the_relative_squared_error_when_outputs_are_no_log
     assert math.isclose(loss(Constant(1.0, 90.0), batch).item(), 1 / 4 + 100 / 10_000, rel_tol=1e-6)
 
 
+def test_distillation_loss_asks_the_teacher_for_what_has_no_labels_when_only_labels_count() -> None:
+    class Heads(nn.Module):
+        def __init__(self, distance: float) -> None:
+            super().__init__()
+            self.distance = distance
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, torch.full((len(x), 1), self.distance)
+
+    batch = Batch((torch.zeros(3, 4),), torch.tensor([0, 1, 2]))
+    loss = distillation_loss(Heads(2.0), temperature=4.0, alpha=0.0)
+    assert math.isclose(loss(Heads(1.0), batch).item(), math.log(4) + 1 / 4, rel_tol=1e-6)
+    silent = distillation_loss(Heads(0.0), temperature=4.0, alpha=0.0)  # relative to nothing at all
+    assert math.isclose(silent(Heads(0.0), batch).item(), math.log(4), rel_tol=1e-6)
+
+
 def test_distillation_loss_adds_the_relations_of_the_first_output_when_asked() -> None:
     torch.manual_seed(0)
     student, teacher = nn.Linear(3, 5), nn.Linear(3, 5)

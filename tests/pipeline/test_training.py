@@ -200,6 +200,12 @@ def test_fit_refuses_when_the_checkpoint_is_of_another_training(tmp_path: Path) 
         fit(network(), cross_entropy, samples(), config, seed=4, checkpoint=path)
 
 
+def test_fit_tells_the_share_of_steps_done_before_each_of_them_when_asked() -> None:
+    told: list[float] = []
+    fit(network(), cross_entropy, samples(), SGD, seed=0, before_step=told.append)
+    assert told == [step / 18 for step in range(18)]  # 3 epochs of 96 / 16 steps
+
+
 def test_fit_keeps_the_best_epoch_and_stops_when_the_metric_stalls() -> None:
     metrics = iter([0.5, 0.9, 0.7, 0.9, 0.99])
     seen = []
