@@ -161,7 +161,7 @@ def absorb(program: GraphModule, quantizers: list[Node], factor: float) -> list[
                     return None
                 edits.append(partial(_shrink_weight, program, user, factor))
             elif user.target in (quantize, dequantize) or user.target in LINEAR or user.target is aten.mul.Tensor:
-                pending.append(user)
+                pending += [user] * _args(user).count(node)  # a square is reached twice
             else:
                 return None
     return edits

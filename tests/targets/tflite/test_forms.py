@@ -122,6 +122,27 @@ def test_rewrite_does_not_absorb_when_an_operator_does_not_scale_with_its_input(
     assert (program(*inputs()) - module(*inputs())).abs().max() <= 0.3
 
 
+class Product(nn.Module):
+    """A value times itself, or times a part of itself, before a convolution that could take a factor."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other, self.conv = other, QuantizedConv(8, 8)
+
+    def forward(self, y):
+        return self.conv(through_int8(y * self.other(y), 0.02, -100))
+
+
+@pytest.mark.parametrize(
+    "other", [lambda y: y, lambda y: through_int8(F.max_pool2d(y, 1), STEP, -100)], ids=["itself", "its pool"]
+)
+def test_rewrite_does_not_absorb_when_a_product_takes_the_factor_twice(other):
+    module = Activation(F.hardswish, Product(other))
+    program = rewritten(module)
+    assert len(constants(program)) == 1
+    assert sqnr_db(module(*inputs()), program(*inputs())) > 35
+
+
 def test_rewrite_pads_a_max_pool_with_zeros_only_when_no_value_is_negative():
     pool = lambda y: through_int8(F.max_pool2d(y, 3, 2, 1), STEP, -128)  # noqa: E731
     positive = Activation(F.relu, pool, zero_point=-128)

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert.schema_py_generated import BuiltinOperator
 from torch import nn
 
 from pipeline.core import TargetError
 from pipeline.recipe import TfliteConfig
-from targets.tflite import TfliteTarget, flatbuffer
+from targets.tflite import TfliteTarget, flatbuffer, lowering
 from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, artifact, through_int8
 
 
@@ -95,7 +96,7 @@ def test_lower_names_the_operator_when_it_is_the_users_own(target, tmp_path, qua
         def forward(self, x):
             return through_int8(twice(through_int8(x, 0.5, 0)), 0.5, 0) if quantized else twice(x)
 
-    with pytest.raises(TargetError, match=r"litert-torch cannot lower this model: .*edgewright_test[.:]+twice") as caught:
+    with pytest.raises(TargetError, match=r"cannot lower this model: .*edgewright_test[.:]+twice") as caught:
         target.lower(artifact(Custom(), (2,), quantized=quantized), tmp_path, name="model")
     assert "rewrite it with other operators" in caught.value.fix
     assert not list(tmp_path.iterdir())
@@ -138,6 +139,21 @@ def test_write_model_keeps_the_older_file_when_the_new_one_is_refused(target, tm
         flatbuffer.write_model(content + b"\0", lowered.path, verify=refuse)
     assert lowered.path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [lowered.path]
+
+
+def test_lower_gives_litert_s_reason_and_leaves_no_file_when_it_cannot_load_the_result(target, tmp_path, monkeypatch):
+    finish = lowering.finish
+
+    def with_a_custom_operator(*arguments):
+        model = flatbuffer.read_model(finish(*arguments))
+        model.operatorCodes[0].builtinCode = model.operatorCodes[0].deprecatedBuiltinCode = BuiltinOperator.CUSTOM
+        model.operatorCodes[0].customCode = b"Mine"
+        return flatbuffer.serialize(model)
+
+    monkeypatch.setattr(lowering, "finish", with_a_custom_operator)
+    with pytest.raises(TargetError, match=r"LiteRT cannot run the converted model: .*custom op: Mine"):
+        target.lower(artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="model")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -1,12 +1,17 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
+from pipeline.data import from_dataset
 from pipeline.metrics import predictor, sqnr_db
 from pipeline.recipe import Budget, QuantizeConfig, TfliteConfig
+from pipeline.stages.benchmark import benchmark
 from pipeline.stages.quantize import quantize
+from pipeline.target import Exported
 from targets.tflite import TfliteTarget
 from tests.models import ARCHITECTURES
+from tests.targets.tflite.programs import QuantizedLinear, artifact
 
 NPUS = ("ethos-u55-256", "ethos-u85-256")
 
@@ -44,3 +49,20 @@ def test_cnns_run_as_integers_in_one_partition_and_on_the_npu(name, tmp_path):
     session = target.load(lowered, threads=1)
     outputs = torch.from_numpy(np.concatenate([session.run((image[None].numpy(),))[0] for image in x]))
     assert sqnr_db(predictor(program.module)((x,))[0], outputs) > 25
+
+
+def test_benchmark_notes_that_the_reference_kernels_were_left_out_when_they_are_slow(tmp_path, monkeypatch):
+    monkeypatch.setattr("targets.tflite.target.SLOW_S", 0.0)
+    monkeypatch.setattr("pipeline.stages.benchmark.SECONDS_PER_CANDIDATE", 0.01)
+    target, program = TfliteTarget(), artifact(QuantizedLinear(), (2,), quantized=True)
+    exported = Exported(
+        target=target,
+        status="ok",
+        optimized=target.lower(program, tmp_path, name="model"),
+        original=target.lower(program.original(), tmp_path, name="original"),
+    )
+    samples = from_dataset(TensorDataset(torch.randn(8, 2), torch.zeros(8, dtype=torch.int64)), program.inputs)
+    _, (record,) = benchmark(program, [exported], samples, root=tmp_path)
+    (note,) = record.notes
+    assert "reference kernels left out: they take 0 ms a sample" in note
+    assert record.cross_checks == ()
