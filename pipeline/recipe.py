@@ -233,8 +233,8 @@ class QatConfig(TeacherConfig):
 class QuantizeConfig(Setting):
     """Static INT8 quantization, calibrated on real data."""
 
-    observers: tuple[Literal["minmax", "moving_average", "percentile", "mse", "entropy"], ...] = Field(
-        ("minmax", "mse"), min_length=1, description="calibration candidates, tried in this order"
+    observers: tuple[Literal["minmax", "moving_average", "percentile", "mse", "entropy", "output_mse"], ...] = Field(
+        ("minmax", "output_mse"), min_length=1, description="calibration candidates, tried in this order"
     )
     bias_correction: bool = Field(
         True, description="let biases take back the mean error of rounding, by the better of two methods"

@@ -47,7 +47,7 @@ SPACE: dict[str, dict[str, Sequence[Any]]] = {
         "alpha": (0.5, 0.7, 0.9, 1.0),
         "learning_rate": (0.01, 0.02, 0.05, 0.1),
     },
-    "quantize": {"observers": ("minmax", "mse")},  # one per trial; quantize itself chooses among several
+    "quantize": {"observers": ("minmax", "output_mse")},  # one per trial; quantize itself chooses among several
 }
 """What is tried, per stage. Values are discrete, so that trials meet again in the stage store."""
 

@@ -42,10 +42,10 @@ def test_propose_replaces_only_what_is_searched_when_a_trial_suggests(project: P
     recipe = parse_recipe(project.recipe)
     settings = {"0.prune.macs_ratio": 0.3, "0.prune.importance": "taylor", "0.prune.allocation": "importance"}
     settings |= {"1.distill.temperature": 8.0, "1.distill.alpha": 0.5, "1.distill.learning_rate": 0.1}
-    proposed = propose(recipe, optuna.trial.FixedTrial({**settings, "2.quantize.observers": "mse"}))
+    proposed = propose(recipe, optuna.trial.FixedTrial({**settings, "2.quantize.observers": "output_mse"}))
     prune, distill, quantize = (step.config for step in proposed.stages)
     assert (prune.macs_ratio, prune.importance, distill.temperature) == (0.3, "taylor", 8.0)
-    assert quantize.observers == ("mse",)
+    assert quantize.observers == ("output_mse",)
     assert distill.epochs == recipe.stages[1].config.epochs
     assert proposed.model_copy(update={"stages": recipe.stages}) == recipe
 

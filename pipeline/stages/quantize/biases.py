@@ -42,7 +42,7 @@ def round_biases(program: GraphModule) -> None:
 
 
 def on_grid(bias: Tensor, unit: Tensor) -> Tensor:
-    """``round(float16(b) / u) * u`` per channel, both ``(C,) float32``; b itself where that takes more than `LIMIT` units.
+    """``round(float16(b) / u) * u`` per channel, ``(C,) float32``; b itself where that takes more than `LIMIT` units.
 
     >>> on_grid(torch.tensor([0.30, -0.9, 1e9]), torch.tensor([0.25, 0.5, 0.5])).tolist()
     [0.25, -1.0, 1000000000.0]

@@ -39,7 +39,11 @@ from pipeline.stages.quantize.observers import (
     least_error_through,
     merge,
 )
+from pipeline.stages.quantize.output_error import OutputError, least_output_error, output_errors
 from pipeline.stages.quantize.readers import reader
+
+OUTPUT_MSE = "output_mse"
+"""The range method that takes gradients beside statistics."""
 
 BATCH = 128
 """Samples that are run at once where whole activations are compared."""
@@ -57,6 +61,7 @@ class Calibrated:
         graph: The float graph; programs are made from copies of it.
         scheme: What runs as integers where nothing is left in float on purpose.
         statistics: Of every value that needs its own range, by node name.
+        errors: What ranges of those values cost the outputs, where that was asked for.
         means: Mean over the samples of the input of each weighted operator, ``(1, …)``, by node name.
         inputs: One batch of the samples, for what takes more than statistics.
     """
@@ -64,17 +69,23 @@ class Calibrated:
     graph: GraphModule
     scheme: Scheme
     statistics: dict[str, Statistics]
+    errors: dict[str, OutputError]
     means: dict[str, Tensor]
     inputs: tuple[Tensor, ...]
     _ranges: dict[tuple[str, tuple[str, ...]], tuple[float, float]] = field(default_factory=dict)
 
     def range_of(self, values: tuple[str, ...], method: str) -> tuple[float, float]:
-        """The range that some values share, read by one of `METHODS` (once: programs are made again and again)."""
+        """The range that some values share, read by one method (once: programs are made again and again)."""
         if (method, values) not in self._ranges:
             self._ranges[method, values] = self._read_range(values, method)
         return self._ranges[method, values]
 
     def _read_range(self, values: tuple[str, ...], method: str) -> tuple[float, float]:
+        if method == OUTPUT_MSE:
+            errors = [self.errors[name] for name in values if name in self.errors]
+            if errors:
+                return least_output_error(errors)
+            method = "mse"  # no float output depends on these values
         statistics = merge(self.statistics[name] for name in values if name in self.statistics)
         if len(values) == 1 and values[0] in self._readers:
             return least_error_through(statistics, self._readers[values[0]], worst=method == "minmax")
@@ -97,7 +108,7 @@ def calibrate(
     """Run every sample through a canonical graph.
 
     Args:
-        methods: The range methods that will be asked for.
+        methods: The range methods that will be asked for: of `METHODS`, or `OUTPUT_MSE`.
 
     Raises:
         DataError: A sample holds NaN or infinity.
@@ -109,9 +120,13 @@ def calibrate(
         for batch in data.batches(fitting_batch(graph, batch_size)):
             run.run(*batch.inputs)
     means = {name: total / run.rows[name] for name, total in run.totals.items()}
+    errors: dict[str, OutputError] = {}
+    if OUTPUT_MSE in methods:
+        ends = _shared_ends(scheme, run.statistics)
+        errors = output_errors(graph, ends, data, batch_size=fitting_batch(graph, batch_size))
     size = fitting_batch(graph, BATCH, 8 * CACHED_ELEMENTS)
     (batch,) = data.take(size).batches(size)
-    return Calibrated(graph, scheme, run.statistics, means, batch.inputs)
+    return Calibrated(graph, scheme, run.statistics, errors, means, batch.inputs)
 
 
 class Simulation:
@@ -136,7 +151,7 @@ class Simulation:
         """The graph with ranges, biases and weights as asked for, rounding everywhere.
 
         Args:
-            method: How ranges are read: one of `METHODS`.
+            method: How ranges are read: one of `METHODS`, or `OUTPUT_MSE`.
             adaround: Round weights up or down by what the layers give, and not each to the nearest.
         """
         simulate(self.graph, grids_of(self.graph))
@@ -282,6 +297,16 @@ def _needed(value: Node, methods: Collection[str]) -> Collection[str]:
     if value.op == "get_attr":
         return [method for method in methods if method != "moving_average"]
     return methods if reader(value) is None else (*methods, "mse")
+
+
+def _shared_ends(scheme: Scheme, statistics: Mapping[str, Statistics]) -> dict[str, tuple[float, float]]:
+    """The extremes of all values that share parameters, for each of them by name."""
+    ends: dict[Node, tuple[float, float]] = {}
+    watched = {value: root for value, root in scheme.roots.items() if value.name in statistics}
+    for value, root in watched.items():
+        own, (low, high) = statistics[value.name], ends.get(root, (0.0, 0.0))
+        ends[root] = min(low, own.low), max(high, own.high)
+    return {value.name: ends[root] for value, root in watched.items()}
 
 
 def _sum_of_rows(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import psutil
 import pytest
@@ -16,9 +17,10 @@ from torch.export import Dim, export
 from pipeline.core import TensorSpec
 from pipeline.data import Batch
 from pipeline.metrics import sqnr_db
-from pipeline.stages.quantize.calibration import BATCH, Simulation, calibrate, convert, fitting_batch
+from pipeline.stages.quantize.calibration import BATCH, OUTPUT_MSE, Simulation, calibrate, convert, fitting_batch
 from pipeline.stages.quantize.canonical import canonical_graph
 from pipeline.stages.quantize.cost import integer_share
+from pipeline.stages.quantize.observers import METHODS
 from tests.models import ARCHITECTURES, Architecture, Bert, conv_bn
 
 
@@ -134,11 +136,13 @@ def test_memory_does_not_grow_when_there_are_more_samples() -> None:
 
     net = Architecture("wide", wide, (TensorSpec(name="image", shape=(3, 64, 64)),))
     graph = canonical_graph(net.artifact())
-    calibrate(graph, net.samples(2 * BATCH), batch_size=32)
-    few, many = (
-        _peak_bytes(lambda count=count: calibrate(graph, net.samples(count), batch_size=32))  # type: ignore[misc]
-        for count in (256, 4096)
-    )
+    methods = (*METHODS, OUTPUT_MSE)
+
+    def run(count: int) -> object:
+        return calibrate(graph, net.samples(count), batch_size=32, methods=methods)
+
+    run(2 * BATCH)
+    few, many = (_peak_bytes(partial(run, count)) for count in (256, 4096))
     assert many - few < 20e6
 
 

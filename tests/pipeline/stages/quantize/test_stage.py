@@ -84,7 +84,7 @@ def test_record_tells_trials_choice_and_share_of_integer_macs(resnet: tuple[Mode
     details = record.details
     assert details["int8_macs_ratio"] == 1.0
     tried = [(trial["method"], trial["bias_correction"]) for trial in details["trials"]]
-    assert tried[:4] == [(m, b) for m in ("minmax", "mse") for b in ("empirical", "analytic")]
+    assert tried[:4] == [(m, b) for m in ("minmax", "output_mse") for b in ("empirical", "analytic")]
     assert [trial["equalised"] for trial in details["trials"]] == [False] * 4 + [True] * (len(tried) - 4)
     assert abs(details["held_out"]["sqnr_db"] - details["chosen"]["sqnr_db"]) < 0.5  # the simulation is the program
     within = [trial for trial in details["trials"] if trial["within_budget"]]
