@@ -44,7 +44,8 @@ def as_rgb(samples):
 @pytest.fixture(scope="module", params=["resnet", "vit"])
 def deployed(request, tmp_path_factory):
     """A quantized program, its file, and images that neither has seen."""
-    train, test = committed_samples("train"), committed_samples("test").take(400)
+    train, test = committed_samples("train"), committed_samples("test")
+    test = test.take(2000 if request.param == "vit" else 400)  # the reference kernels are slow on convolutions
     if request.param == "vit":
         train, test = as_rgb(train), as_rgb(test)
         module = trained_vit(train)
@@ -57,11 +58,8 @@ def deployed(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("reference_kernels", [True, False], ids=["reference kernels", "XNNPACK"])
-def test_runtimes_agree_with_the_program_on_real_images(deployed, reference_kernels, request):
-    name, program, lowered, batch = deployed
-    if name == "vit":
-        short = "98.5 % in XNNPACK and 98.75 % in the reference kernels, though each layer alone is within one step"
-        request.applymarker(pytest.mark.xfail(reason=short))
+def test_runtimes_agree_with_the_program_on_real_images(deployed, reference_kernels):
+    _, program, lowered, batch = deployed
     expected = predictor(program)(batch.inputs)
     if reference_kernels:
         outputs = session_predictor(ReferenceSession(lowered.path))(batch.inputs)
@@ -71,7 +69,7 @@ def test_runtimes_agree_with_the_program_on_real_images(deployed, reference_kern
     comparison.update(outputs, expected, batch.labels)
     assert comparison.agreement >= 0.995
     assert comparison.top1 > 0.7
-    assert comparison.sqnr_db > 25
+    assert comparison.sqnr_db > 35
 
 
 @pytest.mark.parametrize("reference_kernels", [True, False], ids=["reference kernels", "XNNPACK"])
@@ -79,14 +77,13 @@ def test_layers_differ_by_at_most_one_step_on_a_real_image(deployed, reference_k
     name, program, lowered, batch = deployed
     sample = tuple(tensor[:1] for tensor in batch.inputs)
     found = parity.layers(program, lowered.path, sample, reference_kernels=reference_kernels)
-    matrix = [layer for layer in found if layer.operator in ("CONV_2D", "FULLY_CONNECTED", "ADD", "BATCH_MATMUL")]
-    assert len(matrix) >= (10 if name == "resnet" else 8)
-    assert parity.first_divergence(matrix) is None
-    assert np.mean([layer.differing_ratio for layer in matrix]) < 0.02
+    assert len(found) >= (13 if name == "resnet" else 60)
+    assert parity.first_divergence(found) is None
+    assert np.mean([layer.differing_ratio for layer in found]) < 0.005
 
 
-def test_only_operators_without_an_int8_kernel_leave_the_delegate(deployed):
-    name, _, lowered, _ = deployed
+def test_every_operator_runs_in_one_partition(deployed):
+    _, _, lowered, _ = deployed
     placement = TfliteTarget().placement(lowered)
-    outside = {fallback.op for fallback in placement.fallback if "outside" in fallback.reason}
-    assert outside == ({"BATCH_MATMUL", "GELU", "SOFTMAX"} if name == "vit" else set())
+    assert "1 XNNPACK partition" in placement.source
+    assert not [fallback for fallback in placement.fallback if "outside" in fallback.reason]
