@@ -92,6 +92,8 @@ def test_estimates_is_skipped_with_velas_reason_when_the_model_is_float(tmp_path
 def test_estimate_is_skipped_with_velas_reason_when_vela_fails(tmp_path):
     broken = tmp_path / "broken.tflite"
     broken.write_bytes(b"nonsense")
+    (tmp_path / "ethos-u55-256").mkdir()
+    (tmp_path / "ethos-u55-256" / "broken_summary_of_an_older_run.csv").write_text("inference_time\n1\n")
     estimate = vela.estimate(broken, "ethos-u55-256")
     assert isinstance(estimate, Skipped)
     assert "No networks defined" in estimate.reason
