@@ -7,7 +7,6 @@ clamp has no parameters of its own: its range is the clamp's.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,11 +87,9 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
             node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
             if rule_of(node).kind == "weighted":
                 node.meta[Q_ANNOTATION_KEY].input_qspec_map[node.args[1]] = _weight_spec(rule_of(node))
-        members = Counter(self.scheme.roots.values())
         for value, root in self.scheme.roots.items():
             annotation = value.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
-            own = _own_spec(value, alone=members[value] == 1)
-            annotation.output_qspec = own if root is value else SharedQuantizationSpec(root)
+            annotation.output_qspec = _own_spec(value) if root is value else SharedQuantizationSpec(root)
         for value, consumer in self.scheme.requantized:
             shared = SharedQuantizationSpec(self.scheme.roots[consumer])
             consumer.meta[Q_ANNOTATION_KEY].input_qspec_map[value] = shared
@@ -230,8 +227,8 @@ def _has_fixed_parameters(root: Node) -> bool:
     return rule is not None and rule.kind == "fixed"
 
 
-def _own_spec(value: Node, *, alone: bool) -> QuantizationSpec:
-    if alone and {str(user.target) for user in value.users} == {"aten.hardswish.default"}:
+def _own_spec(value: Node) -> QuantizationSpec:
+    if {str(user.target) for user in value.users} == {"aten.hardswish.default"}:
         return replace(ACTIVATION, observer_or_fake_quant_ctr=HardswishInputGrid)
     if not _has_fixed_parameters(value):
         return ACTIVATION
