@@ -60,8 +60,8 @@ class OutputError:
         """The squared error of the outputs ``(STEPS, STEPS)``: a row per low end, a column per high end."""
         steps = (self.high * SHRINKAGE[None] - self.low * SHRINKAGE[:, None]) / (QMAX - QMIN)
         inside = self._felt - self._outside[0][:, None] - self._outside[1][None]
-        low, high = self._clipping.diagonal().split(STEPS)
-        clipped = low[:, None] + high[None] + 2 * self._clipping[:STEPS, STEPS:]
+        alone = self._clipping.diagonal()
+        clipped = alone[:STEPS, None] + alone[None, STEPS:] + 2 * self._clipping[:STEPS, STEPS:]
         return inside * steps.square() / 12 + clipped
 
     def _clip(self, side: int, end: float, x: Tensor, felt: Tensor) -> Tensor:
@@ -83,7 +83,8 @@ class OutputError:
 
 def least_output_error(errors: Sequence[OutputError]) -> tuple[float, float]:
     """The range with the least cost for values that share it; all were given the same ends."""
-    low, high = np.unravel_index(int(sum(error.costs() for error in errors).argmin()), (STEPS, STEPS))
+    together = torch.stack([error.costs() for error in errors]).sum(0)
+    low, high = np.unravel_index(int(together.argmin()), (STEPS, STEPS))
     return errors[0].low * float(SHRINKAGE[low]), errors[0].high * float(SHRINKAGE[high])
 
 
