@@ -13,6 +13,7 @@ from pipeline.cli import summary
 from pipeline.recipe import parse_recipe
 from pipeline.report.model import read_report
 from tests.architecture_table import read_rows
+from tests.benchmarks import bench_quantization
 from tests.benchmarks.compress_fashion_mnist import table
 from tests.models import ARCHITECTURES
 
@@ -51,6 +52,10 @@ def test_headline_in_readme_is_the_sample_reports_when_shown() -> None:
 def test_compression_table_in_readme_is_the_committed_result() -> None:
     result = json.loads((README.parent / "tests" / "benchmarks" / "results" / "compression.json").read_text())
     assert table(result) in README.read_text()
+
+
+def test_accuracy_table_in_readme_is_the_committed_result() -> None:
+    assert bench_quantization.against_peers(bench_quantization.saved()) in README.read_text()
 
 
 def test_sample_report_is_valid_when_read_against_the_published_schema() -> None:

@@ -254,33 +254,38 @@ PARTS: dict[str, Callable[[Bench], None]] = {"peers": peers, "ours": ours, "vari
 
 def tables(rows: list[Row]) -> str:
     """The results as Markdown: first against the peers, then our own variants."""
-    used = [name for name in NETWORKS if any(row.network == name for row in rows)]
-    head = "".join(f" {name} |" for name in used)
-    rule = "---|" * (len(used) + 1)
-    compared = "".join(
-        f"| {label} |{''.join(f' {cell(best(rows, name, tool, runs_in))} |' for name in used)}\n"
-        for label, tool, runs_in in (
-            ("FP32", "FP32", "torch"),
-            ("**ours, post-training**", OURS, "torch"),
-            ("the same in onnxruntime", OURS, "onnxruntime"),
-            ("the same in LiteRT", OURS, "LiteRT"),
-            ("onnxruntime `quantize_static`, its best of 3", "quantize_static", "onnxruntime"),
-            ("NNCF, its best of 2", "NNCF", "onnxruntime"),
-            ("ai-edge-quantizer", "ai-edge-quantizer", "LiteRT"),
-            ("**ours, one epoch of QAT**", QAT, "torch"),
-        )
-        if any(row.tool == tool for row in rows)
-    )
-    settings = dict.fromkeys(row.setting for row in rows if row.part == "variants")
-    own = "".join(
-        f"| {setting} |{''.join(f' {cell(best(rows, name, OWN, TORCH, setting))} |' for name in used)}\n"
-        for setting in settings
-    )
     return (
         f"Top-1 on 10,000 test images, and SQNR of the logits; {CALIBRATION_IMAGES} calibration images.\n\n"
-        f"| INT8 |{head}\n|{rule}\n{compared}\n"
-        f"Ours, one algorithm at a time:\n\n| Ranges |{head}\n|{rule}\n{own}"
+        f"{against_peers(rows)}\nOurs, one algorithm at a time:\n\n{one_at_a_time(rows)}"
     )
+
+
+def against_peers(rows: list[Row]) -> str:
+    """The table of every tool's best, which README shows, too."""
+    lines = {
+        "FP32": ("FP32", "torch"),
+        "**ours, post-training**": (OURS, "torch"),
+        "the same in onnxruntime": (OURS, "onnxruntime"),
+        "the same in LiteRT": (OURS, "LiteRT"),
+        "onnxruntime `quantize_static`, its best of 3": ("quantize_static", "onnxruntime"),
+        "NNCF, its best of 2": ("NNCF", "onnxruntime"),
+        "ai-edge-quantizer": ("ai-edge-quantizer", "LiteRT"),
+        "**ours, one epoch of QAT**": (QAT, "torch"),
+    }
+    return _table("INT8", {label: partial(best, rows, tool=tool, runs_in=at) for label, (tool, at) in lines.items()})
+
+
+def one_at_a_time(rows: list[Row]) -> str:
+    """The table that our defaults are chosen by."""
+    settings = dict.fromkeys(row.setting for row in rows if row.part == "variants")
+    return _table("Ranges", {name: partial(best, rows, tool=OWN, runs_in=TORCH, setting=name) for name in settings})
+
+
+def _table(corner: str, lines: dict[str, Callable[[str], Row | None]]) -> str:
+    body = "".join(
+        f"| {label} |{''.join(f' {cell(find(network))} |' for network in NETWORKS)}\n" for label, find in lines.items()
+    )
+    return f"| {corner} |{''.join(f' {network} |' for network in NETWORKS)}\n|{'---|' * (len(NETWORKS) + 1)}\n{body}"
 
 
 def best(rows: list[Row], network: str, tool: str, runs_in: str, setting: str | None = None) -> Row | None:

@@ -82,7 +82,7 @@ def quantize(
 
     def run(configs: list[CalibrationConfig], *, stop_when_met: bool = False) -> Found:
         return search(
-            configs, build, judge, baseline=judge.baseline, max_drop=budget.max_drop, stop_when_met=stop_when_met
+            configs, build, judge, baseline=judge.baseline, max_drop=judge.max_drop, stop_when_met=stop_when_met
         )
 
     corrections: tuple[BiasCorrection, ...] = ("empirical", "analytic") if config.bias_correction else ("none",)
@@ -179,6 +179,9 @@ class Judge:
 
     The metric, a ratio, is top-1 where the samples are labelled and the budget asks for it; else the share of samples
     whose largest output is the float module's; and for a module that does not classify ``1 - noise / signal``.
+
+    Attributes:
+        max_drop: How far the metric may fall: the budget's share, but one sample at least, which is chance.
     """
 
     def __init__(self, module: nn.Module, samples: SampleSet, budget: Budget, batch_size: int) -> None:
@@ -190,6 +193,7 @@ class Judge:
         if not compared.metrics():
             self.metric = "signal"
         self.baseline = self._metric(compared)
+        self.max_drop = budget.max_drop if self.metric == "signal" else max(budget.max_drop, 1 / len(samples))
 
     def __call__(self, program: nn.Module) -> tuple[float, float]:
         """Metric and SQNR in dB of all outputs."""

@@ -14,6 +14,7 @@ from pipeline.metrics import sqnr_db
 from pipeline.program import fixed_batch_size
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
+from pipeline.stages.quantize.stage import Judge
 from tests.models import ARCHITECTURES
 
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
@@ -90,6 +91,13 @@ def test_record_tells_trials_choice_and_share_of_integer_macs(resnet: tuple[Mode
     within = [trial for trial in details["trials"] if trial["within_budget"]]
     assert details["chosen"] == max(within or details["trials"], key=lambda trial: trial["sqnr_db"])
     assert record.skipped == ()
+
+
+def test_budget_is_one_sample_at_least_when_few_are_held_out() -> None:
+    artifact = linear()
+    data = from_dataset([(torch.randn(4),) for _ in range(20)], artifact.inputs)
+    few, coarse = (Judge(artifact.module, data, Budget(metric="agreement", max_drop=drop), 20) for drop in (0.01, 0.1))
+    assert (few.max_drop, coarse.max_drop) == (1 / 20, 0.1)
 
 
 def test_named_modules_stay_in_float_and_are_listed() -> None:
