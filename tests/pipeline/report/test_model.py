@@ -86,6 +86,9 @@ def test_reading_imports_neither_torch_nor_matplotlib_when_a_report_is_opened(fr
 
 
 def test_reading_takes_milliseconds_when_the_report_is_the_frozen_one(frozen_path: Path) -> None:
-    start = time.perf_counter()
-    read_report(frozen_path)
-    assert time.perf_counter() - start < 0.1
+    def seconds() -> float:
+        start = time.process_time()
+        read_report(frozen_path)
+        return time.process_time() - start
+
+    assert min(seconds() for _ in range(5)) < 0.1
