@@ -92,6 +92,8 @@ class Interpreter:
         self._constants |= block.literals
         for operation in block.operations:
             if operation.type == "const":
+                if "val" not in operation.constants or not operation.outputs:
+                    raise TargetError("a constant without a value or a name", where=self._layer(operation))
                 self._constants[operation.outputs[0][0]] = operation.constants["val"]
             elif operation.type.startswith("constexpr_"):
                 self._constants |= self._operate(operation, self._constants)

@@ -67,7 +67,13 @@ class TensorType:
 
     @property
     def held(self) -> torch.dtype:
-        """The torch dtype that its values are held in."""
+        """The torch dtype that its values are held in.
+
+        Raises:
+            PackageError: It is no type of numbers.
+        """
+        if self.dtype not in FORMS:
+            raise PackageError(f"a tensor cannot be of type {self.dtype}")
         return FORMS[self.dtype].held
 
 
@@ -133,7 +139,10 @@ def read_program(package: Package, function: str = "main") -> Program:
     Raises:
         PackageError: The program refers to something that is not there, or states a size that is not true.
     """
-    return _Reader(package).read(function)
+    try:
+        return _Reader(package).read(function)
+    except (ValueError, KeyError, IndexError, TypeError) as error:  # protobuf's own, for messages that make no sense
+        raise PackageError(f"the program is damaged: {error}", where=str(package.folder)) from error
 
 
 class _Reader:

@@ -60,13 +60,14 @@ def test_learned_grid_has_lsqs_gradient_when_values_lie_inside_and_outside() -> 
 def test_student_gives_exactly_the_programs_outputs_when_biases_are_not_rounded_yet(
     silu_and_gates: tuple[nn.Module, torch.fx.GraphModule], images: SampleSet
 ) -> None:
-    _, prepared = silu_and_gates
+    network, prepared = silu_and_gates
     student, _ = trainable(prepared)
     (batch,) = images.batches(len(images))
     ours = predictor(student.eval())(batch.inputs)[0]
     program = convert_pt2e(copy.deepcopy(prepared), fold_quantize=False)
     assert torch.equal(ours, predictor(program)(batch.inputs)[0])
-    assert sqnr_db(predictor(convert(copy.deepcopy(prepared)))(batch.inputs)[0], ours) > 30  # the biases' half unit
+    rounded_biases = sqnr_db(predictor(convert(copy.deepcopy(prepared)))(batch.inputs)[0], ours)
+    assert rounded_biases > sqnr_db(predictor(network)(batch.inputs)[0], ours) + 6  # far below the noise of int8
 
 
 def test_student_leaves_batch_norms_frozen_when_it_trains(
