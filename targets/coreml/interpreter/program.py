@@ -142,7 +142,9 @@ def read_program(package: Package, function: str = "main") -> Program:
     try:
         return _Reader(package).read(function)
     except (ValueError, KeyError, IndexError, TypeError) as error:  # protobuf's own, for messages that make no sense
-        raise PackageError(f"the program is damaged: {error}", where=str(package.folder)) from error
+        raise PackageError(
+            f"the program is damaged: {error}", where=str(package.folder), fix="save or copy the package again"
+        ) from error
 
 
 class _Reader:

@@ -9,6 +9,7 @@ import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,6 +271,47 @@ def test_random_weight_files_are_refused_without_crashing(data: bytes, offset: i
         file.flush()
         with pytest.raises(PackageError):
             WeightFile(Path(file.name)).read(offset, count + 1)
+
+
+def main_block(model: Model_pb2.Model) -> Any:
+    (block,) = model.mlProgram.functions["main"].block_specializations.values()
+    return block
+
+
+def forget_a_value(model: Model_pb2.Model) -> None:
+    constant = next(operation for operation in main_block(model).operations if operation.type == "const")
+    del constant.attributes["val"]
+
+
+def forget_a_name(model: Model_pb2.Model) -> None:
+    constant = next(operation for operation in main_block(model).operations if operation.type == "const")
+    del constant.outputs[:]
+
+
+def set_type(number: int) -> Callable[[Model_pb2.Model], None]:
+    def change(model: Model_pb2.Model) -> None:
+        main_block(model).operations[-1].outputs[0].type.tensorType.dataType = number
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (forget_a_value, "a constant without a value or a name"),
+        (forget_a_name, "a constant without a value or a name"),
+        (set_type(3), "the program is damaged: .*no name defined for value 3"),
+        (set_type(2), "a tensor cannot be of type STRING"),
+    ],
+)
+def test_program_is_refused_when_it_makes_no_sense(
+    package: Path, change: Callable[[Model_pb2.Model], None], problem: str
+) -> None:
+    edit_model(package, change)
+    with pytest.raises(EdgewrightError, match=problem) as caught:
+        Interpreter(package).run({"a": X})
+    assert caught.value.where is not None
+    assert caught.value.where.startswith(str(package))
 
 
 @given(st.data())
