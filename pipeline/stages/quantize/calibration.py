@@ -41,6 +41,7 @@ from pipeline.stages.quantize.observers import (
 )
 from pipeline.stages.quantize.output_error import OutputError, least_output_error, output_errors
 from pipeline.stages.quantize.readers import reader
+from pipeline.stages.quantize.sums import avoid_ties, sums_of
 
 OUTPUT_MSE = "output_mse"
 """The range method that takes gradients beside statistics."""
@@ -162,6 +163,7 @@ class Simulation:
         for grid in grids_of(self.graph):
             if isinstance(grid, ActivationGrid):
                 grid.set_range(*found.range_of(tuple(grid.holds), method))
+        avoid_ties(sums_of(self.graph))
         empirical = bias_correction == "empirical"
         self._set_weights({})
         self._set_biases(bias_correction)

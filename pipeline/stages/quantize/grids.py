@@ -33,6 +33,11 @@ class ActivationGrid(ObserverBase):  # type: ignore[misc]  # torchao has no type
         """Span ``[low, high]``."""
         self.scale, self.zero_point = affine_parameters(low, high)
 
+    def widen(self, scale: float) -> None:
+        """Take a larger scale; the range keeps the end that it has below zero."""
+        self.zero_point = round(QMIN - (QMIN - self.zero_point) * self.scale / scale)
+        self.scale = scale
+
     def forward(self, values: Tensor) -> Tensor:
         return rounded(values, self.scale, self.zero_point) if self.simulate else values
 

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 QMIN, QMAX = -128, 127
 WEIGHT_QMAX = 127
+SIGNIFICANT_BITS = 11
+"""Of a scale: as many as FP16 holds."""
 BINS = 4096
 SEEN, RUN = 2**15, 16
 MOMENTUM = 0.01
@@ -265,14 +268,16 @@ def representable(scales: Histogram) -> Histogram:
     [0.10009765625, 0.5, 0.33349609375]
     """
     mantissas, exponents = np.frexp(scales)
-    steps = np.ceil(mantissas * 2**11 - 1e-6)  # a scale that is representable, up to its own rounding, stays
-    while (uneven := np.abs(_reciprocals(steps) * steps - 1) > 2**-25).any():
-        steps = steps + uneven  # ends at 2^11 at the latest: a power of two has an exact reciprocal
-    return np.asarray(np.ldexp(steps / 2**11, exponents))
+    whole = 2**SIGNIFICANT_BITS
+    steps = np.ceil(mantissas * whole - 1e-6)  # a scale that is representable, up to its own rounding, stays
+    while not (even := divides_exactly(steps)).all():
+        steps = steps + ~even  # ends at 2^11 at the latest: a power of two has an exact reciprocal
+    return np.asarray(np.ldexp(steps / whole, exponents))
 
 
-def _reciprocals(values: Histogram) -> Histogram:
-    return (1 / values).astype(np.float32).astype(np.float64)
+def divides_exactly(values: Histogram) -> NDArray[np.bool_]:
+    """Where the FP32 reciprocal is right to 2^-25, so that multiplying by it is dividing by the value."""
+    return np.asarray(np.abs((1 / values).astype(np.float32).astype(np.float64) * values - 1) <= 2**-25)
 
 
 def fake_quantize(weight: Tensor, scales: Tensor, axis: int) -> Tensor:
