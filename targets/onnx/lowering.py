@@ -34,6 +34,7 @@ from targets.onnx.passes.quantize_scalars import QuantizeScalars
 from targets.onnx.passes.reencode_activations import ReencodeActivations
 from targets.onnx.passes.reencode_weights import ReencodeWeights
 from targets.onnx.passes.remove_requantization import RemoveRequantization
+from targets.onnx.passes.repeat_gates import RepeatGates
 from targets.onnx.passes.use_gemm import UseGemm
 from targets.onnx.passes.use_global_pooling import UseGlobalPooling
 from targets.onnx.pixels import take_pixels
@@ -120,7 +121,7 @@ def fuse(model: ir.Model, cpu: Cpu) -> None:
         QuantizeScalars(),
         UseGemm(),
         QuantizeBiases(),
-        *([PackStem(), PadDepthwise()] if x86 else []),
+        *([PackStem(), PadDepthwise(), RepeatGates()] if x86 else []),
         *([ReencodeWeights()] if cpu.saturates else []),
         common.RemoveUnusedNodesPass(),
         common.DeduplicateInitializersPass(),

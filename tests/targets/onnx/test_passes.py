@@ -22,6 +22,7 @@ from targets.onnx.passes.quantize_biases import LIMIT, QuantizeBiases
 from targets.onnx.passes.quantize_scalars import QuantizeScalars
 from targets.onnx.passes.reencode_activations import ReencodeActivations
 from targets.onnx.passes.remove_requantization import RemoveRequantization
+from targets.onnx.passes.repeat_gates import RepeatGates
 from targets.onnx.passes.use_gemm import UseGemm
 from targets.onnx.passes.use_global_pooling import UseGlobalPooling
 from targets.onnx.qdq import constant, encoding
@@ -529,3 +530,40 @@ def test_multiply_hardswish_changes_nothing_when_an_integer_would_differ(
     scale: float, zero_point: int, reader: str
 ) -> None:
     assert not MultiplyHardswish()(hardswish(scale, zero_point, 0.0207, reader=reader)).modified
+
+
+GATED = """
+model (uint8[N, 3, {height}, {width}] x, uint8[N, 3, {gate}] g) => (uint8[N, 3, {height}, {width}] y)
+<float s = {{0.05}}, uint8 z = {{128}}, float sg = {{0.00390625}}, uint8 zg = {{0}}>
+{{
+    xd = DequantizeLinear (x, s, z)
+    gd = DequantizeLinear (g, sg, zg)
+    p = Mul ({order})
+    y = QuantizeLinear (p, s, z)
+}}
+"""
+
+
+@pytest.mark.parametrize("order", ["xd, gd", "gd, xd"])
+def test_repeat_gates_gives_the_same_product_when_the_image_is_large(order: str) -> None:
+    model = inferred(graph_of(GATED.format(height=16, width=40, gate="1, 1", order=order)))
+    random = np.random.default_rng(0)
+    images, gates = (random.integers(0, 256, shape, dtype=np.uint8) for shape in ((2, 3, 16, 40), (2, 3, 1, 1)))
+    before = run(model, x=images, g=gates)
+    assert RepeatGates()(model).modified
+    RemoveUnusedNodesPass()(model)
+    assert sorted(operators(model)) == ["DequantizeLinear", "DequantizeLinear", "Mul", "QuantizeLinear", "Tile"]
+    tile = next(node for node in model.graph if node.op_type == "Tile")
+    assert tile.outputs[0].shape is not None
+    assert list(tile.outputs[0].shape)[1:] == [3, 1, 40]
+    np.testing.assert_array_equal(run(model, x=images, g=gates), before)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "gate"),
+    [("16", "31", "1, 1"), ("H", "W", "1, 1"), ("16", "40", "16, 40"), ("16", "40", "1, 40")],
+    ids=["small", "sizes that vary", "no gate", "a gate per column"],
+)
+def test_repeat_gates_changes_nothing_when_no_call_is_saved(height: str, width: str, gate: str) -> None:
+    model = inferred(graph_of(GATED.format(height=height, width=width, gate=gate, order="xd, gd")))
+    assert not RepeatGates()(model).modified

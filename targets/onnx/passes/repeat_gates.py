@@ -1,0 +1,59 @@
+"""Let a channel's gate stand once per column of the image, and not once for the whole of it.
+
+Rule: in ``Mul(x, DequantizeLinear(g))`` with x of shape ``(N, C, H, W)`` and g of ``(N, C, 1, 1)``, the integers g become
+``Tile(g, (1, 1, 1, W))``, where the image has at least `PIXELS` pixels.
+
+onnxruntime keeps channels last on the CPU, and calls its product once for every stretch that both operands run through
+in step: one pixel's C channels before, a row's ``W C`` after. A call takes some 18 ns, so squeeze-excite's product over
+``(1, 32, 112, 112)`` takes 100 us in place of 335, over ``(1, 96, 56, 56)`` 77 in place of 131 (1 thread, x86). The
+numbers are the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from targets.onnx.qdq import dequantized_from, initializer
+
+PIXELS = 512
+"""With fewer, the calls that are saved take no longer than the Tile."""
+
+
+class RepeatGates(ir.passes.InPlacePass):
+    """See the module."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for product in list(model.graph):
+            if product.op_type == "Mul" and _rewrite(model.graph, product):
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _rewrite(graph: ir.Graph, product: ir.Node) -> bool:
+    gates, images = (
+        [operand for operand in product.inputs if (pixels := _pixels(operand)) is not None and (pixels == 1) == single]
+        for single in (True, False)
+    )
+    gate = gates[0] if len(gates) == len(images) == 1 else None
+    dequantize = dequantized_from(gate)
+    integers = None if dequantize is None else dequantize.inputs[0]
+    if gate is None or dequantize is None or integers is None or (_pixels(images[0]) or 0) < PIXELS:
+        return False
+    width = images[0].shape[3]
+    tile = ir.node("Tile", [integers, initializer(graph, f"repeats.{width}", np.array([1, 1, 1, width], np.int64))])
+    repeated = ir.node("DequantizeLinear", [tile.outputs[0], *dequantize.inputs[1:]])
+    for node, like in ((tile, integers), (repeated, gate)):
+        node.outputs[0].type, node.outputs[0].shape = like.type, ir.Shape([*list(gate.shape)[:3], width])
+    graph.insert_before(product, [tile, repeated])
+    product.replace_input_with(list(product.inputs).index(gate), repeated.outputs[0])
+    return True
+
+
+def _pixels(value: ir.Value | None) -> int | None:
+    """``H W`` of a value ``(N, C, H, W)`` whose height and width are known."""
+    if value is None or value.shape is None or len(value.shape) != 4:
+        return None
+    height, width = list(value.shape)[2:]
+    return height * width if isinstance(height, int) and isinstance(width, int) else None
