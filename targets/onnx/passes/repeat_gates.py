@@ -1,7 +1,7 @@
 """Let a channel's gate stand once per column of the image, and not once for the whole of it.
 
-Rule: in ``Mul(x, DequantizeLinear(g))`` with x of shape ``(N, C, H, W)`` and g of ``(N, C, 1, 1)``, the integers g become
-``Tile(g, (1, 1, 1, W))``, where the image has at least `PIXELS` pixels.
+Rule: in ``Mul(x, DequantizeLinear(g))`` with x of shape ``(N, C, H, W)`` and g of ``(N, C, 1, 1)``, the integers g
+become ``Tile(g, (1, 1, 1, W))``, where the image has at least `PIXELS` pixels.
 
 onnxruntime keeps channels last on the CPU, and calls its product once for every stretch that both operands run through
 in step: one pixel's C channels before, a row's ``W C`` after. A call takes some 18 ns, so squeeze-excite's product over
