@@ -32,16 +32,17 @@ class RepeatGates(ir.passes.InPlacePass):
 
 
 def _rewrite(graph: ir.Graph, product: ir.Node) -> bool:
-    gates, images = (
-        [operand for operand in product.inputs if (pixels := _pixels(operand)) is not None and (pixels == 1) == single]
-        for single in (True, False)
-    )
-    gate = gates[0] if len(gates) == len(images) == 1 else None
-    dequantize = dequantized_from(gate)
-    integers = None if dequantize is None else dequantize.inputs[0]
-    if gate is None or dequantize is None or integers is None or (_pixels(images[0]) or 0) < PIXELS:
+    sizes = {
+        operand: size for operand in product.inputs if operand is not None and (size := _size(operand)) is not None
+    }
+    gates = [operand for operand, size in sizes.items() if size == (1, 1)]
+    images = [size for size in sizes.values() if size[0] * size[1] >= PIXELS]
+    dequantize = dequantized_from(gates[0]) if len(gates) == len(images) == 1 else None
+    if dequantize is None:
         return False
-    width = images[0].shape[3]
+    (gate,), ((_, width),), integers = gates, images, dequantize.inputs[0]
+    assert integers is not None  # DequantizeLinear has an input
+    assert gate.shape is not None  # it has a size
     tile = ir.node("Tile", [integers, initializer(graph, f"repeats.{width}", np.array([1, 1, 1, width], np.int64))])
     repeated = ir.node("DequantizeLinear", [tile.outputs[0], *dequantize.inputs[1:]])
     for node, like in ((tile, integers), (repeated, gate)):
@@ -51,9 +52,9 @@ def _rewrite(graph: ir.Graph, product: ir.Node) -> bool:
     return True
 
 
-def _pixels(value: ir.Value | None) -> int | None:
-    """``H W`` of a value ``(N, C, H, W)`` whose height and width are known."""
-    if value is None or value.shape is None or len(value.shape) != 4:
+def _size(value: ir.Value) -> tuple[int, int] | None:
+    """Height and width of a value ``(N, C, H, W)`` where they are known."""
+    if value.shape is None or len(value.shape) != 4:
         return None
     height, width = list(value.shape)[2:]
-    return height * width if isinstance(height, int) and isinstance(width, int) else None
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
