@@ -18,6 +18,16 @@ from tests.benchmarks.compress_fashion_mnist import table
 from tests.models import ARCHITECTURES
 
 README = Path(__file__).parents[1] / "README.md"
+RESULTS = Path(__file__).parent / "benchmarks" / "results"
+NETWORKS = {
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3_large": "MobileNetV3-large",
+    "efficientnet_b0": "EfficientNet-B0",
+    "densenet121": "DenseNet-121",
+    "vit_tiny": "ViT-tiny",
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -50,12 +60,41 @@ def test_headline_in_readme_is_the_sample_reports_when_shown() -> None:
 
 
 def test_compression_table_in_readme_is_the_committed_result() -> None:
-    result = json.loads((README.parent / "tests" / "benchmarks" / "results" / "compression.json").read_text())
+    result = json.loads((RESULTS / "compression.json").read_text())
     assert table(result) in README.read_text()
 
 
 def test_accuracy_table_in_readme_is_the_committed_result() -> None:
     assert bench_quantization.against_peers(bench_quantization.saved()) in README.read_text()
+
+
+def onnx_rows() -> list[str]:
+    """The README's row of every network: one thread, batch 1."""
+    rows = []
+    for row in json.loads((RESULTS / "onnx.json").read_text())["rows"]:
+        if row["threads"] == row["batch"] == 1:
+            peers = {tool: value / 1e6 for tool, value in row["median_ns"].items()}
+            fp32, ours = peers.pop("fp32"), peers.pop("ours")
+            ratios = f"{fp32 / ours:.2f}× | {ours / min(peers.values()):.2f}"
+            rows.append(f"| {NETWORKS[row['network']]} | {fp32:.2f} ms | {ours:.2f} ms | {ratios} |")
+    return rows
+
+
+def tflite_rows() -> list[str]:
+    """The README's rows, one thread and two."""
+    rows = []
+    for row in json.loads((RESULTS / "tflite.json").read_text()):
+        tools = ("fp32", "ours", "ai_edge_quantizer", "tensorflow")
+        medians = " | ".join(f"{row['median_ms'][tool]:.2f}" if tool in row["median_ms"] else "–" for tool in tools)
+        ratios = f"{row['speedup_vs_fp32']:.2f}× | {row['ratio']:.3f} | ±{row['band']:.0%}"
+        rows.append(f"| {row['network']} | {row['threads']} | {medians} | {ratios} |")
+    return rows
+
+
+@pytest.mark.parametrize(("rows", "count"), [(onnx_rows(), 7), (tflite_rows(), 14)], ids=["onnxruntime", "LiteRT"])
+def test_speed_tables_in_readme_are_the_committed_results(rows: list[str], count: int) -> None:
+    assert len(rows) == count
+    assert [row for row in rows if row not in README.read_text()] == []
 
 
 def test_sample_report_is_valid_when_read_against_the_published_schema() -> None:
