@@ -1,22 +1,20 @@
 """Integer forms: operators that the converter or the delegate would take out of int8, rewritten so that they stay.
 
 The converter knows an operator as integer only where it has an int8 kernel of its own, and XNNPACK delegates only some
-of those kernels. Every rewrite below keeps the real values of the program, up to the rounding of one more int8 tensor:
+of those kernels. Every rewrite below keeps the real values of the program:
 
-1. ``hardswish(x)`` is ``x * relu6(x + 3) / 6`` for the CPU, with ``relu6(x + 3)`` in steps of 6/255 (XNNPACK has no
-   int8 HARD_SWISH); an NPU keeps HARD_SWISH. The division costs nothing where the operators behind it can take the
-   factor into their scales (see `absorb`).
-2. A max pool pads with zeros where no value is negative: PAD is delegated, PADV2 with minus infinity is not.
-3. An average pool is a depthwise convolution with equal weights for the CPU (XNNPACK has no int8 AVERAGE_POOL_2D).
-4. A mean over height and width is a global average pool, which the converter keeps in NHWC: Vela takes no mean over
+1. A max pool pads with zeros where no value is negative: PAD is delegated, PADV2 with minus infinity is not.
+2. An average pool is a depthwise convolution with equal weights for the CPU (XNNPACK has no int8 AVERAGE_POOL_2D).
+3. A mean over height and width is a global average pool, which the converter keeps in NHWC: Vela takes no mean over
    what looks to it like depth.
-5. The first convolution, where its stride is 2 and the image has at most four channels, reads pairs of neighbouring
+4. The first convolution, where its stride is 2 and the image has at most four channels, reads pairs of neighbouring
    pixels as one pixel of twice the channels, for the CPU: XNNPACK's kernels read channels eight at a time, so that
    three of them waste more than half of the work. Weights move to where their pixels went; the new places hold zeros.
-6. A product of two computed matrices, the factor before it, a softmax and a GELU compute in float between the program's
-   integers, for the CPU: XNNPACK has no int8 kernel for them, and takes the float ones. They then give exactly the
-   program's integers; TFLite's int8 product rounds twice, which moves one value in three hundred by a step.
-7. The weight and bias of a norm, which computes in float everywhere, hold the values that their integers stand for. The
+5. A hardswish, a GELU, a softmax, a product of two computed matrices and the factor before it compute in float between
+   the program's integers, for the CPU: XNNPACK has no int8 kernel for them, and takes the float ones. They then give
+   exactly the program's integers; TFLite's int8 product rounds twice, which moves one value in three hundred by a step.
+   An NPU keeps them in int8.
+6. The weight and bias of a norm, which computes in float everywhere, hold the values that their integers stand for. The
    converter would read past those to the unrounded ones: a thirtieth of the norm's values would be off by a step.
 """
 
@@ -25,7 +23,6 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -45,12 +42,6 @@ dequantize_per_channel = torch.ops.quantized_decomposed.dequantize_per_channel.d
 QMIN, QMAX = -128, 127
 MATRIX_PRODUCTS = {aten.matmul.default, aten.bmm.default}
 NORMS = {aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
-WEIGHTED = {aten.conv1d.default, aten.conv2d.default, aten.linear.default}
-LINEAR = {  # f(c x) = c f(x)
-    *(aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d.default),
-    *(aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default, aten.dropout.default),
-    *(aten.constant_pad_nd.default, aten.pad.default, aten.clone.default, aten.squeeze.dim, aten.unsqueeze.default),
-}
 
 
 def rewrite(program: GraphModule, goal: Goal) -> Counter[str]:
@@ -82,31 +73,12 @@ def _is(value: object, target: object) -> bool:
     return isinstance(value, Node) and value.target is target
 
 
-def _through_int8(graph: Graph, x: Node, scale: float, zero_point: int) -> Node:
-    parameters = (scale, zero_point, QMIN, QMAX, torch.int8)
-    return graph.call_function(dequantize, (graph.call_function(quantize, (x, *parameters)), *parameters))
-
-
 def _through_int8_like(graph: Graph, x: Node, like: Node) -> Node:
     """``x`` through the integers of ``like``, where that is dequantized from any."""
-    return _through_int8(graph, x, *_args(like)[1:3]) if like.target in (quantize, dequantize) else x
-
-
-def _hardswish(program: GraphModule, node: Node, goal: Goal) -> bool:
-    if goal == "npu" or not _between_quantizers(node):
-        return False
-    graph, x = program.graph, _args(node)[0]
-    with graph.inserting_before(node):
-        shifted = graph.call_function(aten.relu6.default, (graph.call_function(aten.add.Tensor, (x, 3.0)),))
-        gate = _through_int8(graph, shifted, 6 / (QMAX - QMIN), QMIN)
-        edits = absorb(program, list(node.users), 6.0)
-        if edits is None:  # a sixth of x has the integers of x, in steps of a sixth
-            scale, zero_point = _args(x)[1:3]
-            x = _through_int8(graph, graph.call_function(aten.mul.Tensor, (x, 1 / 6)), scale / 6, zero_point)
-        node.replace_all_uses_with(graph.call_function(aten.mul.Tensor, (x, gate)))
-    for edit in edits or ():
-        edit()
-    return True
+    if like.target not in (quantize, dequantize):
+        return x
+    parameters = _args(like)[1:]
+    return graph.call_function(dequantize, (graph.call_function(quantize, (x, *parameters)), *parameters))
 
 
 def keep_requantizations_apart(program: GraphModule) -> int:
@@ -136,41 +108,6 @@ def _held(graph: Graph, x: Node) -> Node:
     return graph.call_function(operator.getitem, (held, 0))
 
 
-def absorb(program: GraphModule, quantizers: list[Node], factor: float) -> list[Callable[[], None]] | None:
-    """How to keep a program's results when what these quantizers read becomes ``factor`` times as large.
-
-    No integer changes: scales grow by the factor up to the next convolutions or linear layers, whose weight scales
-    shrink by it.
-
-    Returns:
-        The edits to make, or None where an operator on the way does not scale with its input.
-    """
-    edits: list[Callable[[], None]] = []
-    pending = list(quantizers)
-    seen: set[Node] = set()
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            return None  # reached by two ways, so its value would grow by the factor twice, or by a part
-        seen.add(node)
-        if node.target in (quantize, dequantize):
-            edits.append(partial(_scale_by, node, factor))
-        for user in node.users:
-            if user.target in WEIGHTED and _args(user)[0] is node:
-                if not _has_own_quantized_weight(user):
-                    return None
-                edits.append(partial(_shrink_weight, program, user, factor))
-            elif user.target in (quantize, dequantize) or user.target in LINEAR or user.target is aten.mul.Tensor:
-                pending += [user] * _args(user).count(node)  # a square is reached twice
-            else:
-                return None
-    return edits
-
-
-def _scale_by(node: Node, factor: float) -> None:
-    node.update_arg(1, _args(node)[1] * factor)
-
-
 def _has_own_quantized_weight(node: Node) -> bool:
     weight = _args(node)[1]
     return (
@@ -180,17 +117,6 @@ def _has_own_quantized_weight(node: Node) -> bool:
         and len(_args(weight)[0].users) == 1
         and all(source.op == "get_attr" for source in _args(weight)[0].args[:2])
     )
-
-
-def _shrink_weight(program: GraphModule, node: Node, factor: float) -> None:
-    """Divide a weight's values and scales, so that the integers stay what they are."""
-    quantizer = _args(_args(node)[1])[0]
-    values, steps, zero_points = (_value(program, source) for source in _args(quantizer)[:3])
-    settings = _args(quantizer)[3:]
-    integers = torch.ops.quantized_decomposed.quantize_per_channel(values, steps, zero_points, *settings)
-    per_channel = [-1 if dimension == settings[0] else 1 for dimension in range(values.ndim)]
-    shrunk = steps / factor
-    _replace_weight(program, node, integers.float() * shrunk.view(per_channel), shrunk)
 
 
 def _replace_weight(program: GraphModule, node: Node, values: torch.Tensor, scales: torch.Tensor) -> None:
@@ -359,13 +285,12 @@ def _reads_an_input(x: Node) -> bool:
 
 
 FORMS: dict[object, Callable[[GraphModule, Node, Goal], bool]] = {
-    aten.hardswish.default: _hardswish,
-    aten.hardswish_.default: _hardswish,
     aten.max_pool2d.default: _max_pool,
     aten.avg_pool2d.default: _avg_pool,
     aten.mean.dim: _mean,
     aten.conv2d.default: _first_convolution,
     **dict.fromkeys((*MATRIX_PRODUCTS, aten.softmax.int, aten.gelu.default), _in_float),
+    **dict.fromkeys((aten.hardswish.default, aten.hardswish_.default), _in_float),
     aten.mul.Tensor: _factor,
     **dict.fromkeys(NORMS, _norm),
 }

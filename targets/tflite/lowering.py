@@ -25,6 +25,8 @@ def lower(
 ) -> Lowered:
     """Write ``out_dir/name.tflite`` for batch 1, its signature named as the model's inputs and outputs.
 
+    Where the recipe wants the forms of a CPU and names an NPU as well, the NPU gets a file of its own (see `for_npu`).
+
     Raises:
         TargetError: The converter has no TFLite form for the program, or LiteRT does not load what it wrote: a custom
             operator, a rank that no kernel takes. The message holds the tool's own reason.
@@ -35,6 +37,10 @@ def lower(
         content = comparison.encode(content, variant)
     made: Variant = variant or ("int8" if artifact.quantized else "fp32")
     flatbuffer.write_model(finish(content, artifact, config, made), path, verify=_verify)
+    _beside(path).unlink(missing_ok=True)
+    if artifact.quantized and (config.npu or config.aot) and config.optimize_for == "cpu":
+        content, _ = translate(artifact, "npu")
+        flatbuffer.write_model(finish(content, artifact, config, made), _beside(path), verify=_verify)
     if artifact.quantized and notes:
         notes += _without_forms(artifact, config, path)
     if config.gpu:
@@ -47,6 +53,15 @@ def lower(
         batch_size=BATCH_SIZE,
         notes=notes,
     )
+
+
+def for_npu(path: Path) -> Path:
+    """The file that an NPU gets: the model with an NPU's forms, which `lower` writes beside the one with a CPU's."""
+    return _beside(path) if _beside(path).exists() else path
+
+
+def _beside(path: Path) -> Path:
+    return path.with_stem(f"{path.stem}_npu")
 
 
 def _verify(path: Path) -> None:

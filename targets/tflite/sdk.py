@@ -51,8 +51,15 @@ def quiet() -> Iterator[NativeLog]:
 
 
 def litert_torch() -> Any:
-    """The converter from PyTorch, with its progress lines switched off (importing it takes seconds)."""
+    """The converter from PyTorch, with its progress lines switched off (importing it takes seconds).
+
+    It moves what it can of a network to NHWC, but does not know that its own barrier fits any layout: between two
+    transposes, each barrier would cost a copy of its tensor there and back.
+    """
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
     with quiet():
         import litert_torch
+        from litert_torch._convert.fx_passes.optimize_layout_transposes_pass.layout_rewrite import noop, rewriters
+        from litert_torch.backend.optimization_barrier import optimization_barrier_op
+    rewriters[optimization_barrier_op] = noop
     return litert_torch

@@ -47,13 +47,14 @@ class TfliteTarget:
     def estimates(self, lowered: Lowered) -> tuple[Latency, ...]:
         from targets.tflite.android import time_on_phone
         from targets.tflite.aot import compile_ahead
+        from targets.tflite.lowering import for_npu
         from targets.tflite.placement import read_before
         from targets.tflite.vela import estimate
 
-        config = self._config
+        config, model = self._config, for_npu(lowered.path)
         return (
-            *(_with_before(estimate(lowered.path, npu), read_before(lowered.path, npu)) for npu in config.npu),
-            *(compile_ahead(lowered.path, chip) for chip in config.aot),
+            *(_with_before(estimate(model, npu), read_before(lowered.path, npu)) for npu in config.npu),
+            *(compile_ahead(model, chip) for chip in config.aot),
             *(() if config.android is None else (time_on_phone(lowered.path, config.android),)),
         )
 
@@ -63,11 +64,12 @@ class TfliteTarget:
         return LitertSession(lowered.path, threads=threads)
 
     def cross_checks(self, lowered: Lowered) -> tuple[Session | Skipped, ...]:
+        from targets.tflite.lowering import for_npu
         from targets.tflite.session import ReferenceSession
 
         if lowered.variant != "int8" or self._config.reference_kernels is False:
             return ()
-        session = ReferenceSession(lowered.path)
+        session = ReferenceSession(for_npu(lowered.path))
         seconds = session.seconds_per_sample()
         if self._config.reference_kernels is None and seconds > SLOW_S:
             pace = f"they take {seconds * 1e3:.0f} ms a sample, more than {SLOW_S * 1e3:.0f}"

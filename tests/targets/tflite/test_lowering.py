@@ -3,6 +3,7 @@ import pytest
 import torch
 from ai_edge_litert.schema_py_generated import BuiltinOperator
 from torch import nn
+from torch.nn import functional as F
 
 from pipeline.core import TargetError
 from pipeline.recipe import TfliteConfig
@@ -100,6 +101,28 @@ def test_lower_names_the_operator_when_it_is_the_users_own(target, tmp_path, qua
         target.lower(artifact(Custom(), (2,), quantized=quantized), tmp_path, name="model")
     assert "rewrite it with other operators" in caught.value.fix
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(("scale", "zero_point"), [(0.0513, 3), (3 / 61, -67), (0.1537, -128)])
+def test_hardswish_gives_the_programs_result_for_all_256_integers_in_one_partition(
+    target, tmp_path, scale, zero_point, inplace
+):
+    """With these scales no result lies midway between two integers, where float kernels may go either way."""
+
+    class Hardswish(nn.Module):
+        def forward(self, x):
+            return through_int8(F.hardswish(through_int8(x, scale, zero_point), inplace), 0.0293, -111)
+
+    lowered = target.lower(artifact(Hardswish(), (256,), quantized=True), tmp_path, name="model")
+    x = scale * (torch.arange(-128.0, 128)[None] - zero_point)
+    (output,) = target.load(lowered, threads=1).run((x.numpy(),))
+    assert np.array_equal(output, Hardswish()(x).numpy())
+    assert len(np.unique(output)) > 40
+    placement = target.placement(lowered)
+    assert "1 XNNPACK partition" in placement.source
+    assert {fallback.reason for fallback in placement.fallback} == {"computed in float in an integer model"}
 
 
 @pytest.mark.slow

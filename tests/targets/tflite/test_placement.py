@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from pipeline.recipe import TfliteConfig
 from targets.tflite import TfliteTarget
-from targets.tflite.placement import delegated
+from targets.tflite.placement import IN_FLOAT, OUTSIDE, delegated
 from tests.targets.tflite.programs import QuantizedConv, artifact, through_int8
 
 
@@ -65,8 +65,9 @@ def test_placement_says_what_would_have_left_the_delegate_without_our_forms(tmp_
     lowered = target.lower(artifact(Swish(), (3, 9, 9), quantized=True), tmp_path, name="model")
     assert lowered.notes == ("1 x hardswish rewritten for the cpu",)
     placement = target.placement(lowered)
-    assert placement.fallback == ()
-    assert {fallback.op for fallback in placement.before.fallback} == {"HARD_SWISH"}
+    assert "1 XNNPACK partition" in placement.source
+    assert {fallback.reason for fallback in placement.fallback} == {IN_FLOAT}
+    assert {(fallback.op, fallback.reason) for fallback in placement.before.fallback} == {("HARD_SWISH", OUTSIDE)}
     (estimate,) = target.estimates(lowered)
     assert estimate.placement.before.operators > 0
 

@@ -87,6 +87,16 @@ def test_cross_checks_are_the_reference_kernels_unless_they_are_declined(linear)
     assert TfliteTarget(TfliteConfig(reference_kernels=False)).cross_checks(linear) == ()
 
 
+@pytest.mark.slow
+def test_cross_checks_run_the_file_for_the_npu_when_the_cpu_has_another(tmp_path):
+    target = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",)))
+    lowered = target.lower(artifact(QuantizedLinear(), (2,), quantized=True), tmp_path, name="model")
+    other = target.lower(artifact(torch.nn.Linear(2, 2), (2,), quantized=False), tmp_path, name="model_npu")
+    x = np.array([[1.3, -2.2]], np.float32)
+    (session,) = target.cross_checks(lowered)
+    assert np.array_equal(session.run((x,)), LitertSession(other.path, reference_kernels=True).run((x,)))
+
+
 def test_cross_checks_say_how_slow_the_reference_kernels_are_where_that_leaves_them_out(linear, monkeypatch):
     monkeypatch.setattr("targets.tflite.target.SLOW_S", 0.0)
     (skipped,) = TfliteTarget().cross_checks(linear)
