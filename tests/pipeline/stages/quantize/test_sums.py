@@ -15,11 +15,11 @@ from torch.utils.data import TensorDataset
 
 from pipeline.core import ModelArtifact, TensorSpec
 from pipeline.data import from_dataset
-from pipeline.recipe import Budget, QuantizeConfig
-from pipeline.stages.quantize import quantize
+from pipeline.stages.quantize.calibration import Calibrated, Simulation, calibrate, convert, prepare
+from pipeline.stages.quantize.canonical import canonical_graph
 from pipeline.stages.quantize.grids import ActivationGrid
 from pipeline.stages.quantize.observers import affine_parameters
-from pipeline.stages.quantize.sums import Sum, avoid_ties, tie_free
+from pipeline.stages.quantize.sums import Sum, avoid_ties, sums_of, tie_free
 
 DISTANCES = np.arange(-255, 256)  # of an integer from its zero point
 
@@ -74,13 +74,13 @@ def test_additions_are_treated_together_when_they_share_a_grid() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 2.0), (-5.0, 0.0)])
-def test_range_only_grows_when_a_grid_is_widened(low: float, high: float) -> None:
+def test_range_keeps_its_lower_end_when_a_grid_is_widened(low: float, high: float) -> None:
     wide = grid(low, high)
-    step = wide.scale * 1.01
+    step = wide.scale * 1.25
     wide.widen(step)
     assert wide.scale == step
-    assert (-128 - wide.zero_point) * step <= low + step / 2
-    assert (127 - wide.zero_point) * step >= high - step / 2
+    assert abs((-128 - wide.zero_point) * step - low) <= step / 2
+    assert (127 - wide.zero_point) * step >= high
 
 
 class Residual(nn.Module):
@@ -96,16 +96,28 @@ class Residual(nn.Module):
         return z - self.third(z)
 
 
-def test_no_addition_of_a_program_can_tie_when_it_is_quantized() -> None:
+@pytest.fixture(scope="module")
+def calibrated() -> Calibrated:
     torch.manual_seed(0)
     spec = TensorSpec(name="image", shape=(3, 8, 8))
     module = Residual().eval()
     artifact = ModelArtifact(module=module, reference=module, inputs=(spec,))
-    config = QuantizeConfig(observers=("minmax",), equalisation=False, mixed_precision=False)
     data = from_dataset(TensorDataset(torch.randn(8, *spec.shape)), (spec,))
-    program = quantize(artifact, config, data, budget=Budget(metric="agreement")).module
+    return calibrate(canonical_graph(artifact), data, batch_size=8)
+
+
+def test_sums_of_finds_every_addition_when_one_has_a_clamp_behind_it(calibrated: Calibrated) -> None:
+    found = sums_of(Simulation(calibrated).graph)
+    assert len(found) == 3
+    assert len({addition.total for addition in found}) == 3
+    assert found[1].terms[0] is found[0].total
+    assert found[2].terms[0] is found[1].total
+
+
+def test_no_addition_of_a_program_can_tie_when_it_is_quantized(calibrated: Calibrated) -> None:
+    program = convert(prepare(calibrated, method="minmax", bias_correction="none"))
     found = 0
-    for node in program.graph.nodes:  # type: ignore[union-attr]
+    for node in program.graph.nodes:
         if str(node.target) in ("aten.add.Tensor", "aten.sub.Tensor"):
             reader = next(iter(node.users))
             reader = next(iter(reader.users)) if "relu" in str(reader.target) else reader
