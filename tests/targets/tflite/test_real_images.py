@@ -1,24 +1,37 @@
-"""Both runtimes on real images, with networks that have learned something: the committed ResNet and a small ViT."""
+"""Both runtimes on real images, with networks that have learned something: the committed CNNs and a small ViT."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from calibration_data.fashion_mnist.harder import train as harder
 from calibration_data.fashion_mnist.train import committed_samples, load_trained
 from pipeline.core import ModelArtifact
 from pipeline.data import from_dataset
 from pipeline.metrics import Comparison, predictor, session_predictor
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
+from pipeline.target import Lowered
 from targets.tflite import TfliteTarget, parity
 from targets.tflite.session import ReferenceSession
 from tests.models import RGB, ViT
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = QuantizeConfig(observers=("minmax",), bias_correction=False, mixed_precision=False)
+IMAGES = 2000
+LAYERS = {
+    "resnet": (24, 0.005),
+    "mobilenet_v2": (23, 0.006),
+    "mobilenet_v3": (60, 0.014),
+    "efficientnet": (72, 0.012),
+    "vit": (64, 0.001),
+}
+"""Integer tensors that the file has in common with the program, and the share of values that the plain kernels move."""
 
 
 def trained_vit(samples):
@@ -41,49 +54,68 @@ def as_rgb(samples):
     return from_dataset(TensorDataset(images, batch.labels), RGB)
 
 
-@pytest.fixture(scope="module", params=["resnet", "vit"])
+@dataclass(frozen=True)
+class Deployed:
+    """A quantized program, its file, and images that neither has seen, with what the program makes of them."""
+
+    name: str
+    program: nn.Module
+    lowered: Lowered
+    images: Tensor
+    labels: Tensor
+    expected: tuple[Tensor, ...]
+
+
+@pytest.fixture(scope="module", params=LAYERS)
 def deployed(request, tmp_path_factory):
-    """A quantized program, its file, and images that neither has seen."""
-    train, test = committed_samples("train"), committed_samples("test")
-    test = test.take(2000 if request.param == "vit" else 400)  # the reference kernels are slow on convolutions
-    if request.param == "vit":
+    name, train, test = request.param, committed_samples("train"), committed_samples("test").take(IMAGES)
+    if name == "vit":
         train, test = as_rgb(train), as_rgb(test)
         module = trained_vit(train)
     else:
-        module = load_trained()
+        module = load_trained() if name == "resnet" else harder.load_trained(name)
     model = ModelArtifact(module=module, reference=module, inputs=train.inputs)
-    program = quantize(model, SETTINGS, train.take(128), budget=Budget(metric="agreement"))
-    lowered = TfliteTarget().lower(program, tmp_path_factory.mktemp(request.param), name="model")
-    return request.param, program.module, lowered, next(test.batches(len(test)))
+    artifact = quantize(model, QuantizeConfig(), train.take(128), budget=Budget(metric="agreement"))
+    lowered = TfliteTarget().lower(artifact, tmp_path_factory.mktemp(name), name="model")
+    batch = next(test.batches(IMAGES))
+    expected = predictor(artifact.module)(batch.inputs)
+    return Deployed(name, artifact.module, lowered, *batch.inputs, batch.labels, expected)
 
 
-@pytest.mark.parametrize("reference_kernels", [True, False], ids=["reference kernels", "XNNPACK"])
-def test_runtimes_agree_with_the_program_on_real_images(deployed, reference_kernels):
-    _, program, lowered, batch = deployed
-    expected = predictor(program)(batch.inputs)
-    if reference_kernels:
-        outputs = session_predictor(ReferenceSession(lowered.path))(batch.inputs)
-    else:
-        outputs = session_predictor(TfliteTarget().load(lowered, threads=1))(batch.inputs)
-    comparison = Comparison()
-    comparison.update(outputs, expected, batch.labels)
-    assert comparison.agreement >= 0.995
+def compared(case, session, images=IMAGES):
+    """A runtime against the program on the first images."""
+    found = Comparison()
+    outputs = session_predictor(session)((case.images[:images],))
+    found.update(outputs, tuple(output[:images] for output in case.expected), case.labels[:images])
+    return found
+
+
+def test_xnnpack_agrees_with_the_program_on_real_images(deployed):
+    comparison = compared(deployed, TfliteTarget().load(deployed.lowered, threads=1))
+    assert comparison.agreement >= 0.999
     assert comparison.top1 > 0.7
-    assert comparison.sqnr_db > 35
+    assert comparison.sqnr_db > 45
+
+
+def test_reference_kernels_agree_with_the_program_on_real_images(deployed):
+    """They round twice (`targets.tflite.rounding`), which costs SQNR but few labels."""
+    images = 400 if deployed.name == "resnet" else IMAGES  # its convolutions take them ten times as long
+    comparison = compared(deployed, ReferenceSession(deployed.lowered.path), images)
+    assert comparison.agreement >= 0.995
+    assert comparison.sqnr_db > (35 if deployed.name in ("resnet", "vit") else 29)
 
 
 @pytest.mark.parametrize("reference_kernels", [True, False], ids=["reference kernels", "XNNPACK"])
 def test_layers_differ_by_at_most_one_step_on_a_real_image(deployed, reference_kernels):
-    name, program, lowered, batch = deployed
-    sample = tuple(tensor[:1] for tensor in batch.inputs)
-    found = parity.layers(program, lowered.path, sample, reference_kernels=reference_kernels)
-    assert len(found) >= (13 if name == "resnet" else 60)
+    layers, moved = LAYERS[deployed.name]
+    sample = (deployed.images[:1],)
+    found = parity.layers(deployed.program, deployed.lowered.path, sample, reference_kernels=reference_kernels)
+    assert len(found) >= layers
     assert parity.first_divergence(found) is None
-    assert np.mean([layer.differing_ratio for layer in found]) < 0.005
+    assert np.mean([layer.differing_ratio for layer in found]) < (moved if reference_kernels else 0.0005)
 
 
 def test_every_operator_runs_in_one_partition(deployed):
-    _, _, lowered, _ = deployed
-    placement = TfliteTarget().placement(lowered)
+    placement = TfliteTarget().placement(deployed.lowered)
     assert "1 XNNPACK partition" in placement.source
     assert not [fallback for fallback in placement.fallback if "outside" in fallback.reason]
