@@ -12,7 +12,7 @@ from pipeline.core import ModelArtifact, TargetError
 from pipeline.program import capture, example_inputs
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Lowered, Variant
-from targets.tflite import comparison, flatbuffer, forms, gpu, interface, layout, placement
+from targets.tflite import comparison, flatbuffer, forms, gpu, interface, layout, placement, rounding
 from targets.tflite.sdk import litert_torch, quiet
 from targets.tflite.session import interpreter
 
@@ -43,6 +43,8 @@ def lower(
         flatbuffer.write_model(finish(content, artifact, config, made), _beside(path), verify=_verify)
     if artifact.quantized and notes:
         notes += _without_forms(artifact, config, path)
+    if artifact.quantized and config.reference_kernels is not False:
+        notes += rounding.note(for_npu(path))
     if config.gpu:
         notes += gpu.compatibility(path)
     return Lowered(

@@ -41,22 +41,32 @@ def layers(
 ) -> tuple[LayerParity, ...]:
     """Compare every integer tensor that the file and the program have in common, in the file's order.
 
-    Each operator reads the program's own integers, so a difference is that operator's alone. Tensors are matched by
-    their quantization parameters and size, which calibration makes all but unique.
-
     Args:
         program: A Q/DQ graph.
         inputs: One sample, ``(1, …) float32`` each.
     """
+    model = flatbuffer.read_model(path.read_bytes())
+    made = _makers(model)
+    found = []
+    for index, (expected, got) in integers(program, path, inputs, reference_kernels=reference_kernels).items():
+        steps = np.abs(got.astype(np.int32) - expected)
+        name = model.subgraphs[0].tensors[index].name.decode()
+        found.append(LayerParity(made[index], name, int(steps.max()), float((steps > 0).mean())))
+    return tuple(found)
+
+
+def integers(
+    program: torch.nn.Module, path: Path, inputs: tuple[Tensor, ...], *, reference_kernels: bool
+) -> dict[int, tuple[Array, Array]]:
+    """The program's and the file's integers of every tensor that they have in common, by its index in the file.
+
+    Each operator reads the program's own integers, so a difference is that operator's alone. Tensors are matched by
+    their quantization parameters and size, which calibration makes all but unique.
+    """
     known = quantized_values(program, inputs)
     model = flatbuffer.read_model(path.read_bytes())
     graph = model.subgraphs[0]
-    made = {
-        int(index): flatbuffer.operator_name(model, operator)
-        for operator in graph.operators
-        for index in operator.outputs
-        if flatbuffer.dtype_name(graph.tensors[index]) == "INT8"
-    }
+    made = _makers(model)
     model.signatureDefs, graph.outputs = [], list(made)
     feeds = [tensor.numpy() for tensor in inputs]
     whole = dict(zip(made, _run(model, feeds, reference_kernels), strict=True))
@@ -67,12 +77,18 @@ def layers(
     }
     _cut(graph, expected)
     apart = dict(zip(made, _run(model, [*feeds, *expected.values()], reference_kernels), strict=True))
-    found = []
-    for index, numbers in expected.items():
-        steps = np.abs(apart[index].astype(np.int32) - numbers)
-        name = graph.tensors[index].name.decode()
-        found.append(LayerParity(made[index], name, int(steps.max()), float((steps > 0).mean())))
-    return tuple(found)
+    return {index: (numbers, apart[index]) for index, numbers in expected.items()}
+
+
+def _makers(model: Any) -> dict[int, str]:
+    """The operator that makes each integer tensor, by the tensor's index."""
+    graph = model.subgraphs[0]
+    return {
+        int(index): flatbuffer.operator_name(model, operator)
+        for operator in graph.operators
+        for index in operator.outputs
+        if flatbuffer.dtype_name(graph.tensors[index]) == "INT8"
+    }
 
 
 def first_divergence(found: Sequence[LayerParity], *, steps: int = 1) -> LayerParity | None:

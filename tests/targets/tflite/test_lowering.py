@@ -137,7 +137,7 @@ def test_lower_passes_through_float_when_parameters_change_next_to_a_pad(target,
 
     module = Requantized()
     lowered = target.lower(artifact(module, (3, 8, 8), quantized=True), tmp_path, name="model")
-    assert lowered.notes == ("1 changes of quantization parameters pass through float",)
+    assert lowered.notes[0] == "1 changes of quantization parameters pass through float"
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     (output,) = target.load(lowered, threads=1).run((x.numpy(),))
     assert np.abs(output - module(x).detach().numpy()).max() <= 0.1 * 1.001

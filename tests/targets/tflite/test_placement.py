@@ -63,7 +63,7 @@ def test_placement_says_what_would_have_left_the_delegate_without_our_forms(tmp_
 
     target = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",)))
     lowered = target.lower(artifact(Swish(), (3, 9, 9), quantized=True), tmp_path, name="model")
-    assert lowered.notes == ("1 x hardswish rewritten for the cpu",)
+    assert lowered.notes[0] == "1 x hardswish rewritten for the cpu"
     placement = target.placement(lowered)
     assert "1 XNNPACK partition" in placement.source
     assert {fallback.reason for fallback in placement.fallback} == {IN_FLOAT}

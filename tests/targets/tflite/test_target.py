@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -65,5 +67,5 @@ def test_benchmark_notes_that_the_reference_kernels_were_left_out_when_they_are_
     samples = from_dataset(TensorDataset(torch.randn(8, 2), torch.zeros(8, dtype=torch.int64)), program.inputs)
     _, (record,) = benchmark(program, [exported], samples, root=tmp_path)
     (note,) = record.notes
-    assert "reference kernels left out: they take 0 ms a sample" in note
+    assert re.search(r"reference kernels left out: they take \d+ ms a sample", note)
     assert record.cross_checks == ()
