@@ -25,7 +25,7 @@ def lower(
 ) -> Lowered:
     """Write ``out_dir/name.tflite`` for batch 1, its signature named as the model's inputs and outputs.
 
-    Where the recipe wants the forms of a CPU and names an NPU as well, the NPU gets a file of its own (see `for_npu`).
+    Where operators got a CPU's forms and the recipe names an NPU as well, that gets a file of its own (see `for_npu`).
 
     Raises:
         TargetError: The converter has no TFLite form for the program, or LiteRT does not load what it wrote: a custom
@@ -38,11 +38,8 @@ def lower(
     made: Variant = variant or ("int8" if artifact.quantized else "fp32")
     flatbuffer.write_model(finish(content, artifact, config, made), path, verify=_verify)
     _beside(path).unlink(missing_ok=True)
-    if artifact.quantized and (config.npu or config.aot) and config.optimize_for == "cpu":
-        content, _ = translate(artifact, "npu")
-        flatbuffer.write_model(finish(content, artifact, config, made), _beside(path), verify=_verify)
     if artifact.quantized and notes:
-        notes += _without_forms(artifact, config, path)
+        notes += (*_without_forms(artifact, config, path), *_write_for_npu(artifact, config, path))
     if artifact.quantized and config.reference_kernels is not False:
         notes += rounding.note(for_npu(path))
     if config.gpu:
@@ -64,6 +61,18 @@ def for_npu(path: Path) -> Path:
 
 def _beside(path: Path) -> Path:
     return path.with_stem(f"{path.stem}_npu")
+
+
+def _write_for_npu(artifact: ModelArtifact, config: TfliteConfig, path: Path) -> tuple[str, ...]:
+    """Write the file beside ``path`` where the recipe asks for both; say so where it cannot be made."""
+    if config.optimize_for == "npu" or not (config.npu or config.aot):
+        return ()
+    try:
+        content, _ = translate(artifact, "npu")
+        flatbuffer.write_model(finish(content, artifact, config, "int8"), _beside(path), verify=_verify)
+    except TargetError as error:
+        return (f"the NPU gets the CPU's file: {error.problem}",)
+    return ()
 
 
 def _verify(path: Path) -> None:

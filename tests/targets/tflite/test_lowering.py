@@ -126,6 +126,33 @@ def test_hardswish_gives_the_programs_result_for_all_256_integers_in_one_partiti
 
 
 @pytest.mark.slow
+def test_lower_writes_a_file_for_the_npu_only_when_the_cpus_has_other_operators(tmp_path, monkeypatch):
+    class Hardswish(nn.Module):
+        def forward(self, x):
+            return through_int8(F.hardswish(through_int8(x, 0.0513, 3)), 0.0293, -111)
+
+    both = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",)))
+    plain = both.lower(artifact(QuantizedLinear(), (2,), quantized=True), tmp_path, name="plain")
+    assert lowering.for_npu(plain.path) == plain.path
+    swish = artifact(Hardswish(), (8,), quantized=True)
+    lowered = both.lower(swish, tmp_path, name="model")
+    assert {flatbuffer.dtype_name(tensor) for tensor in tensors(lowered.path)} == {"INT8", "FLOAT32"}
+    assert {flatbuffer.dtype_name(tensor) for tensor in tensors(lowering.for_npu(lowered.path))} == {"INT8"}
+
+    translate = lowering.translate
+    monkeypatch.setattr(
+        lowering, "translate", lambda program, goal: _refuse() if goal == "npu" else translate(program, goal)
+    )
+    lowered = both.lower(swish, tmp_path, name="model")
+    assert "the NPU gets the CPU's file: no such form" in lowered.notes
+    assert lowering.for_npu(lowered.path) == lowered.path
+
+
+def _refuse():
+    raise TargetError("no such form")
+
+
+@pytest.mark.slow
 def test_lower_passes_through_float_when_parameters_change_next_to_a_pad(target, tmp_path):
     class Requantized(nn.Module):
         def __init__(self):
