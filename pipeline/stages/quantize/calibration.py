@@ -26,7 +26,7 @@ from pipeline.stages.quantize.annotator import (
     set_tensor,
     tensor_of,
 )
-from pipeline.stages.quantize.biases import round_biases
+from pipeline.stages.quantize.biases import round_biases, rounded_bias
 from pipeline.stages.quantize.capabilities import RULE_OF
 from pipeline.stages.quantize.correction import BiasCorrection, Correcting, bias_name, mean_shift, output_means
 from pipeline.stages.quantize.grids import ActivationGrid, grids_of, simulate
@@ -145,6 +145,7 @@ class Simulation:
         self.graph: GraphModule = prepare_pt2e(graph, Int8Quantizer(skip))
         self._calibrated = calibrated
         self._weighted = plan(calibrated.graph, skip).weighted
+        self._operators = {node.name: node for node in self.graph.graph.nodes}
         self._rounded: dict[str, dict[str, Tensor]] = {}
         self._configured: tuple[str, BiasCorrection, bool] | None = None
 
@@ -203,7 +204,7 @@ class Simulation:
                 lost = weight - fake_quantize(weight, channel_scales(weight, axis), axis)
                 operator: Any = node.target
                 value = value + mean_shift(operator, found.means[node.name], lost, tuple(node.args[3:]))
-            bias.data = value.clone()
+            bias.data = rounded_bias(self.graph, self._operators[node.name], value)
 
 
 def prepare(

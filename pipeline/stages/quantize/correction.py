@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from pipeline.stages.quantize.biases import rounded_bias
+
 BiasCorrection = Literal["none", "analytic", "empirical"]
 
 
@@ -63,7 +65,7 @@ class Correcting(Interpreter):
     """Runs a graph that simulates rounding, and corrects each operator's bias as it is reached.
 
     So later operators see corrected inputs. One run over a set of inputs gives every operator the bias with which its
-    mean output on them is the expected one.
+    mean output on them is the expected one, up to the rounding of that bias.
 
     Args:
         graph: Every operator to correct has a bias of its own, a parameter called `bias_name`, changed in place.
@@ -78,8 +80,11 @@ class Correcting(Interpreter):
         output = super().run_node(n)
         if n.name not in self._expected:
             return output
-        shift = self._expected[n.name] - channel_means(n.target, output)
-        self._graph.get_parameter(bias_name(n.name)).add_(shift)
+        bias = self._graph.get_parameter(bias_name(n.name))
+        exact = bias + self._expected[n.name] - channel_means(n.target, output)
+        corrected = rounded_bias(self._graph, n, exact)
+        shift = corrected - bias
+        bias.copy_(corrected)
         trailing = 0 if n.target == torch.ops.aten.linear.default else output.ndim - 2
         return output + shift.reshape(-1, *[1] * trailing)
 
