@@ -324,7 +324,9 @@ class AndroidConfig(Setting):
 class TfliteConfig(Setting):
     """The TFLite target's options."""
 
-    npu: tuple[EthosU, ...] = Field((), description="Arm Ethos-U configurations to compile and estimate for")
+    npu: tuple[EthosU, ...] = Field(
+        (), description="Arm Ethos-U configurations to compile for; they get the NPU's forms"
+    )
     optimize_for: Literal["cpu", "npu"] = Field(
         "cpu", description="form of the operators that a phone's CPU delegate and an NPU want differently (hardswish)"
     )
