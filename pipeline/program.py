@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -79,6 +80,8 @@ def count_macs(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> int:
 
     Without oneDNN, whose LSTM is one operator that the counter knows nothing about.
     """
-    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(*example_inputs(inputs))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # of Intel's GPUs: flags were set
+        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(*example_inputs(inputs))
     return int(counter.get_total_flops()) // 2
