@@ -52,7 +52,10 @@ INT8_CNNS = ("resnet", "mobilenet_v2", "mobilenet_v3", "densenet", "unet", "cont
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INT8_CNNS)
 def test_int8_cnn_equals_the_program_and_fp16_costs_less_than_int8(name: str, tmp_path: Path) -> None:
-    """These networks are not trained, so every value that rounds differently grows from layer to layer."""
+    """These networks are not trained, so every value that rounds differently grows from layer to layer.
+
+    Exact is what the program itself is sure of: see `sure`.
+    """
     architecture = models.ARCHITECTURES[name]
     budget = Budget(metric="agreement", max_drop=1.0)
     settings = QuantizeConfig(observers=("minmax",), equalisation=False)
@@ -61,11 +64,26 @@ def test_int8_cnn_equals_the_program_and_fp16_costs_less_than_int8(name: str, tm
     program = predictor(int8.module)(batch.inputs)
 
     exact = CoremlTarget(CoremlConfig(precision="float32"))
-    assert sqnr(exact, int8, batch.inputs, program, tmp_path) >= 100
+    steady = sure(int8, batch.inputs, program)
+    assert steady.sum() >= 28
+    images, answers = (tuple(tensor[steady] for tensor in tensors) for tensors in (batch.inputs, program))
+    assert sqnr(exact, int8, images, answers, tmp_path) >= 100
     half = sqnr(CoremlTarget(), int8, batch.inputs, program, tmp_path)
     cost_of_int8 = Comparison()
     cost_of_int8.update(program, predictor(int8.reference)(batch.inputs))
     assert half >= cost_of_int8.sqnr_db
+
+
+def sure(artifact: ModelArtifact, inputs: tuple[Tensor, ...], answers: tuple[Tensor, ...]) -> Tensor:
+    """The samples that a program answers alike alone and in a batch, ``(N,) bool``.
+
+    A convolution then takes its FP32 sums in another order; where that changes an answer, a value lies so close to the
+    midway between two integers that FP32 cannot tell them apart, and no runtime's answer is more right than another's.
+    """
+    samples = zip(*(tensor.split(1) for tensor in inputs), strict=True)
+    alone = zip(*(predictor(artifact.module)(sample) for sample in samples), strict=True)
+    alike = [(torch.cat(one) == many).flatten(1).all(1) for one, many in zip(alone, answers, strict=True)]
+    return torch.stack(alike).all(0)
 
 
 class RoundedToHalf(Interpreter):
