@@ -81,7 +81,7 @@ def count_macs(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> int:
     Without oneDNN, whose LSTM is one operator that the counter knows nothing about.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration")  # of Intel's GPUs: flags were set
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # torch means Intel's GPUs, not us
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter, torch.no_grad():
             module(*example_inputs(inputs))
     return int(counter.get_total_flops()) // 2

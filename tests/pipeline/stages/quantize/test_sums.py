@@ -66,6 +66,13 @@ def test_scale_stays_when_it_is_minute_beside_the_others() -> None:
     assert tie_free([1.0, 0.0123], [True, False])[1] == 0.0123
 
 
+@given(st.lists(st.tuples(st.floats(1e-4, 10.0), st.booleans()), min_size=1))
+def test_no_scale_grows_by_more_than_a_thirty_second_when_scales_are_any(group: list[tuple[float, bool]]) -> None:
+    scales = [affine_parameters(0.0, 255 * scale)[0] for scale, _ in group]
+    for before, after in zip(scales, tie_free(scales, [total for _, total in group]), strict=True):
+        assert before <= after <= before * (1 + 1 / 32)
+
+
 def test_additions_are_treated_together_when_they_share_a_grid() -> None:
     trunk, branch, other, first, second = (grid(-high, high) for high in (1.0, 0.7, 2.3, 1.6, 3.7))
     avoid_ties([Sum((trunk, branch), first), Sum((first, other), second)])
