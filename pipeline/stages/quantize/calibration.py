@@ -40,6 +40,7 @@ from pipeline.stages.quantize.observers import (
     merge,
 )
 from pipeline.stages.quantize.output_error import OutputError, least_output_error, output_errors
+from pipeline.stages.quantize.products import round_alike, self_products_of
 from pipeline.stages.quantize.readers import reader
 from pipeline.stages.quantize.sums import avoid_ties, sums_of
 
@@ -164,7 +165,7 @@ class Simulation:
         for grid in grids_of(self.graph):
             if isinstance(grid, ActivationGrid):
                 grid.set_range(*found.range_of(tuple(grid.holds), method))
-        avoid_ties(sums_of(self.graph))
+        settle_scales(self.graph)
         empirical = bias_correction == "empirical"
         self._set_weights({})
         self._set_biases(bias_correction)
@@ -219,6 +220,13 @@ def prepare(
     prepared = Simulation(calibrated, skip).configure(method, bias_correction, adaround=adaround)
     simulate(prepared, set())
     return prepared
+
+
+def settle_scales(prepared: GraphModule) -> None:
+    """Widen grids a little where runtimes would round apart: those of additions, and of products like SiLU's."""
+    growth = avoid_ties(sums_of(prepared))
+    for product in self_products_of(prepared):
+        round_alike(product, growth.get(product.result))
 
 
 def convert(prepared: GraphModule) -> GraphModule:

@@ -3,8 +3,9 @@
 It starts from the best post-training program and trains the prepared graph itself, so the annotator's rules hold here
 as everywhere. Gradients pass rounding straight through (Bengio et al. 2013, https://arxiv.org/abs/1308.3432).
 
-- Activation ranges are learned (Esser et al. 2020, LSQ, https://arxiv.org/abs/1902.08153), and frozen after a share
-  of the steps, so that the weights settle on grids that no longer move.
+- Activation ranges are learned (Esser et al. 2020, LSQ, https://arxiv.org/abs/1902.08153). After a share of the steps
+  they are frozen, at scales that every runtime holds and rounds by alike, so that the weights settle on the very grids
+  that are deployed.
 - Weight scales follow the largest weight of each channel.
 - Batch norms are folded before training, so their statistics are frozen from the first step. Nagel et al. 2021
   (https://arxiv.org/abs/2106.08295, section 5.2.1) find this as good as training them, and the network that is trained
@@ -15,9 +16,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -28,26 +30,34 @@ from pipeline.data import SampleSet
 from pipeline.distillation import distillation_loss
 from pipeline.recipe import QatConfig
 from pipeline.stages.quantize.annotator import tensor_of
+from pipeline.stages.quantize.calibration import settle_scales
 from pipeline.stages.quantize.grids import ActivationGrid, FixedGrid, PerChannelWeightGrid
-from pipeline.stages.quantize.observers import QMAX, QMIN, WEIGHT_QMAX, channel_scales
+from pipeline.stages.quantize.observers import QMAX, QMIN, WEIGHT_QMAX, channel_scales, representable
 from pipeline.training import EpochLog, fit
 
 
 class LearnedGrid(nn.Module):
-    """An activation's grid whose scale is trained, as a factor of the scale it starts from; the zero point stays."""
+    """An activation's grid whose scale is trained, as a factor of the scale it starts from, until it is settled."""
 
     def __init__(self, scale: float, zero_point: int) -> None:
         super().__init__()
         self.start: Tensor
+        self.settled: Tensor
         self.zero_point: Tensor
         self.register_buffer("start", torch.tensor([scale]))
+        self.register_buffer("settled", torch.zeros(1))
         self.register_buffer("zero_point", torch.tensor([float(zero_point - QMIN)]))
         self.log_factor = nn.Parameter(torch.zeros(1))
 
     @property
     def scale(self) -> Tensor:
-        """``start * exp(log_factor)``, of shape ``(1,)``: positive, whatever the optimizer does."""
-        return self.start * self.log_factor.exp()
+        """``start * exp(log_factor)``, positive whatever the optimizer does, or what was settled; of shape ``(1,)``."""
+        return torch.where(self.settled > 0, self.settled, self.start * self.log_factor.exp())
+
+    def settle(self, scale: float, zero_point: int) -> None:
+        """Keep to these parameters from now on."""
+        self.settled.fill_(scale)
+        self.zero_point.fill_(zero_point - QMIN)
 
     def forward(self, values: Tensor) -> Tensor:
         gradient = 1 / math.sqrt(values[0].numel() * QMAX)  # LSQ's: as large a step as the weights take
@@ -107,8 +117,11 @@ def train(
     student, grids = trainable(prepared)
 
     def freeze(share: float) -> None:
+        moves = share < config.freeze_ratio
+        if not moves:
+            settle(prepared, grids)
         for grid in grids.values():
-            grid.log_factor.requires_grad_(share < config.freeze_ratio)
+            grid.log_factor.requires_grad_(moves)
 
     logs = fit(
         student,
@@ -124,8 +137,7 @@ def train(
         before_step=freeze,
         log=log,
     )
-    for grid, learned in grids.items():
-        grid.scale = float(learned.scale.detach())
+    settle(prepared, grids)
     for node in prepared.graph.nodes:
         if node.op == "call_module" and isinstance(own := prepared.get_submodule(node.target), PerChannelWeightGrid):
             own.set_weight(tensor_of(prepared, node.args[0]))
@@ -153,6 +165,18 @@ def trainable(prepared: GraphModule) -> tuple[GraphModule, dict[ActivationGrid, 
             continue
         student.set_submodule(name, replacement)
     return student.requires_grad_(True), learned
+
+
+def settle(prepared: GraphModule, grids: Mapping[ActivationGrid, LearnedGrid]) -> None:
+    """End the learning of ranges at scales by which every runtime rounds alike, and give them to the prepared graph."""
+    for grid, learned in grids.items():
+        grid.scale, grid.zero_point = float(learned.scale.detach()), int(learned.zero_point) + QMIN
+    if any(not learned.settled for learned in grids.values()):
+        for grid in grids:
+            grid.widen(float(representable(np.array(grid.scale))))
+        settle_scales(prepared)
+        for grid, learned in grids.items():
+            learned.settle(grid.scale, grid.zero_point)
 
 
 def _refuse_fixed_batch(prepared: GraphModule) -> None:

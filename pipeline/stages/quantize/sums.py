@@ -43,14 +43,18 @@ def sums_of(prepared: GraphModule) -> tuple[Sum, ...]:
     found = []
     for node in prepared.graph.nodes:
         if node.target in ADDITIONS and len(node.all_input_nodes) == 2:
-            *terms, total = (_grid(prepared, place) for place in (*node.all_input_nodes, _quantizer(node)))
+            *terms, total = (grid_at(prepared, place) for place in (*node.all_input_nodes, quantizer_of(node)))
             if total is not None and all(type(grid) is ActivationGrid for grid in (*terms, total)):
                 found.append(Sum(tuple(grid for grid in terms if grid is not None), total))
     return tuple(found)
 
 
-def avoid_ties(sums: Sequence[Sum]) -> None:
-    """Widen the grids of additions so that none gives a tie; additions that share a grid are treated together."""
+def avoid_ties(sums: Sequence[Sum]) -> dict[ActivationGrid, float]:
+    """Widen the grids of additions so that none gives a tie; additions that share a grid are treated together.
+
+    Returns:
+        By what multiples the scale of each of them may grow further without making ties.
+    """
     groups: list[set[ActivationGrid]] = []
     for addition in sums:
         joined = {*addition.terms, addition.total}
@@ -59,11 +63,14 @@ def avoid_ties(sums: Sequence[Sum]) -> None:
             joined |= group
         groups.append(joined)
     totals = {addition.total for addition in sums}
+    growth: dict[ActivationGrid, float] = {}
     for group in groups:
         grids = sorted(group, key=lambda grid: grid.scale)
         scales = tie_free([grid.scale for grid in grids], [grid in totals for grid in grids])
         for grid, scale in zip(grids, scales, strict=True):
             grid.widen(scale)
+            growth[grid] = unit_of(scales) * (2 if grid in totals else 1)  # what is odd stays odd
+    return growth
 
 
 def tie_free(scales: Sequence[float], total: Sequence[bool]) -> list[float]:
@@ -72,11 +79,16 @@ def tie_free(scales: Sequence[float], total: Sequence[bool]) -> list[float]:
     >>> tie_free([0.5, 0.25, 0.75], [False, False, True])
     [0.5, 0.25, 0.75146484375]
     """
-    unit = 2.0 ** (math.frexp(max(scales))[1] - SIGNIFICANT_BITS)
+    unit = unit_of(scales)
     steps = [_next(math.ceil(scale / unit), odd=odd) for scale, odd in zip(scales, total, strict=True)]
     return [
         step * unit if step * unit <= scale * (1 + WIDEST) else scale for scale, step in zip(scales, steps, strict=True)
     ]
+
+
+def unit_of(scales: Sequence[float]) -> float:
+    """What the last significant bit of the largest scale stands for."""
+    return float(2.0 ** (math.frexp(max(scales))[1] - SIGNIFICANT_BITS))
 
 
 def _next(step: int, *, odd: bool) -> int:
@@ -86,14 +98,14 @@ def _next(step: int, *, odd: bool) -> int:
     return step
 
 
-def _quantizer(addition: Node) -> Node:
-    """Who takes the result of an addition: the module behind it, or behind the clamp that fuses into it."""
-    reader = next(iter(addition.users))
+def quantizer_of(operator: Node) -> Node:
+    """Who takes the result of an operator: the module behind it, or behind the clamp that fuses into it."""
+    reader = next(iter(operator.users))
     rule = RULE_OF.get(str(reader.target))
     return next(iter(reader.users)) if rule is not None and rule.kind == "clamp" else reader
 
 
-def _grid(prepared: GraphModule, place: Node) -> ActivationGrid | None:
-    """The grid at a place of the graph."""
+def grid_at(prepared: GraphModule, place: Node) -> ActivationGrid | None:
+    """The activation's grid at a place of a prepared graph; None where a kernel prescribes it, or there is none."""
     module = prepared.get_submodule(str(place.target)) if place.op == "call_module" else None
     return module if isinstance(module, ActivationGrid) else None

@@ -28,7 +28,7 @@ LAYERS = {
     "resnet": (24, 0.005),
     "mobilenet_v2": (23, 0.006),
     "mobilenet_v3": (60, 0.014),
-    "efficientnet": (72, 0.012),
+    "efficientnet": (72, 0.009),
     "vit": (64, 0.001),
 }
 """Integer tensors that the file has in common with the program, and the share of values that the plain kernels move."""
@@ -103,13 +103,12 @@ def test_xnnpack_agrees_with_the_program_on_real_images(deployed):
 def test_reference_kernels_agree_with_the_program_on_real_images(deployed):
     """They round twice (`targets.tflite.rounding`), which costs SQNR and a few labels.
 
-    With squeeze-excite, 99.4 to 99.7 % of the labels stay, by how the program was calibrated: the 99.5 % that we want
-    are not asserted there, but that no layer is more than a step off is.
+    With squeeze-excite, 99.6 % of the labels stay here; by how a program was calibrated, it is 99.3 to 99.7 %. A chance
+    of 0.15 points comes with 2,000 images, so that is where the bound lies. No layer is more than a step off anywhere.
     """
     images = 400 if deployed.name == "resnet" else IMAGES  # its convolutions take them ten times as long
     comparison = compared(deployed, ReferenceSession(deployed.lowered.path), images)
-    if deployed.name not in SQUEEZE_EXCITE:
-        assert comparison.agreement >= 0.995
+    assert comparison.agreement >= (0.993 if deployed.name in SQUEEZE_EXCITE else 0.995)
     assert comparison.sqnr_db > (35 if deployed.name in ("resnet", "vit") else 29)
 
 

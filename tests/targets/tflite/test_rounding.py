@@ -2,12 +2,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import TensorDataset
 
 from calibration_data.fashion_mnist.harder.train import load_trained
 from calibration_data.fashion_mnist.train import IMAGE, committed_samples
-from pipeline.core import ModelArtifact
+from pipeline.core import ModelArtifact, TensorSpec
+from pipeline.data import from_dataset
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from targets.tflite import TfliteTarget, flatbuffer, parity, rounding
@@ -65,6 +69,22 @@ def clamped(model, operator, steps):
     low = -128 if fused == NONE else zero
     high = 127 if fused != RELU6 else min(127, zero + round(6 / float(output.scale[0])))
     return np.clip(steps + zero, low, high)
+
+
+@pytest.mark.parametrize("high", [4.0, 5.0, 6.0, 7.0])
+def test_plain_kernels_give_silu_as_the_program_does_when_its_scale_is_settled(tmp_path, high):
+    """All 256 values: with scales as they come, one or two of them are off by a step in each of the four cases."""
+    ramp = torch.linspace(-3.0, high, 256)[None]
+    spec = TensorSpec(name="x", shape=(256,))
+    model = ModelArtifact(module=nn.SiLU(), reference=nn.SiLU(), inputs=(spec,), outputs=("y",))
+    samples = from_dataset(TensorDataset(ramp.repeat(8, 1)), (spec,))
+    config = QuantizeConfig(observers=("minmax",))
+    program = quantize(model, config, samples, budget=Budget())
+    path = TfliteTarget().lower(program, tmp_path, name="model").path
+    integers = parity.integers(program.module, path, (ramp,), reference_kernels=True)
+    expected, found = list(integers.values())[-1]
+    assert len(np.unique(expected)) > 128
+    assert np.array_equal(expected, found)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import copy
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,7 +22,9 @@ from pipeline.stages.quantize.calibration import calibrate, convert, prepare
 from pipeline.stages.quantize.canonical import canonical_graph
 from pipeline.stages.quantize.correction import bias_name
 from pipeline.stages.quantize.grids import ActivationGrid, grids_of
+from pipeline.stages.quantize.products import moved, self_products_of
 from pipeline.stages.quantize.qat import LearnedGrid, train, trainable
+from pipeline.stages.quantize.sums import sums_of, tie_free
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,15 @@ def test_learned_grid_has_lsqs_gradient_when_values_lie_inside_and_outside() -> 
     assert grid.log_factor.grad.item() == pytest.approx(by_scale * 0.5 / math.sqrt(3 * 127), rel=1e-5)
     assert values.grad is not None
     assert values.grad.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_learned_grid_keeps_to_its_new_parameters_when_it_is_settled() -> None:
+    grid = LearnedGrid(scale=0.5, zero_point=-128)
+    grid.settle(0.25, -127)
+    with torch.no_grad():
+        grid.log_factor.fill_(1.0)
+    assert grid.scale.item() == 0.25
+    assert grid(torch.tensor([[-9.0, 0.3, 99.0]])).tolist() == [[-0.25, 0.25, 63.5]]
 
 
 def test_student_gives_exactly_the_programs_outputs_when_biases_are_not_rounded_yet(
@@ -116,11 +128,30 @@ def test_ranges_move_no_more_when_the_share_of_steps_is_reached(
     after_epochs: list[list[float]] = []
 
     def note_scales(student: nn.Module) -> None:
-        after_epochs.append([float(grid.scale) for grid in student.modules() if isinstance(grid, LearnedGrid)])
+        after_epochs.append([grid.scale.item() for grid in student.modules() if isinstance(grid, LearnedGrid)])
 
-    train(trained, teacher, images, QatConfig(epochs=2, batch_size=48), seed=0, validate=note_scales)
-    first, second = after_epochs
-    assert first == second != scales(prepared)
+    train(trained, teacher, images, QatConfig(epochs=3, batch_size=48), seed=0, validate=note_scales)
+    first, second, third = after_epochs  # three of the six steps are done in the middle of the second epoch
+    assert first != second == third == scales(trained)
+
+
+@pytest.mark.parametrize("freeze_ratio", [0.5, 1.0])
+def test_learned_scales_are_such_that_every_runtime_rounds_alike(
+    silu_and_gates: tuple[nn.Module, torch.fx.GraphModule], images: SampleSet, freeze_ratio: float
+) -> None:
+    teacher, prepared = silu_and_gates
+    trained = copy.deepcopy(prepared)
+    train(trained, teacher, images, QatConfig(batch_size=32, freeze_ratio=freeze_ratio), seed=0)
+    found = scales(trained)
+    assert found != scales(prepared)
+    assert [float(np.float16(scale)) for scale in found] == found
+    for addition in sums_of(trained):
+        grids = [*addition.terms, addition.total]
+        settled = tie_free([grid.scale for grid in grids], [grid is addition.total for grid in grids])
+        assert settled == [grid.scale for grid in grids]
+    products = self_products_of(trained)
+    left = [moved(product.integers(), product.unit / product.result.scale) for product in products]
+    assert left == [0] * 12
 
 
 def test_conversion_gives_the_students_outputs_when_training_has_moved_everything(

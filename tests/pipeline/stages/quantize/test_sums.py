@@ -80,6 +80,15 @@ def test_additions_are_treated_together_when_they_share_a_grid() -> None:
     assert ties(first.scale, other.scale, second.scale) == 0
 
 
+@given(st.tuples(*[st.floats(0.2, 0.9)] * 3), st.tuples(*[st.integers(0, 9)] * 3))
+def test_no_sum_is_a_tie_when_scales_have_grown_as_they_may(
+    shares: tuple[float, float, float], times: tuple[int, int, int]
+) -> None:
+    grids = [grid(0.0, 20 * share) for share in shares]
+    growth = avoid_ties([Sum((grids[0], grids[1]), grids[2])])
+    assert ties(*(each.scale + count * growth[each] for each, count in zip(grids, times, strict=True))) == 0
+
+
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 2.0), (-5.0, 0.0)])
 def test_range_keeps_its_lower_end_when_a_grid_is_widened(low: float, high: float) -> None:
     wide = grid(low, high)
