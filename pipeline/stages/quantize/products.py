@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from pipeline.stages.quantize.grids import ActivationGrid, FixedGrid, rounded
 from pipeline.stages.quantize.observers import QMAX, QMIN, representable
@@ -51,13 +51,13 @@ def self_products_of(prepared: GraphModule) -> tuple[SelfProduct, ...]:
     for node in prepared.graph.nodes:
         if node.target not in PRODUCTS or len(node.all_input_nodes) != 2:
             continue
-        result = grid_at(prepared, quantizer_of(node))
+        result = grid_at(prepared, quantizer_of(node), ActivationGrid)
         for x, share in (node.all_input_nodes, node.all_input_nodes[::-1]):
-            factor, prescribed = grid_at(prepared, x), _prescribed(prepared, share)
+            factor, prescribed = grid_at(prepared, x, ActivationGrid), grid_at(prepared, share, FixedGrid)
             if factor is None or prescribed is None or type(result) is not ActivationGrid or result is factor:
                 continue
             function = share.all_input_nodes[0]
-            if [grid_at(prepared, source) for source in function.all_input_nodes] == [factor]:
+            if [grid_at(prepared, source, ActivationGrid) for source in function.all_input_nodes] == [factor]:
                 found.append(SelfProduct(factor, function.target, prescribed, result))
     return tuple(found)
 
@@ -84,8 +84,3 @@ def moved(integers: NDArray[np.float64], factor: float) -> int:
     """
     below_midway = (0.5 - np.abs(integers) * factor) % 1
     return int((below_midway <= factor).sum())
-
-
-def _prescribed(prepared: GraphModule, place: Node) -> FixedGrid | None:
-    module = prepared.get_submodule(str(place.target)) if place.op == "call_module" else None
-    return module if isinstance(module, FixedGrid) else None

@@ -37,7 +37,10 @@ from pipeline.training import EpochLog, fit
 
 
 class LearnedGrid(nn.Module):
-    """An activation's grid whose scale is trained, as a factor of the scale it starts from, until it is settled."""
+    """An activation's grid whose scale is trained, as a factor of the scale it starts from, until it is settled.
+
+    The zero point stays until then.
+    """
 
     def __init__(self, scale: float, zero_point: int) -> None:
         super().__init__()
@@ -118,7 +121,7 @@ def train(
 
     def freeze(share: float) -> None:
         moves = share < config.freeze_ratio
-        if not moves:
+        if not moves and any(grid.log_factor.requires_grad for grid in grids.values()):
             settle(prepared, grids)
         for grid in grids.values():
             grid.log_factor.requires_grad_(moves)

@@ -16,14 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
 from pipeline.stages.quantize.capabilities import RULE_OF
-from pipeline.stages.quantize.grids import ActivationGrid
+from pipeline.stages.quantize.grids import ActivationGrid, FixedGrid
 from pipeline.stages.quantize.observers import SIGNIFICANT_BITS, divides_exactly
+
+Grid = TypeVar("Grid", ActivationGrid, FixedGrid)
 
 ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor)
 WIDEST = 1 / 32
@@ -43,7 +46,8 @@ def sums_of(prepared: GraphModule) -> tuple[Sum, ...]:
     found = []
     for node in prepared.graph.nodes:
         if node.target in ADDITIONS and len(node.all_input_nodes) == 2:
-            *terms, total = (grid_at(prepared, place) for place in (*node.all_input_nodes, quantizer_of(node)))
+            places = (*node.all_input_nodes, quantizer_of(node))
+            *terms, total = (grid_at(prepared, place, ActivationGrid) for place in places)
             if total is not None and all(type(grid) is ActivationGrid for grid in (*terms, total)):
                 found.append(Sum(tuple(grid for grid in terms if grid is not None), total))
     return tuple(found)
@@ -105,7 +109,7 @@ def quantizer_of(operator: Node) -> Node:
     return next(iter(reader.users)) if rule is not None and rule.kind == "clamp" else reader
 
 
-def grid_at(prepared: GraphModule, place: Node) -> ActivationGrid | None:
-    """The activation's grid at a place of a prepared graph; None where a kernel prescribes it, or there is none."""
+def grid_at(prepared: GraphModule, place: Node, kind: type[Grid]) -> Grid | None:
+    """The grid at a place of a prepared graph, where there is one of this kind."""
     module = prepared.get_submodule(str(place.target)) if place.op == "call_module" else None
-    return module if isinstance(module, ActivationGrid) else None
+    return module if isinstance(module, kind) else None
