@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from pipeline.core import ModelArtifact, Record, TensorSpec
+from pipeline.core import Model, Record, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 Variant = Literal["fp32", "int8", "fp16", "int8_weights", "int8_dynamic", "palettized_6bit", "palettized_4bit"]
-"""How an artefact holds and computes its numbers; beside the first two, forms that vendors offer, for comparison."""
+"""How an artifact holds and computes its numbers; beside the first two, forms that vendors offer, for comparison."""
 
 
 class Capability(Record):
@@ -65,7 +65,7 @@ class OperatorTime(Record):
 
 
 class Placement(Record):
-    """Where the operators of one artefact run.
+    """Where the operators of one artifact run.
 
     Attributes:
         operators: All operators in the deployed graph.
@@ -108,7 +108,7 @@ class Lowered:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The files of an artefact, in a fixed order: a folder's, or the file and the weights that lie beside it.
+    """The files of an artifact, in a fixed order: a folder's, or the file and the weights that lie beside it.
 
     ONNX stores weights that do not fit into one file as ``<file>.data``.
     """
@@ -119,10 +119,10 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 class Session(Protocol):
-    """A loaded artefact. Takes and gives the float values of the original model's interface.
+    """A loaded artifact. Takes and gives the float values of the original model's interface.
 
     Attributes:
-        runtime: Name and version of what executes the artefact.
+        runtime: Name and version of what executes the artifact.
         device: The processor it runs on.
         metrics_source: ``measured`` where the target's own runtime runs it; ``reference`` where our interpreter stands
             in for a runtime that is not here, whose time must never be quoted as the target's latency.
@@ -157,15 +157,15 @@ class Target(Protocol):
         ...
 
     def cannot_run(self) -> str | None:
-        """Why artefacts cannot be executed on this machine: "Core ML runs only on macOS". None where they can."""
+        """Why artifacts cannot be executed on this machine: "Core ML runs only on macOS". None where they can."""
         ...
 
-    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
-        """Write the artefact ``out_dir/name.<suffix>``, complete or not at all: integers where the artifact is
+    def lower(self, model: Model, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
+        """Write the artifact ``out_dir/name.<suffix>``, complete or not at all: integers where the model is
         quantized, FP32 otherwise.
 
         Args:
-            variant: One of `variants`, for a float artifact.
+            variant: One of `variants`, for a float model.
 
         Raises:
             TargetError: An operator, rank or dtype has no form on this target.
@@ -173,7 +173,7 @@ class Target(Protocol):
         ...
 
     def open(self, path: Path) -> Lowered:
-        """An artefact that was written earlier, by anyone: its interface is read from the file itself.
+        """An artifact that was written earlier, by anyone: its interface is read from the file itself.
 
         Raises:
             TargetError: The file is missing, or not one of this target's.
@@ -187,11 +187,11 @@ class Target(Protocol):
         ...
 
     def load(self, lowered: Lowered, *, threads: int) -> Session:
-        """Load the artefact; loading is never timed."""
+        """Load the artifact; loading is never timed."""
         ...
 
     def cross_checks(self, lowered: Lowered) -> tuple[Session | Skipped, ...]:
-        """Other runtimes or precisions that execute the same artefact here: for its accuracy, never for its time."""
+        """Other runtimes or precisions that execute the same artifact here: for its accuracy, never for its time."""
         ...
 
     def placement(self, lowered: Lowered) -> Placement | None:
@@ -204,10 +204,10 @@ class Exported:
     """What one target made of a model.
 
     Attributes:
-        optimized: The optimized model's artefact; None unless ``status`` is ``ok``.
-        original: The FP32 original's artefact, for comparison in the same runtime.
+        optimized: The optimized model's artifact; None unless ``status`` is ``ok``.
+        original: The FP32 original's artifact, for comparison in the same runtime.
         variants: The original in the other forms that were asked for, or why there is none.
-        reason: Why there is no artefact.
+        reason: Why there is no artifact.
     """
 
     target: Target

@@ -1,4 +1,6 @@
-"""README's table of architectures: quantizes each of `tests.models`, lowers it to every target, writes the rows.
+"""README's table of architectures: quantizes each network, lowers it to every target, and writes the rows.
+
+The networks are those of `tests.networks.architectures`.
 
 ``python -m tests.architecture_table`` measures all of them; with names, those rows only.
 """
@@ -11,10 +13,10 @@ import time
 from pathlib import Path
 
 import targets
-from pipeline.core import EdgewrightError, ModelArtifact
+from pipeline.core import EdgewrightError, Model
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
-from tests.models import ARCHITECTURES, Architecture
+from tests.networks.architectures import ARCHITECTURES, Architecture
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- architectures: python -m tests.architecture_table -->", "<!-- /architectures -->"
@@ -45,7 +47,7 @@ def row(architecture: Architecture) -> str:
     """One row: the quantize stage with its defaults, judged on its held-out samples; seconds are the stage's own."""
     started = time.process_time()
     int8 = quantize(
-        architecture.artifact(),
+        architecture.model(),
         QuantizeConfig(mixed_precision=False),
         architecture.samples(64),
         budget=Budget(metric="agreement"),
@@ -63,7 +65,7 @@ def row(architecture: Architecture) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def lowers(int8: ModelArtifact, name: str) -> str:
+def lowers(int8: Model, name: str) -> str:
     """``ok``, or why the target cannot hold it."""
     with tempfile.TemporaryDirectory() as folder:
         try:

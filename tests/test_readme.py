@@ -15,7 +15,7 @@ from pipeline.report.model import read_report
 from tests.architecture_table import read_rows
 from tests.benchmarks import bench_quantization
 from tests.benchmarks.compress_fashion_mnist import table
-from tests.models import ARCHITECTURES
+from tests.networks.architectures import ARCHITECTURES
 
 README = Path(__file__).parents[1] / "README.md"
 RESULTS = Path(__file__).parent / "benchmarks" / "results"

@@ -17,10 +17,10 @@ from torch.nn import functional
 from calibration_data.fashion_mnist.network import resnet
 from calibration_data.fashion_mnist.pack import read_debian
 from pipeline.core import Preprocessing, TensorSpec
-from pipeline.data import Batch, NpzSource, SampleSet, from_source
-from pipeline.metrics import evaluate
+from pipeline.data.samples import Batch, NpzSource, SampleSet, from_source
 from pipeline.recipe import Augmentation, TrainingConfig
-from pipeline.training import fit
+from pipeline.tasks.metrics import evaluate
+from pipeline.training.loop import fit
 
 HERE = Path(__file__).parent
 SEED = 0

@@ -29,7 +29,7 @@ class Tolerances(Setting):
 
     Attributes:
         metric: Absolute, as a ratio: 0.001 is 0.1 percentage points (10 of 10,000 samples).
-        size: Relative growth of artefacts, parameters and multiply-accumulates.
+        size: Relative growth of artifacts, parameters and multiply-accumulates.
         latency: Relative growth of a median after the machine's drift is taken out.
         sqnr_db: Loss of parity in dB.
     """

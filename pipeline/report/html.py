@@ -161,7 +161,7 @@ def _line(target: TargetRecord, report: Report) -> Line:
 
 
 def _detail_of(kind: str, latencies: Sequence[Latency]) -> str:
-    """What an artefact is, and what runs it."""
+    """What an artifact is, and what runs it."""
     quoted = single_thread(latencies)
     return f"{kind}, {quoted.runtime}" if isinstance(quoted, Measured) else kind
 
@@ -211,7 +211,7 @@ def metric_name(metric: str) -> str:
 
 
 def variant(report: Report) -> str:
-    """What the targets' artefacts are."""
+    """What the targets' artifacts are."""
     return "INT8" if any(stage.stage == "quantize" for stage in report.stages) else "optimized, FP32"
 
 
@@ -283,7 +283,7 @@ def _dot(label: str, value: float | None, kind: Kind) -> charts.Row:
 
 def _bar(label: str, value: int | None, kind: Kind) -> charts.Row:
     if value is None:
-        return charts.Row(label=label, value=None, text="no artefact", kind="none")
+        return charts.Row(label=label, value=None, text="no artifact", kind="none")
     return charts.Row(label=label, value=value, text=units.size(value), kind=kind)
 
 

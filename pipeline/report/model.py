@@ -82,7 +82,7 @@ class Parity(Record):
 
 
 class CrossCheck(Record):
-    """The same artefact in another runtime, or at another precision: its accuracy, never its time."""
+    """The same artifact in another runtime, or at another precision: its accuracy, never its time."""
 
     runtime: str
     metrics: dict[str, float]
@@ -102,7 +102,7 @@ class VariantRecord(Record):
 
 
 class TargetRecord(Record):
-    """One target's artefact and everything known of it."""
+    """One target's artifact and everything known of it."""
 
     target: str
     status: Literal["ok", "skipped", "failed"]

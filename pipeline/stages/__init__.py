@@ -1,1 +1,1 @@
-"""Stages: each a verb, a file, a command and a recipe key. A stage takes an artifact and returns a new one."""
+"""Stages: each a verb and a recipe key. A stage takes a model and returns a new one."""

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.core import ModelArtifact, TensorSpec
-from pipeline.data import Batch, SampleSet
+from pipeline.core import Model, TensorSpec
+from pipeline.data.samples import Batch, SampleSet
 from pipeline.machine import all_cores, cpu_name
-from pipeline.metrics import Comparison, predictor, session_predictor
-from pipeline.program import count_macs, count_parameters, example_inputs
+from pipeline.models.capture import count_macs, count_parameters, example_inputs
 from pipeline.progress import Progress
 from pipeline.report.model import ArtifactRecord, CrossCheck, OriginalRecord, Parity, TargetRecord, VariantRecord
 from pipeline.target import Exported, Latency, Lowered, Session, Skipped, Variant, files_of, measured
+from pipeline.tasks.metrics import Comparison, predictor, session_predictor
 
 WARMUP_RUNS = 10
 ROUNDS = 10
@@ -28,7 +28,7 @@ SECONDS_PER_CANDIDATE = 2.0
 
 
 def benchmark(
-    artifact: ModelArtifact, exported: Sequence[Exported], samples: SampleSet, *, root: Path, batch_size: int = 256
+    model: Model, exported: Sequence[Exported], samples: SampleSet, *, root: Path, batch_size: int = 256
 ) -> tuple[OriginalRecord, tuple[TargetRecord, ...]]:
     """Measure the original and every target; what cannot run here is skipped with the reason.
 
@@ -36,16 +36,16 @@ def benchmark(
         artifact: The optimized model that was exported, with its original.
         exported: What `export` returned.
         samples: The evaluation set. Nothing is chosen by it.
-        root: Artefact paths in the records are relative to this folder.
+        root: Artifact paths in the records are relative to this folder.
         batch_size: Samples per forward pass where the batch is dynamic. Latency is always taken at batch 1.
     """
-    ready = [_Artefacts(item) for item in exported if item.status == "ok" and item.target.cannot_run() is None]
-    metrics = _score(artifact, ready, samples, batch_size)
-    original_latency = _time(artifact, ready)
+    ready = [_Artifacts(item) for item in exported if item.status == "ok" and item.target.cannot_run() is None]
+    metrics = _score(model, ready, samples, batch_size)
+    original_latency = _time(model, ready)
     original = OriginalRecord(
-        parameters=count_parameters(artifact.reference),
-        macs=count_macs(artifact.reference, artifact.inputs),
-        size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in artifact.reference.state_dict().values()),
+        parameters=count_parameters(model.reference),
+        macs=count_macs(model.reference, model.inputs),
+        size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in model.reference.state_dict().values()),
         metrics=metrics,
         latency=tuple(original_latency),
     )
@@ -55,7 +55,7 @@ def benchmark(
 
 @dataclass
 class _Run:
-    """One artefact under measurement; ``latency`` is filled in per thread count."""
+    """One artifact under measurement; ``latency`` is filled in per thread count."""
 
     lowered: Lowered
     session: Session
@@ -64,8 +64,8 @@ class _Run:
     latency: list[Latency] = field(default_factory=list)
 
 
-class _Artefacts:
-    """A target's artefacts, loaded with all cores."""
+class _Artifacts:
+    """A target's artifacts, loaded with all cores."""
 
     def __init__(self, exported: Exported) -> None:
         assert exported.optimized is not None
@@ -91,9 +91,9 @@ class _Artefacts:
         return self.original, *self.variants.values()
 
 
-def _score(artifact: ModelArtifact, ready: Sequence[_Artefacts], samples: SampleSet, size: int) -> dict[str, float]:
+def _score(model: Model, ready: Sequence[_Artifacts], samples: SampleSet, size: int) -> dict[str, float]:
     """Run the evaluation set once through everything; returns the original's metrics."""
-    original, program = predictor(artifact.reference), predictor(artifact.module)
+    original, program = predictor(model.reference), predictor(model.module)
     of_original = Comparison()
     with Progress("evaluate", total=len(samples)) as progress:
         for batch in samples.batches(size):
@@ -164,7 +164,7 @@ def _clock(call: Callable[[], object], runs: int, taken: list[int]) -> None:
         taken.append(time.perf_counter_ns() - started)
 
 
-def _time(artifact: ModelArtifact, ready: Sequence[_Artefacts]) -> list[Latency]:
+def _time(model: Model, ready: Sequence[_Artifacts]) -> list[Latency]:
     """Time everything at batch 1 with one thread and with all cores; returns the original's latencies in PyTorch."""
     original: list[Latency] = []
     timed = [item for item in ready if item.optimized.session.metrics_source == "measured"]
@@ -173,8 +173,8 @@ def _time(artifact: ModelArtifact, ready: Sequence[_Artefacts]) -> list[Latency]
     try:
         for threads in thread_counts:
             runs = [(item, run) for item in timed for run in (*item.of_original, item.optimized)]
-            candidates = [_eager(artifact, threads)] + [
-                _in_session(item.exported.target.load(run.lowered, threads=threads), artifact.inputs, run.lowered)
+            candidates = [_eager(model, threads)] + [
+                _in_session(item.exported.target.load(run.lowered, threads=threads), model.inputs, run.lowered)
                 for item, run in runs
             ]
             records = [
@@ -202,9 +202,9 @@ def _time(artifact: ModelArtifact, ready: Sequence[_Artefacts]) -> list[Latency]
     return original
 
 
-def _eager(artifact: ModelArtifact, threads: int) -> Candidate:
-    inputs = example_inputs(artifact.inputs)
-    predict = predictor(artifact.reference)
+def _eager(model: Model, threads: int) -> Candidate:
+    inputs = example_inputs(model.inputs)
+    predict = predictor(model.reference)
     return Candidate(
         runtime=f"torch {torch.__version__} eager",
         device=cpu_name(),
@@ -218,7 +218,7 @@ def _in_session(session: Session, inputs: tuple[TensorSpec, ...], lowered: Lower
     return Candidate(runtime=session.runtime, device=session.device, call=lambda: session.run(arrays))
 
 
-def _record(exported: Exported, result: _Artefacts | None, root: Path) -> TargetRecord:
+def _record(exported: Exported, result: _Artifacts | None, root: Path) -> TargetRecord:
     target = exported.target
     if exported.optimized is None or exported.original is None:
         return TargetRecord(target=target.name, status=exported.status, reason=exported.reason)
@@ -287,7 +287,7 @@ def _parity(comparison: Comparison) -> Parity:
 
 
 def artifact_record(path: Path, root: Path) -> ArtifactRecord:
-    """Size and hash of a file, or of all files of an artefact that has several."""
+    """Size and hash of a file, or of all files of an artifact that has several."""
     files = files_of(path)
     digest = hashlib.sha256()
     for file in files:

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pipeline.checkpoint import build
-from pipeline.core import ModelArtifact, StageError, StageRecord
-from pipeline.data import SampleSet
-from pipeline.distillation import distillation_loss
-from pipeline.features import FeatureLoss
-from pipeline.metrics import evaluate
-from pipeline.program import count_macs, count_parameters, example_inputs
+from pipeline.core import Model, StageError, StageRecord
+from pipeline.data.samples import SampleSet
+from pipeline.models.capture import count_macs, count_parameters, example_inputs
+from pipeline.models.load import build
 from pipeline.recipe import DistillConfig
-from pipeline.training import best_epoch, fit
+from pipeline.tasks.metrics import evaluate
+from pipeline.training.features import FeatureLoss
+from pipeline.training.loop import best_epoch, fit
+from pipeline.training.losses import distillation_loss
 
 
 def distill(
-    artifact: ModelArtifact,
+    model: Model,
     config: DistillConfig,
     data: SampleSet,
     *,
@@ -37,7 +37,7 @@ def distill(
     checkpoint: Path | None = None,
     log: Path | None = None,
     root: Path = Path(),
-) -> ModelArtifact:
+) -> Model:
     """Train a student to answer as the original does, and as the labels say where there are any.
 
     The student is the current model or, where ``config.student`` names one, another network in its place.
@@ -58,16 +58,16 @@ def distill(
     if config.early_stop is not None and held_out is None:
         raise StageError("early_stop needs held-out samples", where="distill", fix="remove it, or add training data")
     started = time.monotonic()
-    _refuse_programs(artifact)
-    student = first_student(artifact, config, seed=seed, root=root).requires_grad_(True)
-    teacher = copy.deepcopy(artifact.reference).requires_grad_(False).eval()
+    _refuse_programs(model)
+    student = first_student(model, config, seed=seed, root=root).requires_grad_(True)
+    teacher = copy.deepcopy(model.reference).requires_grad_(False).eval()
     for module in (student, teacher):
         _to_channels_last(module)
     loss = distillation_loss(teacher, temperature=config.temperature, alpha=config.alpha, relations=config.relations)
     if config.features is not None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            loss = FeatureLoss(loss, student, teacher, config.features, example_inputs(artifact.inputs, 2))
+            loss = FeatureLoss(loss, student, teacher, config.features, example_inputs(model.inputs, 2))
     logs = fit(
         student,
         loss,
@@ -85,7 +85,7 @@ def distill(
         config=config.model_dump(mode="json"),
         duration_s=time.monotonic() - started,
         parameters=count_parameters(student),
-        macs=count_macs(student, artifact.inputs),
+        macs=count_macs(student, model.inputs),
         details={
             "samples": len(data),
             "held_out": 0 if held_out is None else len(held_out),
@@ -94,10 +94,10 @@ def distill(
             "feature_layers": loss.layers if isinstance(loss, FeatureLoss) else {},
         },
     )
-    return artifact.after(student, record)
+    return model.after(student, record)
 
 
-def first_student(artifact: ModelArtifact, config: DistillConfig, *, seed: int = 0, root: Path = Path()) -> nn.Module:
+def first_student(model: Model, config: DistillConfig, *, seed: int = 0, root: Path = Path()) -> nn.Module:
     """The student as it is before training: a copy of the current model, or the network that the recipe names.
 
     Raises:
@@ -106,13 +106,13 @@ def first_student(artifact: ModelArtifact, config: DistillConfig, *, seed: int =
     """
     source = config.student
     if source is None:
-        return copy.deepcopy(artifact.module)
+        return copy.deepcopy(model.module)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         weights = None if source.checkpoint is None else root / source.checkpoint
         student = build(source.factory, source.kwargs, weights, root=root)
-    inputs = example_inputs(artifact.inputs, 2)
-    expected = _shapes(artifact.reference, inputs)
+    inputs = example_inputs(model.inputs, 2)
+    expected = _shapes(model.reference, inputs)
     try:
         found = _shapes(student, inputs)
     except Exception as error:  # a user's forward may raise anything
@@ -147,8 +147,8 @@ def _to_channels_last(module: nn.Module) -> None:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
 
 
-def _refuse_programs(artifact: ModelArtifact) -> None:
-    for module in (artifact.module, artifact.reference):
+def _refuse_programs(model: Model) -> None:
+    for module in (model.module, model.reference):
         if isinstance(module, GraphModule):
             raise StageError(
                 "a torch.export program (.pt2) cannot be trained: its graph is in inference mode for good",

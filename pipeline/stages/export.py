@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core import EdgewrightError, ModelArtifact
+from pipeline.core import EdgewrightError, Model
 from pipeline.target import Exported, Lowered, Target, Variant
 
 
-def export(artifact: ModelArtifact, targets: Sequence[Target], out_dir: Path) -> tuple[Exported, ...]:
+def export(model: Model, targets: Sequence[Target], out_dir: Path) -> tuple[Exported, ...]:
     """Lower a model, and the original it came from, to every target.
 
     A target whose package is missing is skipped, and one that cannot hold the model has failed; each says why, and
@@ -18,26 +18,26 @@ def export(artifact: ModelArtifact, targets: Sequence[Target], out_dir: Path) ->
     Args:
         artifact: The optimized model; quantized, it is lowered to integers.
         targets: From ``targets.get(name)``.
-        out_dir: Where the artefacts go: ``<out_dir>/<target>/model.*``, ``original.*`` and ``original_<variant>.*``.
+        out_dir: Where the artifacts go: ``<out_dir>/<target>/model.*``, ``original.*`` and ``original_<variant>.*``.
     """
-    return tuple(_export_one(artifact, target, out_dir / target.name) for target in targets)
+    return tuple(_export_one(model, target, out_dir / target.name) for target in targets)
 
 
-def _export_one(artifact: ModelArtifact, target: Target, folder: Path) -> Exported:
+def _export_one(model: Model, target: Target, folder: Path) -> Exported:
     if extra := target.missing_package():
         return Exported(target=target, status="skipped", reason=f"not installed: pip install '{extra}'")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        optimized = target.lower(artifact, folder, name="model")
-        original = target.lower(artifact.original(), folder, name="original")
+        optimized = target.lower(model, folder, name="model")
+        original = target.lower(model.original(), folder, name="original")
     except EdgewrightError as error:
         return Exported(target=target, status="failed", reason=str(error))
-    variants = {variant: _variant(artifact.original(), target, folder, variant) for variant in target.variants}
+    variants = {variant: _variant(model.original(), target, folder, variant) for variant in target.variants}
     return Exported(target=target, status="ok", optimized=optimized, original=original, variants=variants)
 
 
-def _variant(original: ModelArtifact, target: Target, folder: Path, variant: Variant) -> Lowered | str:
-    """A comparison's artefact, or why there is none: that does not stop what was asked for."""
+def _variant(original: Model, target: Target, folder: Path, variant: Variant) -> Lowered | str:
+    """A comparison's artifact, or why there is none: that does not stop what was asked for."""
     try:
         return target.lower(original, folder, name=f"original_{variant}", variant=variant)
     except EdgewrightError as error:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.core import ModelArtifact, Preprocessing, TargetError, TensorSpec
+from pipeline.core import Model, Preprocessing, TargetError, TensorSpec
 from pipeline.recipe import CoremlConfig
 from targets.coreml.sdk import coremltools, quiet
 
@@ -94,26 +94,26 @@ def pixels(values: Array, preprocessing: Preprocessing) -> Array:
     return levels
 
 
-def interface_of(artifact: ModelArtifact, config: CoremlConfig, *, where: str) -> Interface:
+def interface_of(model: Model, config: CoremlConfig, *, where: str) -> Interface:
     """The interface that a recipe asks for.
 
     Raises:
         TargetError: Images are asked for, and no input can be one; or class labels, and the model has none.
     """
-    images = tuple(config.image_input and _is_image(spec) for spec in artifact.inputs)
+    images = tuple(config.image_input and _is_image(spec) for spec in model.inputs)
     if config.image_input and not any(images):
         raise TargetError(
             "image_input is set, but no input is float32 of shape [1, H, W] or [3, H, W]",
             where=where,
             fix="remove image_input from the recipe",
         )
-    if config.classifier and not artifact.classes:
+    if config.classifier and not model.classes:
         raise TargetError(
             "classifier is set, but the model has no class names",
             where=where,
             fix="add model: {classes: [...]} to the recipe",
         )
-    return Interface(images, artifact.classes if config.classifier else ())
+    return Interface(images, model.classes if config.classifier else ())
 
 
 def _is_image(spec: TensorSpec) -> bool:
@@ -135,26 +135,26 @@ def _interface_dtype(spec: TensorSpec) -> type[np.generic]:
     return np.float32 if spec.dtype == "float32" else np.float16 if spec.dtype == "float16" else np.int32
 
 
-def describe(model: Any, artifact: ModelArtifact, variant: Variant, *, embedded: bool) -> None:
+def describe(mlmodel: Any, model: Model, variant: Variant, *, embedded: bool) -> None:
     """Write the metadata that Xcode shows, and that the session needs.
 
     Args:
         embedded: Whether the package does the preprocessing itself.
     """
-    model.author = f"edgewright {metadata.version('edgewright')}"
-    model.version = artifact.recipe_sha256[:12]
-    kind = f"classifier of {len(artifact.classes)} classes" if artifact.classes else "model"
-    model.short_description = f"{variant} {kind}, stages: {', '.join(r.stage for r in artifact.history) or 'none'}"
+    mlmodel.author = f"edgewright {metadata.version('edgewright')}"
+    mlmodel.version = model.recipe_sha256[:12]
+    kind = f"classifier of {len(model.classes)} classes" if model.classes else "model"
+    mlmodel.short_description = f"{variant} {kind}, stages: {', '.join(r.stage for r in model.history) or 'none'}"
     own = {
         "edgewright.variant": variant,
-        PREPROCESSING_KEY: artifact.preprocessing.model_dump_json(),
+        PREPROCESSING_KEY: model.preprocessing.model_dump_json(),
         "edgewright.preprocessing_embedded": json.dumps(embedded),
     }
-    if artifact.recipe_sha256:
-        own["edgewright.recipe_sha256"] = artifact.recipe_sha256
-    if artifact.classes:
-        own["edgewright.classes"] = json.dumps(artifact.classes)
-    model.user_defined_metadata.update(own)
+    if model.recipe_sha256:
+        own["edgewright.recipe_sha256"] = model.recipe_sha256
+    if model.classes:
+        own["edgewright.classes"] = json.dumps(model.classes)
+    mlmodel.user_defined_metadata.update(own)
 
 
 def add_classifier(specification: Any, labels: tuple[str, ...]) -> None:

@@ -14,8 +14,8 @@ from torch import fx, nn
 from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 
-from pipeline.core import ModelArtifact, TargetError, TensorSpec
-from pipeline.program import capture, fixed_batch_size
+from pipeline.core import Model, TargetError, TensorSpec
+from pipeline.models.capture import capture, fixed_batch_size
 from pipeline.recipe import CoremlConfig
 from pipeline.target import Lowered, Variant
 from targets.coreml.compression import compress
@@ -38,40 +38,38 @@ RESCALING = "common::distributive_quantized_binary_op_scale_normalization"
 FP16_SMALLEST, FP16_SMALLEST_NORMAL = 2.0**-24, 2.0**-14
 
 
-def lower(
-    artifact: ModelArtifact, config: CoremlConfig, out_dir: Path, *, name: str, variant: Variant | None = None
-) -> Lowered:
+def lower(model: Model, config: CoremlConfig, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
     """Convert and save; see `pipeline.target.Target.lower`.
 
     A quantized program keeps its int8 weights as ``constexpr`` operators and its quantize/dequantize pairs, and
     computes in FP16 between them, as the Neural Engine does. The FP32 original computes in FP32, its compressed
     variants in FP16.
     """
-    interface = interface_of(artifact, config, where=name)
-    subnormal = _subnormal_scales(artifact.module, where=name) if artifact.quantized else 0
-    form = variant or ("int8" if artifact.quantized else "fp32")
+    interface = interface_of(model, config, where=name)
+    subnormal = _subnormal_scales(model.module, where=name) if model.quantized else 0
+    form = variant or ("int8" if model.quantized else "fp32")
     half = config.precision == "float16" if form == "int8" else form != "fp32"
-    model = fold_weights(artifact.module) if artifact.quantized else artifact.module
+    mlmodel = fold_weights(model.module) if model.quantized else model.module
     if not interface.is_plain:
-        model = Deployed(model, interface, artifact.preprocessing)
+        mlmodel = Deployed(mlmodel, interface, model.preprocessing)
     notes = []
-    program = _capture(model, artifact.inputs, config, single=not interface.is_plain)
+    program = _capture(mlmodel, model.inputs, config, single=not interface.is_plain)
     try:
-        converted = _convert(program, artifact, config, interface, half=half, where=name)
+        converted = _convert(program, model, config, interface, half=half, where=name)
     except TargetError as error:
         if fixed_batch_size(program) is not None:
             raise
         notes.append(f"with an open batch, {error.problem}")
-        program = _capture(model, artifact.inputs, config, single=True)
-        converted = _convert(program, artifact, config, interface, half=half, where=name)
+        program = _capture(mlmodel, model.inputs, config, single=True)
+        converted = _convert(program, model, config, interface, half=half, where=name)
     finished = _finished(compress(converted, form), interface.labels)
-    describe(finished, artifact, form, embedded=any(interface.images))
+    describe(finished, model, form, embedded=any(interface.images))
     path = out_dir / f"{name}.mlpackage"
     _save(finished, path)
     batch_size = fixed_batch_size(program)
     sizes = ", ".join(map(str, sorted(config.batch_sizes)))
     notes.append(f"batch {batch_size} only" if batch_size else f"batches of {sizes}")
-    if artifact.quantized:
+    if model.quantized:
         notes.append(f"computes in {'FP16' if half else 'FP32'} between integer operators")
     if subnormal and half:
         notes.append(f"{subnormal} activation scales are subnormal in FP16 and lose precision")
@@ -80,8 +78,8 @@ def lower(
     return Lowered(
         path=path,
         variant=form,
-        inputs=artifact.inputs,
-        outputs=artifact.outputs,
+        inputs=model.inputs,
+        outputs=model.outputs,
         batch_size=batch_size,
         notes=tuple(notes),
     )
@@ -157,7 +155,7 @@ def _capture(
 
 def _convert(
     program: ExportedProgram,
-    artifact: ModelArtifact,
+    model: Model,
     config: CoremlConfig,
     interface: Interface,
     *,
@@ -167,7 +165,7 @@ def _convert(
     ct = coremltools()
     batch_size = fixed_batch_size(program)
     batch_sizes = sorted(config.batch_sizes) if batch_size is None else [batch_size]
-    outputs = (*artifact.outputs, PROBABILITIES) if interface.labels else artifact.outputs
+    outputs = (*model.outputs, PROBABILITIES) if interface.labels else model.outputs
     passes = ct.PassPipeline.DEFAULT
     passes.remove_passes([RESCALING])
     try:
@@ -176,7 +174,7 @@ def _convert(
                 _with_strides(program.run_decompositions(_recurrent_decompositions())),
                 inputs=[
                     input_type(spec, batch_sizes, image=image)
-                    for spec, image in zip(artifact.inputs, interface.images, strict=True)
+                    for spec, image in zip(model.inputs, interface.images, strict=True)
                 ],
                 outputs=[ct.TensorType(name=output, dtype=np.float32) for output in outputs],
                 minimum_deployment_target=ct.target[config.deployment_target],

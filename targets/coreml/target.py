@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core import ModelArtifact
+from pipeline.core import Model
 from pipeline.recipe import CoremlConfig
 from pipeline.target import Capabilities, Latency, Lowered, Placement, Session, Skipped, Variant
 from targets.coreml.capabilities import CAPABILITIES
@@ -38,10 +38,10 @@ class CoremlTarget:
     def cannot_run(self) -> str | None:
         return None
 
-    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
+    def lower(self, model: Model, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.coreml.lowering import lower
 
-        return lower(artifact, self._config, out_dir, name=name, variant=variant)
+        return lower(model, self._config, out_dir, name=name, variant=variant)
 
     def open(self, path: Path) -> Lowered:
         from targets.coreml.session import read_interface

@@ -15,8 +15,8 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxscript.optimizer import optimize_ir
 from torch.export import ExportedProgram
 
-from pipeline.core import ModelArtifact, TargetError
-from pipeline.program import capture, fixed_batch_size
+from pipeline.core import Model, TargetError
+from pipeline.models.capture import capture, fixed_batch_size
 from pipeline.recipe import OnnxConfig
 from pipeline.target import Lowered, Variant
 from targets.onnx.cpu import Cpu, deployment_cpu
@@ -43,41 +43,39 @@ OPSET = 21  # the first with per-channel and int8 DequantizeLinear in all its pr
 PRODUCER = "edgewright"
 
 
-def lower(
-    artifact: ModelArtifact, config: OnnxConfig, out_dir: Path, *, name: str, variant: Variant | None = None
-) -> Lowered:
+def lower(model: Model, config: OnnxConfig, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
     """Write ``out_dir/name.onnx``. See `pipeline.target.Target.lower`."""
     assert variant in (None, "fp16")
     cpu = deployment_cpu(config)
-    program = capture(artifact.module, artifact.inputs, dynamic=config.dynamic)
-    model = to_onnx(program, artifact)
-    name_dimensions(model, config.dynamic)
+    program = capture(model.module, model.inputs, dynamic=config.dynamic)
+    onnx_model = to_onnx(program, model)
+    name_dimensions(onnx_model, config.dynamic)
     notes = [f"ONNX opset {OPSET}"]
-    if artifact.quantized:
-        fuse(model, cpu)
+    if model.quantized:
+        fuse(onnx_model, cpu)
         notes.append(cpu.encoding)
     if config.image_input:
-        take_pixels(model, artifact)
+        take_pixels(onnx_model, model)
         notes.append("image inputs take uint8 pixels: scale, mean and std are in the file, not resize and crop")
     if variant == "fp16":
-        model = in_fp16(model)
+        onnx_model = in_fp16(onnx_model)
     return Lowered(
         path=(path := out_dir / f"{name}.onnx"),
-        variant=variant or ("int8" if artifact.quantized else "fp32"),
-        inputs=artifact.inputs,
-        outputs=artifact.outputs,
+        variant=variant or ("int8" if model.quantized else "fp32"),
+        inputs=model.inputs,
+        outputs=model.outputs,
         batch_size=fixed_batch_size(program),
-        notes=(*notes, *write(model, path, ort=config.ort and variant is None)),
+        notes=(*notes, *write(onnx_model, path, ort=config.ort and variant is None)),
     )
 
 
-def to_onnx(program: ExportedProgram, artifact: ModelArtifact) -> ir.Model:
+def to_onnx(program: ExportedProgram, model: Model) -> ir.Model:
     """The program in ONNX operators, under the artifact's input and output names.
 
     Raises:
         TargetError: An operator has no ONNX form.
     """
-    inputs = [spec.name for spec in artifact.inputs]
+    inputs = [spec.name for spec in model.inputs]
     try:
         with quiet():
             exported = torch.onnx.export(
@@ -85,7 +83,7 @@ def to_onnx(program: ExportedProgram, artifact: ModelArtifact) -> ir.Model:
                 (),
                 dynamo=True,
                 input_names=inputs,
-                output_names=list(artifact.outputs),
+                output_names=list(model.outputs),
                 opset_version=OPSET,
                 optimize=False,
                 verbose=False,
@@ -93,17 +91,17 @@ def to_onnx(program: ExportedProgram, artifact: ModelArtifact) -> ir.Model:
     except Exception as error:  # torch.onnx wraps every cause in classes of its own
         raise TargetError(
             f"cannot be written as ONNX: {_root_cause(error)}",
-            where=type(artifact.module).__name__,
+            where=type(model.module).__name__,
             fix="replace the operator, or leave onnx out of targets",
         ) from error
     assert exported is not None  # a program in memory was asked for, not a file
-    model: ir.Model = exported.model
-    optimize_ir(model, num_iterations=1)  # the exporter's own call does it twice, for nothing more on these graphs
-    model.producer_name = PRODUCER
-    model.graph.name = "model"
-    describe(model, artifact)
-    common.ClearMetadataAndDocStringPass()(model)
-    return model
+    onnx_model: ir.Model = exported.model
+    optimize_ir(onnx_model, num_iterations=1)  # the exporter's own call does it twice, for nothing more on these graphs
+    onnx_model.producer_name = PRODUCER
+    onnx_model.graph.name = "model"
+    describe(onnx_model, model)
+    common.ClearMetadataAndDocStringPass()(onnx_model)
+    return onnx_model
 
 
 def fuse(model: ir.Model, cpu: Cpu) -> None:

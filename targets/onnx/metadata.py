@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from pipeline.core import ModelArtifact, Preprocessing
+from pipeline.core import Model, Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +25,16 @@ class Metadata:
     pixel_inputs: tuple[str, ...] = ()
 
 
-def describe(model: ir.Model, artifact: ModelArtifact) -> None:
+def describe(onnx_model: ir.Model, model: Model) -> None:
     """Store classes, preprocessing, shapes and the recipe's hash in a model that holds no other entries."""
-    properties = model.metadata_props
+    properties = onnx_model.metadata_props
     properties.clear()
-    if artifact.classes:
-        properties["classes"] = ",".join(artifact.classes)
-    if artifact.recipe_sha256:
-        properties["recipe_sha256"] = artifact.recipe_sha256
-    properties["preprocessing"] = artifact.preprocessing.model_dump_json(exclude_defaults=True)
-    properties["shapes"] = json.dumps({spec.name: spec.shape for spec in artifact.inputs})
+    if model.classes:
+        properties["classes"] = ",".join(model.classes)
+    if model.recipe_sha256:
+        properties["recipe_sha256"] = model.recipe_sha256
+    properties["preprocessing"] = model.preprocessing.model_dump_json(exclude_defaults=True)
+    properties["shapes"] = json.dumps({spec.name: spec.shape for spec in model.inputs})
 
 
 def read(properties: dict[str, str]) -> Metadata:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from pipeline.core import ModelArtifact
-from pipeline.metrics import sqnr_db
-from pipeline.program import capture
+from pipeline.core import Model
+from pipeline.models.capture import capture
+from pipeline.tasks.metrics import sqnr_db
 from targets.onnx.qdq import constant, encoding
 from targets.onnx.session import session_options
 
@@ -39,24 +39,24 @@ class TensorParity:
     differing_ratio: float
 
 
-def parity(artifact: ModelArtifact, lowered: Lowered, inputs: tuple[Tensor, ...]) -> tuple[TensorParity, ...]:
+def parity(model: Model, lowered: Lowered, inputs: tuple[Tensor, ...]) -> tuple[TensorParity, ...]:
     """Compare every quantized tensor that both graphs have, in the order the file computes them.
 
     Args:
         artifact: The quantized program that was lowered.
-        inputs: One batch of samples ``(N, …)``, N > 1 or the artefact's batch size.
+        inputs: One batch of samples ``(N, …)``, N > 1 or the artifact's batch size.
     """
-    expected = _program_integers(artifact, inputs)
-    model = ir.load(lowered.path)
+    expected = _program_integers(model, inputs)
+    onnx_model = ir.load(lowered.path)
     quantized = {
         node.outputs[0].name: node
-        for node in model.graph
+        for node in onnx_model.graph
         if node.op_type == "QuantizeLinear" and node.outputs[0].name in expected and constant(node.inputs[0]) is None
     }
     for node in quantized.values():
-        model.graph.outputs.append(node.outputs[0])
+        onnx_model.graph.outputs.append(node.outputs[0])
     session = onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), session_options(1), providers=["CPUExecutionProvider"]
+        ir.to_proto(onnx_model).SerializeToString(), session_options(1), providers=["CPUExecutionProvider"]
     )
     feeds = {spec.name: tensor.numpy() for spec, tensor in zip(lowered.inputs, inputs, strict=True)}
     names = list(quantized)
@@ -72,9 +72,9 @@ def first_divergence(tensors: tuple[TensorParity, ...]) -> TensorParity | None:
     return next((tensor for tensor in tensors if tensor.most_steps > 1), None)
 
 
-def _program_integers(artifact: ModelArtifact, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _program_integers(model: Model, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """What every quantize_per_tensor of the program gives, by the name it has when captured for lowering."""
-    program = capture(artifact.module, artifact.inputs)
+    program = capture(model.module, model.inputs)
     recorder = _Recorder(program.module(check_guards=False))
     with torch.inference_mode():
         recorder.run(*inputs)

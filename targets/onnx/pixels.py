@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.core import ModelArtifact, Preprocessing, TargetError, TensorSpec
+from pipeline.core import Model, Preprocessing, TargetError, TensorSpec
 from targets.onnx.metadata import Metadata
 from targets.onnx.qdq import Encoding, encoding, initializer
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
-def take_pixels(model: ir.Model, artifact: ModelArtifact) -> None:
+def take_pixels(onnx_model: ir.Model, model: Model) -> None:
     """Let every image input take uint8 pixels, and name these inputs in the metadata.
 
     Raises:
         TargetError: No input is an image.
     """
-    names = [spec.name for spec in artifact.inputs if spec.dtype == "float32" and len(spec.shape) == 3]
+    names = [spec.name for spec in model.inputs if spec.dtype == "float32" and len(spec.shape) == 3]
     if not names:
         raise TargetError(
             "image_input asks for an image, and no input has the shape [channels, height, width]",
             where="targets: onnx",
             fix="leave image_input out",
         )
-    for index, value in enumerate(list(model.graph.inputs)):
+    for index, value in enumerate(list(onnx_model.graph.inputs)):
         if value.name in names:
-            _take_pixels(model.graph, index, value, artifact.preprocessing)
-    model.metadata_props["pixel_inputs"] = ",".join(names)
+            _take_pixels(onnx_model.graph, index, value, model.preprocessing)
+    onnx_model.metadata_props["pixel_inputs"] = ",".join(names)
 
 
 def pixels(values: Array, preprocessing: Preprocessing) -> Array:

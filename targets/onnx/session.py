@@ -1,4 +1,4 @@
-"""Running an artefact in onnxruntime on the CPU."""
+"""Running an artifact in onnxruntime on the CPU."""
 
 from __future__ import annotations
 

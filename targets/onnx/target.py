@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from pipeline.core import ModelArtifact
+from pipeline.core import Model
 from pipeline.recipe import OnnxConfig
 from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped, Variant
 from targets.onnx.capabilities import CAPABILITIES
@@ -32,10 +32,10 @@ class OnnxTarget:
     def cannot_run(self) -> str | None:
         return None
 
-    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
+    def lower(self, model: Model, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.onnx.lowering import lower
 
-        return lower(artifact, self._config, out_dir, name=name, variant=variant)
+        return lower(model, self._config, out_dir, name=name, variant=variant)
 
     def open(self, path: Path) -> Lowered:
         from targets.onnx.session import read_interface

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ai_edge_litert import schema_py_generated as schema
 
-from pipeline.core import ModelArtifact, TargetError
+from pipeline.core import Model, TargetError
 from targets.tflite import flatbuffer
 
 Io = Literal["int8", "uint8", "float32"]
@@ -65,28 +65,28 @@ def exchange(model: Any, io: Io) -> None:
                     port.tensorIndex = outside
 
 
-def describe(model: Any, artifact: ModelArtifact, *, variant: str, layout: Layout) -> None:
+def describe(tflite_model: Any, model: Model, *, variant: str, layout: Layout) -> None:
     """Put what an application needs to know into the file, as JSON.
 
     Holds labels in the order of the logits, how an image becomes the input (``(x * scale - mean) / std``, after resize
     and crop), the inputs' original shapes and their layout here, and the hash of the recipe that made the model.
     """
     inputs = [
-        spec.model_dump(mode="json") | {"layout": layout if len(spec.shape) == 3 else None} for spec in artifact.inputs
+        spec.model_dump(mode="json") | {"layout": layout if len(spec.shape) == 3 else None} for spec in model.inputs
     ]
     facts = {
         "producer": f"edgewright {version('edgewright')}",
-        "recipe_sha256": artifact.recipe_sha256,
+        "recipe_sha256": model.recipe_sha256,
         "variant": variant,
         "inputs": inputs,
-        "outputs": artifact.outputs,
-        "classes": artifact.classes,
-        "preprocessing": artifact.preprocessing.model_dump(mode="json", exclude={"layout"}),
+        "outputs": model.outputs,
+        "classes": model.classes,
+        "preprocessing": model.preprocessing.model_dump(mode="json", exclude={"layout"}),
     }
     entry = schema.MetadataT()
     entry.name = METADATA.encode()
-    entry.buffer = flatbuffer.add_buffer(model, json.dumps(facts).encode())
-    model.metadata = [*(model.metadata or []), entry]
+    entry.buffer = flatbuffer.add_buffer(tflite_model, json.dumps(facts).encode())
+    tflite_model.metadata = [*(tflite_model.metadata or []), entry]
 
 
 def read_metadata(model: Path | bytes) -> dict[str, Any] | None:

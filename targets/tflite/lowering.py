@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.core import ModelArtifact, TargetError
-from pipeline.program import capture, example_inputs
+from pipeline.core import Model, TargetError
+from pipeline.models.capture import capture, example_inputs
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Lowered, Variant
 from targets.tflite import comparison, flatbuffer, forms, gpu, interface, layout, placement, rounding
@@ -20,9 +20,7 @@ BATCH_SIZE = 1
 SAME_SCALE = "violate the same scale constraint"  # the converter merged two sets of parameters that are meant to differ
 
 
-def lower(
-    artifact: ModelArtifact, config: TfliteConfig, out_dir: Path, *, name: str, variant: Variant | None = None
-) -> Lowered:
+def lower(model: Model, config: TfliteConfig, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
     """Write ``out_dir/name.tflite`` for batch 1, its signature named as the model's inputs and outputs.
 
     Where operators got a CPU's forms and the recipe names an NPU as well, that gets a file of its own (see `for_npu`).
@@ -32,23 +30,23 @@ def lower(
             operator, a rank that no kernel takes. The message holds the tool's own reason.
     """
     path = out_dir / f"{name}.tflite"
-    content, notes = translate(artifact, config.optimize_for)
+    content, notes = translate(model, config.optimize_for)
     if variant is not None:
         content = comparison.encode(content, variant)
-    made: Variant = variant or ("int8" if artifact.quantized else "fp32")
-    flatbuffer.write_model(finish(content, artifact, config, made), path, verify=_verify)
+    made: Variant = variant or ("int8" if model.quantized else "fp32")
+    flatbuffer.write_model(finish(content, model, config, made), path, verify=_verify)
     _beside(path).unlink(missing_ok=True)
-    if artifact.quantized and notes:
-        notes += (*_without_forms(artifact, config, path), *_write_for_npu(artifact, config, path))
-    if artifact.quantized and config.reference_kernels is not False:
+    if model.quantized and notes:
+        notes += (*_without_forms(model, config, path), *_write_for_npu(model, config, path))
+    if model.quantized and config.reference_kernels is not False:
         notes += rounding.note(for_npu(path))
     if config.gpu:
         notes += gpu.compatibility(path)
     return Lowered(
         path=path,
         variant=made,
-        inputs=artifact.inputs,
-        outputs=artifact.outputs,
+        inputs=model.inputs,
+        outputs=model.outputs,
         batch_size=BATCH_SIZE,
         notes=notes,
     )
@@ -63,13 +61,13 @@ def _beside(path: Path) -> Path:
     return path.with_stem(f"{path.stem}_npu")
 
 
-def _write_for_npu(artifact: ModelArtifact, config: TfliteConfig, path: Path) -> tuple[str, ...]:
+def _write_for_npu(model: Model, config: TfliteConfig, path: Path) -> tuple[str, ...]:
     """Write the file beside ``path`` where the recipe asks for both; say so where it cannot be made."""
     if config.optimize_for == "npu" or not (config.npu or config.aot):
         return ()
     try:
-        content, _ = translate(artifact, "npu")
-        flatbuffer.write_model(finish(content, artifact, config, "int8"), _beside(path), verify=_verify)
+        content, _ = translate(model, "npu")
+        flatbuffer.write_model(finish(content, model, config, "int8"), _beside(path), verify=_verify)
     except TargetError as error:
         return (f"the NPU gets the CPU's file: {error.problem}",)
     return ()
@@ -84,47 +82,47 @@ def _verify(path: Path) -> None:
         raise TargetError(f"LiteRT cannot run the converted model: {reason}") from error
 
 
-def _without_forms(artifact: ModelArtifact, config: TfliteConfig, path: Path) -> tuple[str, ...]:
+def _without_forms(model: Model, config: TfliteConfig, path: Path) -> tuple[str, ...]:
     """Record where the operators would run without our forms; say so where that model cannot even be made."""
     try:
-        content, _ = translate(artifact, None)
+        content, _ = translate(model, None)
     except TargetError as error:
         return (f"without our forms: {error.problem}",)
-    placement.record_before(finish(content, artifact, config, "int8"), path, config.npu)
+    placement.record_before(finish(content, model, config, "int8"), path, config.npu)
     return ()
 
 
-def translate(artifact: ModelArtifact, goal: forms.Goal | None) -> tuple[bytes, tuple[str, ...]]:
+def translate(model: Model, goal: forms.Goal | None) -> tuple[bytes, tuple[str, ...]]:
     """A program as TFLite bytes, and what a reader of the report should know of them.
 
     Args:
         goal: None leaves the operators as the converter takes them.
     """
-    program = capture(artifact.module, artifact.inputs, batch_size=BATCH_SIZE).module()
+    program = capture(model.module, model.inputs, batch_size=BATCH_SIZE).module()
     changed = forms.rewrite(program, goal) if goal is not None else Counter[str]()
     notes = [f"{count} x {op} rewritten for the {goal}" for op, count in sorted(changed.items())]
-    inputs = example_inputs(artifact.inputs, BATCH_SIZE)
+    inputs = example_inputs(model.inputs, BATCH_SIZE)
     try:
-        return convert(program, inputs, quantized=artifact.quantized), tuple(notes)
+        return convert(program, inputs, quantized=model.quantized), tuple(notes)
     except TargetError as error:
         if SAME_SCALE not in error.problem:
             raise
         apart = forms.keep_requantizations_apart(program)
         notes.append(f"{apart} changes of quantization parameters pass through float")
-        return convert(program, inputs, quantized=artifact.quantized), tuple(notes)
+        return convert(program, inputs, quantized=model.quantized), tuple(notes)
 
 
-def finish(content: bytes, artifact: ModelArtifact, config: TfliteConfig, variant: Variant) -> bytes:
+def finish(content: bytes, model: Model, config: TfliteConfig, variant: Variant) -> bytes:
     """Give a converted model its names, layout and number types, and let it say what it is."""
-    model = flatbuffer.read_model(content)
-    interface.name_signature(model, [spec.name for spec in artifact.inputs], artifact.outputs)
-    layout.pad_in_place(model)
+    tflite_model = flatbuffer.read_model(content)
+    interface.name_signature(tflite_model, [spec.name for spec in model.inputs], model.outputs)
+    layout.pad_in_place(tflite_model)
     if config.input_layout == "nhwc":
-        layout.take_channels_last(model)
-    flatbuffer.drop_unused_tensors(model)
-    interface.exchange(model, config.io)
-    interface.describe(model, artifact, variant=variant, layout=config.input_layout)
-    return flatbuffer.serialize(model)
+        layout.take_channels_last(tflite_model)
+    flatbuffer.drop_unused_tensors(tflite_model)
+    interface.exchange(tflite_model, config.io)
+    interface.describe(tflite_model, model, variant=variant, layout=config.input_layout)
+    return flatbuffer.serialize(tflite_model)
 
 
 def convert(module: nn.Module, inputs: tuple[Tensor, ...], *, quantized: bool) -> bytes:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class LitertSession:
     """A ``.tflite`` file in LiteRT's interpreter, on the CPU with XNNPACK. See `pipeline.target.Session`.
 
-    An integer artefact takes and gives integers. `run` converts from and to the float values of the original model,
+    An integer artifact takes and gives integers. `run` converts from and to the float values of the original model,
     so a measured time includes that conversion, as an application that starts from floats would pay it.
 
     Args:

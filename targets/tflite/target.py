@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from pipeline.core import ModelArtifact
+from pipeline.core import Model
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Capabilities, Estimated, Latency, Lowered, Placement, Session, Skipped, Variant
 from targets.tflite.capabilities import CAPABILITIES
@@ -34,10 +34,10 @@ class TfliteTarget:
     def cannot_run(self) -> str | None:
         return None if importlib.util.find_spec("ai_edge_litert") else "ai-edge-litert is not installed"
 
-    def lower(self, artifact: ModelArtifact, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
+    def lower(self, model: Model, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.tflite.lowering import lower
 
-        return lower(artifact, self._config, out_dir, name=name, variant=variant)
+        return lower(model, self._config, out_dir, name=name, variant=variant)
 
     def open(self, path: Path) -> Lowered:
         from targets.tflite.session import read_interface

@@ -19,16 +19,16 @@ from pathlib import Path
 import networks
 import torch
 
-from pipeline.core import ModelArtifact
-from pipeline.data import SampleSet
+from pipeline.core import Model
+from pipeline.data.samples import SampleSet
 from pipeline.machine import all_cores, cpu_name
-from pipeline.metrics import Comparison, predictor
 from pipeline.recipe import Budget, CoremlConfig, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Session
+from pipeline.tasks.metrics import Comparison, predictor
 from targets.coreml import CoremlTarget
 from targets.coreml.session import ReferenceSession
-from tests.models import ARCHITECTURES
+from tests.networks.architectures import ARCHITECTURES
 
 BATCH, REPEATS = 8, 3
 
@@ -44,19 +44,19 @@ def images_per_second(call: Callable[[], object]) -> float:
 
 
 def speed(name: str) -> None:
-    artifact, images = networks.build(name), networks.images(BATCH)
+    model, images = networks.build(name), networks.images(BATCH)
     target = CoremlTarget(CoremlConfig(batch_sizes=(BATCH,)))
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        session = target.load(target.lower(artifact, Path(folder), name=name), threads=all_cores())
+        session = target.load(target.lower(model, Path(folder), name=name), threads=all_cores())
         ours = images_per_second(lambda: session.run((images.numpy(),)))
-        eager = images_per_second(lambda: artifact.module(images))
+        eager = images_per_second(lambda: model.module(images))
     print(f"{name:20} {ours:8.1f} images/s   torch eager {eager:8.1f}", flush=True)
 
 
 def parity(name: str) -> None:
     architecture = ARCHITECTURES[name]
-    artifact = architecture.artifact()
-    int8 = quantize(artifact, QuantizeConfig(), architecture.samples(64), budget=Budget(metric="agreement"))
+    model = architecture.model()
+    int8 = quantize(model, QuantizeConfig(), architecture.samples(64), budget=Budget(metric="agreement"))
     samples, half = architecture.samples(64, seed=2), CoremlTarget()
     full = CoremlTarget(CoremlConfig(precision="float32"))
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def parity(name: str) -> None:
     print(f"{name:20}", *columns, f"{against_original(int8, samples):8.1f}", flush=True)
 
 
-def against_program(session: Session, int8: ModelArtifact, samples: SampleSet) -> float:
+def against_program(session: Session, int8: Model, samples: SampleSet) -> float:
     compared = Comparison()
     for batch in samples.batches(64):
         outputs = session.run(tuple(tensor.numpy() for tensor in batch.inputs))
@@ -75,7 +75,7 @@ def against_program(session: Session, int8: ModelArtifact, samples: SampleSet) -
     return compared.sqnr_db
 
 
-def against_original(int8: ModelArtifact, samples: SampleSet) -> float:
+def against_original(int8: Model, samples: SampleSet) -> float:
     compared = Comparison()
     for batch in samples.batches(64):
         compared.update(predictor(int8.module)(batch.inputs), predictor(int8.reference)(batch.inputs))

@@ -35,8 +35,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch.utils.data import Dataset
 
 import targets
-from pipeline.core import ModelArtifact
-from pipeline.data import from_dataset
+from pipeline.core import Model
+from pipeline.data.samples import from_dataset
 from pipeline.machine import cpu_name
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.benchmark import Candidate, interleave
@@ -66,15 +66,15 @@ class Images(Dataset):  # type: ignore[type-arg]
             yield {"image": image.unsqueeze(0).numpy()}
 
 
-def fp32(artifact: ModelArtifact, out: Path) -> None:
-    targets.get("onnx").lower(artifact.original(), out, name="fp32")
+def fp32(model: Model, out: Path) -> None:
+    targets.get("onnx").lower(model.original(), out, name="fp32")
 
 
-def ours(artifact: ModelArtifact, out: Path) -> None:
+def ours(model: Model, out: Path) -> None:
     """Also writes what the export took: seconds, and the peak memory of the process in bytes."""
-    samples = from_dataset(Images(), artifact.inputs)
+    samples = from_dataset(Images(), model.inputs)
     config = QuantizeConfig(observers=("minmax",), equalisation=False, mixed_precision=False)
-    program = quantize(artifact, config, samples, budget=Budget(metric="agreement"))
+    program = quantize(model, config, samples, budget=Budget(metric="agreement"))
     started = time.perf_counter()
     targets.get("onnx").lower(program, out, name="ours")
     taken = {
@@ -84,7 +84,7 @@ def ours(artifact: ModelArtifact, out: Path) -> None:
     (out / "ours.json").write_text(json.dumps(taken), encoding="utf-8")
 
 
-def static(artifact: ModelArtifact, out: Path) -> None:  # noqa: ARG001
+def static(model: Model, out: Path) -> None:  # noqa: ARG001
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self._feeds = Images().feeds()
@@ -105,7 +105,7 @@ def static(artifact: ModelArtifact, out: Path) -> None:  # noqa: ARG001
     )
 
 
-def nncf_int8(artifact: ModelArtifact, out: Path) -> None:  # noqa: ARG001
+def nncf_int8(model: Model, out: Path) -> None:  # noqa: ARG001
     import nncf
 
     nncf.set_log_level(logging.ERROR)
@@ -113,7 +113,7 @@ def nncf_int8(artifact: ModelArtifact, out: Path) -> None:  # noqa: ARG001
     onnx.save(nncf.quantize(onnx.load(out / "fp32.onnx"), images, subset_size=CALIBRATION_IMAGES), out / "nncf.onnx")
 
 
-TOOLS: dict[str, Callable[[ModelArtifact, Path], None]] = {
+TOOLS: dict[str, Callable[[Model, Path], None]] = {
     "fp32": fp32,
     "ours": ours,
     "quantize_static": static,
@@ -126,11 +126,11 @@ def files(name: str, out: Path) -> dict[str, Path]:
     out.mkdir(parents=True, exist_ok=True)
     made = {tool: out / f"{tool}.onnx" for tool in TOOLS}
     missing = [tool for tool, path in made.items() if not path.exists()]
-    artifact = networks.build(name) if missing else None
+    model = networks.build(name) if missing else None
     for tool in missing:
-        assert artifact is not None
+        assert model is not None
         try:
-            TOOLS[tool](artifact, out)
+            TOOLS[tool](model, out)
         except Exception as error:
             print(f"{name}: {tool} failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     return {tool: path for tool, path in made.items() if path.exists() and loads(name, tool, path)}

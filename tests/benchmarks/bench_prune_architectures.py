@@ -17,11 +17,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' networks, which are no part of the package
 
 import targets
-from pipeline.core import ModelArtifact
-from pipeline.program import count_macs, count_parameters
+from pipeline.core import Model
+from pipeline.models.capture import count_macs, count_parameters
 from pipeline.stages.prune import prune
-from tests.models import ARCHITECTURES, Architecture
-from tests.pipeline.stages.halving import to_half
+from tests.networks.architectures import ARCHITECTURES, Architecture
+from tests.pipeline.stages.prune.halving import to_half
 
 HEADER = "| network | MACs kept | parameters kept | ONNX against torch | left alone |\n|---|---|---|---|---|"
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 def row(architecture: Architecture) -> str:
     """Prune one network to half its cost and describe the result."""
-    before = architecture.artifact()
+    before = architecture.model()
     after = prune(before, to_half(architecture.name), architecture.samples(64))
     record = after.history[-1]
     macs = record.macs / count_macs(before.module, before.inputs)
@@ -52,15 +52,15 @@ def row(architecture: Architecture) -> str:
     return f"| {architecture.name} | {macs:.2f} | {parameters:.2f} | {onnx_error(after, architecture):.0e} | {left} |"
 
 
-def onnx_error(artifact: ModelArtifact, architecture: Architecture) -> float:
+def onnx_error(model: Model, architecture: Architecture) -> float:
     """Largest difference of the exported file's outputs, relative to the largest output."""
     (batch,) = architecture.samples(1).batches(1)
     with torch.no_grad():
-        outputs = artifact.module(*batch.inputs)
+        outputs = model.module(*batch.inputs)
     expected = outputs if isinstance(outputs, tuple) else (outputs,)
     onnx = targets.get("onnx")
     with tempfile.TemporaryDirectory() as folder:
-        session = onnx.load(onnx.lower(artifact, Path(folder), name=architecture.name), threads=1)
+        session = onnx.load(onnx.lower(model, Path(folder), name=architecture.name), threads=1)
     found = session.run(tuple(tensor.numpy() for tensor in batch.inputs))
     errors = [(torch.from_numpy(f) - e).abs().max() / e.abs().max() for f, e in zip(found, expected, strict=True)]
     return float(max(errors))

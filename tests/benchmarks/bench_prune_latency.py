@@ -28,13 +28,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--results", type=Path, help="JSON file to write")
     results: Path | None = arguments.parse_args().results
-    artifact = from_module(load_trained(), inputs=[IMAGE])
+    model = from_module(load_trained(), inputs=[IMAGE])
     rows = []
     for name, ratio in ASKED:
         target = targets.get(name)
-        pruned = prune(artifact, PruneConfig(latency_ratio=ratio, latency_target=name), target=target)
-        candidates = (artifact.original(), dataclasses.replace(artifact, module=pruned.module))
-        before, after = interleaved_medians(artifact, tuple(load_session(target, each) for each in candidates))
+        pruned = prune(model, PruneConfig(latency_ratio=ratio, latency_target=name), target=target)
+        candidates = (model.original(), dataclasses.replace(model, module=pruned.module))
+        before, after = interleaved_medians(model, tuple(load_session(target, each) for each in candidates))
         record = pruned.history[-1]
         row = {
             "target": name,

@@ -31,12 +31,12 @@ import targets
 from calibration_data.fashion_mnist import train as demo
 from calibration_data.fashion_mnist.harder import train as harder
 from calibration_data.fashion_mnist.harder.network import NETWORKS as HARDER
-from pipeline.core import ModelArtifact
-from pipeline.data import SampleSet
-from pipeline.metrics import Comparison, Predict, predictor, session_predictor
+from pipeline.core import Model
+from pipeline.data.samples import SampleSet
 from pipeline.recipe import Augmentation, Budget, QatConfig, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Session
+from pipeline.tasks.metrics import Comparison, Predict, predictor, session_predictor
 
 RESULTS = Path(__file__).parent / "results"
 CALIBRATION_IMAGES = 256
@@ -70,7 +70,7 @@ class Bench:
     def __init__(self, network: str, out: Path) -> None:
         module = NETWORKS[network]()
         self.network, self.out = network, out
-        self.artifact = ModelArtifact(module=module, reference=module, inputs=(demo.IMAGE,), outputs=("logits",))
+        self.model = Model(module=module, reference=module, inputs=(demo.IMAGE,), outputs=("logits",))
         self.train = demo.committed_samples("train")
         self.calibration = self.train.take(CALIBRATION_IMAGES)
         self._test = list(demo.committed_samples("test").batches(500))
@@ -108,7 +108,7 @@ class Bench:
 
 
 def float_original(bench: Bench) -> None:
-    bench.score("peers", "FP32", "", "torch", predictor(bench.artifact.module), 0.0)
+    bench.score("peers", "FP32", "", "torch", predictor(bench.model.module), 0.0)
 
 
 def onnx_predictor(path: Path) -> Predict:
@@ -132,7 +132,7 @@ def unoptimized_predictor(path: Path) -> Predict:
 
 def peers(bench: Bench) -> None:
     float_original(bench)
-    fp32 = targets.get("onnx").lower(bench.artifact.original(), bench.out, name="fp32").path
+    fp32 = targets.get("onnx").lower(bench.model.original(), bench.out, name="fp32").path
     for method in ("MinMax", "Entropy", "Percentile"):
         bench.attempt("peers", "quantize_static", method, "onnxruntime", lambda m=method: static(bench, fp32, m))
     for accurate in (False, True):
@@ -190,7 +190,7 @@ def nncf_int8(bench: Bench, fp32: Path, *, accurate: bool) -> Predict:
 def ai_edge_quantizer(bench: Bench) -> Predict:
     from ai_edge_quantizer import quantizer, recipe
 
-    fp32 = targets.get("tflite").lower(bench.artifact.original(), bench.out, name="fp32").path
+    fp32 = targets.get("tflite").lower(bench.model.original(), bench.out, name="fp32").path
     peer = quantizer.Quantizer(str(fp32))
     peer.load_quantization_recipe(recipe.static_wi8_ai8())
     path = bench.out / "ai_edge_quantizer.tflite"
@@ -199,8 +199,8 @@ def ai_edge_quantizer(bench: Bench) -> Predict:
     return session_predictor(target.load(target.open(path), threads=1))
 
 
-def int8(bench: Bench, config: QuantizeConfig, train: SampleSet | None = None) -> ModelArtifact:
-    return quantize(bench.artifact, config, bench.calibration, budget=Budget(), train=train)
+def int8(bench: Bench, config: QuantizeConfig, train: SampleSet | None = None) -> Model:
+    return quantize(bench.model, config, bench.calibration, budget=Budget(), train=train)
 
 
 def ours(bench: Bench, part: str = "ours", tool: str = OURS, config: QuantizeConfig | None = None) -> None:
@@ -220,7 +220,7 @@ def ours(bench: Bench, part: str = "ours", tool: str = OURS, config: QuantizeCon
     bench.attempt(part, tool, setting, "LiteRT", lambda: lowered("tflite"))
 
 
-def chosen(model: ModelArtifact) -> str:
+def chosen(model: Model) -> str:
     found = model.history[-1].details["chosen"]
     extras = [name for name in ("equalised", "adaround") if found.get(name)]
     return ", ".join([found["method"], f"{found['bias_correction']} bias correction", *extras])

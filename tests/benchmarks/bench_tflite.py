@@ -29,8 +29,8 @@ import numpy as np
 from bench_onnx import CALIBRATION_IMAGES, Images, half_spread
 
 import targets
-from pipeline.core import ModelArtifact
-from pipeline.data import from_dataset
+from pipeline.core import Model
+from pipeline.data.samples import from_dataset
 from pipeline.machine import cpu_name
 from pipeline.recipe import Budget, QuantizeConfig, TfliteConfig
 from pipeline.stages.benchmark import Candidate, interleave
@@ -41,13 +41,13 @@ from targets.tflite.session import interpreter
 TARGET = targets.get("tflite", TfliteConfig(input_layout="nhwc"))
 
 
-def ours(artifact: ModelArtifact, fp32: Path, out: Path) -> Path:  # noqa: ARG001
+def ours(model: Model, fp32: Path, out: Path) -> Path:  # noqa: ARG001
     config = QuantizeConfig(observers=("minmax",), bias_correction=False, mixed_precision=False)
-    program = quantize(artifact, config, from_dataset(Images(), artifact.inputs), budget=Budget(metric="agreement"))
+    program = quantize(model, config, from_dataset(Images(), model.inputs), budget=Budget(metric="agreement"))
     return TARGET.lower(program, out, name="ours").path
 
 
-def ai_edge_quantizer(artifact: ModelArtifact, fp32: Path, out: Path) -> Path:  # noqa: ARG001
+def ai_edge_quantizer(model: Model, fp32: Path, out: Path) -> Path:  # noqa: ARG001
     from ai_edge_quantizer import quantizer, recipe
 
     peer = quantizer.Quantizer(str(fp32))
@@ -78,7 +78,7 @@ def tensorflow(name: str, out: Path) -> Path:
     return path
 
 
-PEERS: dict[str, Callable[[ModelArtifact, Path, Path], Path]] = {"ours": ours, "ai_edge_quantizer": ai_edge_quantizer}
+PEERS: dict[str, Callable[[Model, Path, Path], Path]] = {"ours": ours, "ai_edge_quantizer": ai_edge_quantizer}
 COLUMNS = ("fp32", *PEERS, "tensorflow")
 TWINS = {"mobilenet_v2": "MobileNetV2", "resnet50": "ResNet50"}
 """The architectures that ``tf.keras.applications`` has as well."""
@@ -92,22 +92,22 @@ def files(name: str, out: Path) -> dict[str, Path]:
     missing = [label for label in labels if label not in made]
     if not missing:
         return made
-    artifact = networks.build(name)
+    model = networks.build(name)
     for label in missing:
         try:
-            made[label] = _make(label, name, artifact, out)
+            made[label] = _make(label, name, model, out)
         except Exception as error:
             print(f"{name}: {label} failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     return made
 
 
-def _make(label: str, name: str, artifact: ModelArtifact, out: Path) -> Path:
+def _make(label: str, name: str, model: Model, out: Path) -> Path:
     if label == "fp32":
-        return TARGET.lower(artifact.original(), out, name="fp32").path
+        return TARGET.lower(model.original(), out, name="fp32").path
     if label == "tensorflow":
         with quiet():
             return tensorflow(name, out)
-    return PEERS[label](artifact, out / "fp32.tflite", out)
+    return PEERS[label](model, out / "fp32.tflite", out)
 
 
 def candidate(label: str, path: Path, threads: int) -> Candidate:

@@ -20,12 +20,12 @@ from torch import nn
 from torch.nn import functional
 
 from calibration_data.fashion_mnist.train import HERE, IMAGE, PREPROCESSING
-from pipeline.checkpoint import load
-from pipeline.data import SampleSet, open_samples
-from pipeline.distillation import distillation_loss
+from pipeline.data.samples import SampleSet, open_samples
 from pipeline.machine import cpu_name
+from pipeline.models.load import load
 from pipeline.recipe import DataSource, ModelSource, TrainingConfig
-from pipeline.training import fit
+from pipeline.training.loop import fit
+from pipeline.training.losses import distillation_loss
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 BATCH, IMAGES, ROUNDS, EPOCHS_OF_MEMORY = 64, 1_024, 3, 8

@@ -32,12 +32,12 @@ from torch import nn
 import targets
 from calibration_data.fashion_mnist.pack import CLASSES
 from calibration_data.fashion_mnist.train import HERE, IMAGE, PREPROCESSING, samples
-from pipeline.checkpoint import load
-from pipeline.core import ModelArtifact
-from pipeline.data import SampleSet
+from pipeline.core import Model
+from pipeline.data.samples import SampleSet
 from pipeline.machine import all_cores, cpu_name
-from pipeline.metrics import evaluate
-from pipeline.program import count_macs, count_parameters
+from pipeline.models.capture import count_macs, count_parameters
+from pipeline.models.load import load
+from pipeline.models.structure import restore_module, save_module
 from pipeline.recipe import (
     Augmentation,
     Budget,
@@ -52,7 +52,7 @@ from pipeline.stages.distill import distill
 from pipeline.stages.export import export
 from pipeline.stages.prune import prune
 from pipeline.stages.quantize import quantize
-from pipeline.structure import restore_module, save_module
+from pipeline.tasks.metrics import evaluate
 
 RESULTS = Path(__file__).parent / "results" / "compression.json"
 BUDGETS = {"2.5x": (0.4, 0.002), "5x": (0.2, 0.010)}  # share of the MACs, top-1 that it may cost
@@ -73,7 +73,7 @@ class Setup:
         fast_bf16: Whether the processor multiplies bfloat16 by itself.
     """
 
-    original: ModelArtifact
+    original: Model
     top1: float
     train: SampleSet
     test: SampleSet
@@ -182,7 +182,7 @@ def begin(setup: Setup, part: str, pool: Executor) -> Callable[[], dict[str, Any
 def int8(setup: Setup) -> dict[str, Any]:
     """Quantize the 5x student, export it, and time it beside the original's FP32 in the same runtime."""
     student = restore_module(setup.original.reference, setup.students / "5x.safetensors")
-    float_student = ModelArtifact(
+    float_student = Model(
         module=student, reference=setup.original.reference, inputs=(IMAGE,), classes=setup.original.classes
     )
     fitting, held_out = setup.train.split(2_000, seed=0)

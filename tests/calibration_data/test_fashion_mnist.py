@@ -9,8 +9,8 @@ import calibration_data.fashion_mnist
 from calibration_data.fashion_mnist.harder import train as harder
 from calibration_data.fashion_mnist.harder.network import NETWORKS
 from calibration_data.fashion_mnist.train import IMAGE, committed_samples, load_trained
-from pipeline.metrics import evaluate
-from pipeline.program import count_macs
+from pipeline.models.capture import count_macs
+from pipeline.tasks.metrics import evaluate
 
 HERE = Path(calibration_data.fashion_mnist.__file__).parent
 MANIFEST = json.loads((HERE / "manifest.json").read_text())

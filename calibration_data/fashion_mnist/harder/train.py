@@ -19,10 +19,10 @@ from torch import nn
 
 from calibration_data.fashion_mnist.harder.network import NETWORKS
 from calibration_data.fashion_mnist.train import IMAGE, cross_entropy, samples
-from pipeline.metrics import evaluate
-from pipeline.program import count_macs, count_parameters
+from pipeline.models.capture import count_macs, count_parameters
 from pipeline.recipe import Augmentation, TrainingConfig
-from pipeline.training import fit
+from pipeline.tasks.metrics import evaluate
+from pipeline.training.loop import fit
 
 HERE = Path(__file__).parent
 SEED = 0

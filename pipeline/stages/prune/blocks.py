@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core import SkippedLayer, TensorSpec
-from pipeline.data import SampleSet
-from pipeline.program import example_inputs
+from pipeline.data.samples import SampleSet
+from pipeline.models.capture import example_inputs
 from pipeline.stages.prune.channels import PRUNABLE, still_runs
 from pipeline.stages.prune.sensitivity import movement
 

@@ -17,7 +17,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from pipeline.core import SkippedLayer, StageError, TensorSpec
-from pipeline.program import example_inputs
+from pipeline.models.capture import example_inputs
 from pipeline.stages.prune import recurrent
 
 Conv = nn.modules.conv._ConvNd

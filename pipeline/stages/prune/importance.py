@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core import StageError
-from pipeline.data import Batch, SampleSet
-from pipeline.metrics import classifies
+from pipeline.data.samples import Batch, SampleSet
 from pipeline.recipe import Importance
 from pipeline.stages.prune import recurrent
 from pipeline.stages.prune.channels import Conv, Score
+from pipeline.tasks.metrics import classifies
 
 NEED_DATA = ("taylor", "activation")
 _SAMPLES = 512

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core import Record, TensorSpec
-from pipeline.data import SampleSet
-from pipeline.metrics import classifies, predictor
+from pipeline.data.samples import SampleSet
 from pipeline.stages.prune.channels import CoupledChannels, remove, steps_of
+from pipeline.tasks.metrics import classifies, predictor
 
 _RATIOS = (1 / 3, 2 / 3, 1.0)  # of a group's steps
 _SAMPLES = 128

@@ -22,10 +22,10 @@ from torchao.quantization.pt2e.quantizer import (
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from pipeline.core import SkippedLayer
-from pipeline.stages.quantize.capabilities import CREATES, MASKS, RULE_OF, SPLITS, Rule
-from pipeline.stages.quantize.grids import ActivationGrid, FixedGrid, PerChannelWeightGrid
-from pipeline.stages.quantize.hardswish import HardswishInputGrid
-from pipeline.stages.quantize.observers import QMAX, QMIN, WEIGHT_QMAX
+from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, RULE_OF, SPLITS, Rule
+from pipeline.stages.quantize.ranges.observers import QMAX, QMIN, WEIGHT_QMAX
+from pipeline.stages.quantize.scales.grids import ActivationGrid, FixedGrid, PerChannelWeightGrid
+from pipeline.stages.quantize.scales.hardswish import HardswishInputGrid
 
 GETITEM = "<built-in function getitem>"
 

@@ -14,8 +14,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from pipeline.core import StageError
-from pipeline.data import SampleSet
-from pipeline.stages.quantize.adaround import round_adaptively
+from pipeline.data.samples import SampleSet
 from pipeline.stages.quantize.annotator import (
     Int8Quantizer,
     Scheme,
@@ -26,11 +25,10 @@ from pipeline.stages.quantize.annotator import (
     set_tensor,
     tensor_of,
 )
-from pipeline.stages.quantize.biases import round_biases, rounded_bias
-from pipeline.stages.quantize.capabilities import RULE_OF
-from pipeline.stages.quantize.correction import BiasCorrection, Correcting, bias_name, mean_shift, output_means
-from pipeline.stages.quantize.grids import ActivationGrid, grids_of, simulate
-from pipeline.stages.quantize.observers import (
+from pipeline.stages.quantize.graph.capabilities import RULE_OF
+from pipeline.stages.quantize.improve.adaround import round_adaptively
+from pipeline.stages.quantize.improve.correction import BiasCorrection, Correcting, bias_name, mean_shift, output_means
+from pipeline.stages.quantize.ranges.observers import (
     METHODS,
     Function,
     Statistics,
@@ -39,10 +37,12 @@ from pipeline.stages.quantize.observers import (
     least_error_through,
     merge,
 )
-from pipeline.stages.quantize.output_error import OutputError, least_output_error, output_errors
-from pipeline.stages.quantize.products import round_alike, self_products_of
-from pipeline.stages.quantize.readers import reader
-from pipeline.stages.quantize.sums import avoid_ties, sums_of
+from pipeline.stages.quantize.ranges.output_error import OutputError, least_output_error, output_errors
+from pipeline.stages.quantize.ranges.readers import reader
+from pipeline.stages.quantize.scales.biases import round_biases, rounded_bias
+from pipeline.stages.quantize.scales.grids import ActivationGrid, grids_of, simulate
+from pipeline.stages.quantize.scales.products import round_alike, self_products_of
+from pipeline.stages.quantize.scales.sums import avoid_ties, sums_of
 
 OUTPUT_MSE = "output_mse"
 """The range method that takes gradients beside statistics."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from pipeline.stages.quantize.annotator import layer_name
-from pipeline.stages.quantize.grids import GRIDS, PerChannelWeightGrid, grids_of, simulate
+from pipeline.stages.quantize.scales.grids import GRIDS, PerChannelWeightGrid, grids_of, simulate
 
 Judge = Callable[[nn.Module], tuple[float, float]]
 """Metric (a ratio) and SQNR in dB of a program on held-out samples."""

@@ -10,25 +10,25 @@ from pathlib import Path
 from torch import nn
 from torch.fx import GraphModule
 
-from pipeline.core import ModelArtifact, SkippedLayer, StageError, StageRecord
-from pipeline.data import SampleSet
-from pipeline.metrics import Comparison, predictor
-from pipeline.program import count_macs, count_parameters
+from pipeline.core import Model, SkippedLayer, StageError, StageRecord
+from pipeline.data.samples import SampleSet
+from pipeline.models.capture import count_macs, count_parameters
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import qat
 from pipeline.stages.quantize.annotator import plan
-from pipeline.stages.quantize.batch_norms import reestimated
 from pipeline.stages.quantize.calibration import Simulation, calibrate, convert, fitting_batch
-from pipeline.stages.quantize.canonical import canonical_graph
-from pipeline.stages.quantize.correction import BiasCorrection
-from pipeline.stages.quantize.cost import integer_share
-from pipeline.stages.quantize.equalisation import equalised, gaining_factors
-from pipeline.stages.quantize.search import CalibrationConfig, Found, better, search
+from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.graph.cost import integer_share
+from pipeline.stages.quantize.improve.batch_norms import reestimated
+from pipeline.stages.quantize.improve.correction import BiasCorrection
+from pipeline.stages.quantize.improve.equalisation import equalised, gaining_factors
 from pipeline.stages.quantize.sensitivity import Sensitivity, sensitivities
+from pipeline.stages.quantize.trials import CalibrationConfig, Found, better, search
+from pipeline.tasks.metrics import Comparison, predictor
 
 
 def quantize(
-    artifact: ModelArtifact,
+    model: Model,
     config: QuantizeConfig,
     data: SampleSet,
     *,
@@ -38,7 +38,7 @@ def quantize(
     seed: int = 0,
     checkpoint: Path | None = None,
     log: Path | None = None,
-) -> ModelArtifact:
+) -> Model:
     """Quantize a float module to static int8, calibrated on real samples.
 
     Args:
@@ -59,15 +59,15 @@ def quantize(
         raise StageError("qat needs training samples", where="quantize: qat", fix="add data.train, or remove qat")
     if held_out is None:
         data, held_out = data.split(max(1, len(data) // 4), seed) if len(data) > 1 else (data, data)
-    float_module, batch_norm = artifact.module, None
+    float_module, batch_norm = model.module, None
     if config.batch_norm:
-        follows = Judge(artifact.reference, held_out, budget, config.batch_size)
-        settled = reestimated(artifact.module, data, batch_size=config.batch_size)
-        as_is, anew = follows(artifact.module), follows(settled)
+        follows = Judge(model.reference, held_out, budget, config.batch_size)
+        settled = reestimated(model.module, data, batch_size=config.batch_size)
+        as_is, anew = follows(model.module), follows(settled)
         batch_norm = {"before": as_is[0], "after": anew[0], "kept": anew > as_is}
         if anew > as_is:
             float_module = settled
-    graph = canonical_graph(replace(artifact, module=float_module))
+    graph = canonical_graph(replace(model, module=float_module))
     calibrated = calibrate(graph, data, batch_size=config.batch_size, methods=config.observers)
     calibration_s = time.perf_counter() - started
     equal = calibrated
@@ -108,7 +108,7 @@ def quantize(
     if config.qat is not None and train is not None:
         logs = qat.train(
             prepared,
-            artifact.reference,
+            model.reference,
             train,
             config.qat,
             seed=seed,
@@ -134,10 +134,10 @@ def quantize(
         config=config.model_dump(mode="json"),
         duration_s=time.perf_counter() - started,
         parameters=count_parameters(program),
-        macs=count_macs(artifact.module, artifact.inputs),
+        macs=count_macs(model.module, model.inputs),
         skipped=explained(scheme.skipped, found.config.float_layers),
         details={
-            "int8_macs_ratio": integer_share(program, artifact.inputs),
+            "int8_macs_ratio": integer_share(program, model.inputs),
             "parameter_sets": len(set(scheme.roots.values())),
             "float_kernels": scheme.float_kernels,
             "calibration_samples": len(data),
@@ -156,7 +156,7 @@ def quantize(
             "sensitivities": [asdict(entry) for entry in ranking],
         },
     )
-    return artifact.after(program, record, quantized=True)
+    return model.after(program, record, quantized=True)
 
 
 def fewer_float_layers(config: CalibrationConfig, ranking: list[Sensitivity]) -> list[CalibrationConfig]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core import TensorSpec
-from pipeline.program import capture
+from pipeline.models.capture import capture
 from targets.coreml.interpreter.package import read_package
 from targets.coreml.interpreter.program import read_program
 from targets.coreml.neural_engine.work import Work, works

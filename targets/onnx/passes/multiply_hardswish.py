@@ -5,8 +5,8 @@ DequantizeLinear(Clip(q, high = 2 z), f, 0)))`` where a factor f exists for whic
 what hardswish gives.
 
 One exists where the quantizer let the grid begin at -3 with 3 a whole number of steps
-(`pipeline.stages.quantize.hardswish`): ``x * min(x + 3, 6) / 6`` is then a multiple of ``(q - z) * min(q, 2 z)``. The
-factor is the middle of the interval in which every product rounds as it should.
+(`pipeline.stages.quantize.scales.hardswish`): ``x * min(x + 3, 6) / 6`` is then a multiple of
+``(q - z) * min(q, 2 z)``. The factor is the middle of the interval in which every product rounds as it should.
 
 onnxruntime has no integer hardswish: in float it is four kernels, which take more than twice as long as these two.
 """

@@ -99,12 +99,12 @@ def test_change_is_judged_by_its_tolerance_when_a_target_moves(
     [(79_000, "same"), (79_300, "worse"), (77_000, "better")],
     ids=["+0.7 %", "+1.1 %", "-1.8 %"],
 )
-def test_growth_of_the_artefact_is_a_regression_when_beyond_one_percent(
+def test_growth_of_the_artifact_is_a_regression_when_beyond_one_percent(
     report: Report, size_bytes: int, verdict: str
 ) -> None:
     assert report.targets[0].artifact is not None
-    artifact = report.targets[0].artifact.model_copy(update={"size_bytes": size_bytes})
-    assert change(report, with_target(report, 0, artifact=artifact), "onnx", "size_bytes").verdict == verdict
+    model = report.targets[0].artifact.model_copy(update={"size_bytes": size_bytes})
+    assert change(report, with_target(report, 0, artifact=model), "onnx", "size_bytes").verdict == verdict
 
 
 def test_operator_that_leaves_the_accelerator_is_a_regression_when_there_was_none(report: Report) -> None:

@@ -5,14 +5,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.checkpoint import from_module
-from pipeline.core import CheckpointError, ModelArtifact, StageError, TensorSpec
-from pipeline.data import SampleSet, from_dataset
-from pipeline.program import count_parameters, example_inputs
+from pipeline.core import CheckpointError, Model, StageError, TensorSpec
+from pipeline.data.samples import SampleSet, from_dataset
+from pipeline.models.capture import count_parameters, example_inputs
+from pipeline.models.load import from_module
 from pipeline.recipe import DistillConfig, Features, PruneConfig, Relations, StudentSource
 from pipeline.stages.distill import distill, first_student
 from pipeline.stages.prune import prune
-from tests.networks import IMAGE, build
+from tests.networks.structures import IMAGE, build
 
 
 class Images(torch.utils.data.Dataset):
@@ -37,7 +37,7 @@ def samples(count: int = 256, seed: int = 0, labelled: bool = True) -> SampleSet
     return from_dataset(Images(count, seed, labelled), (IMAGE,))
 
 
-def pruned() -> ModelArtifact:
+def pruned() -> Model:
     """A pruned student of a teacher whose answers differ from image to image."""
     teacher = build("residual")
     teacher.classifier.weight.data *= 20
@@ -95,7 +95,7 @@ def test_distill_gives_the_same_weights_when_the_seed_is_the_same() -> None:
 def test_distill_refuses_when_the_model_is_an_exported_program() -> None:
     program = torch.export.export(build("residual"), example_inputs((IMAGE,), 2)).module()
     with pytest.raises(StageError, match=r"\(\.pt2\) cannot be trained"):
-        distill(ModelArtifact(module=program, reference=program, inputs=(IMAGE,)), DistillConfig(), samples(8))
+        distill(Model(module=program, reference=program, inputs=(IMAGE,)), DistillConfig(), samples(8))
 
 
 def test_distill_trains_when_the_inputs_are_tokens_and_there_are_two_outputs() -> None:
@@ -138,9 +138,9 @@ def test_distill_teaches_features_of_a_regression_with_two_outputs_when_they_are
             features = self.trunk(image)
             return self.depth(features), self.scale(features.mean((2, 3)))
 
-    artifact = from_module(Depth(8), (IMAGE,))
+    model = from_module(Depth(8), (IMAGE,))
     config = DistillConfig(epochs=3, batch_size=16, features=Features(kind="hint", layers=("trunk.0",)))
-    narrow = ModelArtifact(module=Depth(4), reference=artifact.reference, inputs=(IMAGE,))
+    narrow = Model(module=Depth(4), reference=model.reference, inputs=(IMAGE,))
     record = distill(narrow, config, samples(64, labelled=False)).history[-1]
     assert record.details["feature_layers"] == {"trunk.0": "trunk.0"}
     assert record.details["epochs"][2]["loss"] < record.details["epochs"][0]["loss"]
@@ -148,11 +148,11 @@ def test_distill_teaches_features_of_a_regression_with_two_outputs_when_they_are
 
 def test_distill_trains_another_architecture_when_the_recipe_names_a_student() -> None:
     teacher = build("residual")
-    source = StudentSource(factory="tests.networks:build", kwargs={"name": "grouped"})
-    artifact = from_module(teacher, (IMAGE,))
-    after = distill(artifact, DistillConfig(epochs=1, batch_size=32, student=source), samples(64))
+    source = StudentSource(factory="tests.networks.structures:build", kwargs={"name": "grouped"})
+    model = from_module(teacher, (IMAGE,))
+    after = distill(model, DistillConfig(epochs=1, batch_size=32, student=source), samples(64))
     assert type(after.module).__name__ == "Grouped"
-    assert after.reference is artifact.reference
+    assert after.reference is model.reference
     assert after.history[-1].config["student"]["kwargs"] == {"name": "grouped"}
     fresh = build("grouped")
     assert not torch.equal(after.module.classifier.weight, fresh.classifier.weight)
@@ -163,7 +163,7 @@ def test_distill_starts_from_a_checkpoint_when_the_student_has_one(tmp_path: Pat
     trained = build("grouped", seed=5)
     save_file(trained.state_dict(), tmp_path / "student.safetensors")
     source = StudentSource(
-        factory="tests.networks:build", kwargs={"name": "grouped"}, checkpoint=Path("student.safetensors")
+        factory="tests.networks.structures:build", kwargs={"name": "grouped"}, checkpoint=Path("student.safetensors")
     )
     config = DistillConfig(student=source)
     student = first_student(from_module(build("residual"), (IMAGE,)), config, root=tmp_path)
@@ -173,20 +173,20 @@ def test_distill_starts_from_a_checkpoint_when_the_student_has_one(tmp_path: Pat
 
 
 def test_distill_draws_the_students_first_weights_from_the_seed_when_it_has_no_checkpoint() -> None:
-    artifact = from_module(build("residual"), (IMAGE,))
-    config = DistillConfig(student=StudentSource(factory="tests.networks:Grouped"))
-    first, second, other = (first_student(artifact, config, seed=seed).classifier.weight for seed in (1, 1, 2))
+    model = from_module(build("residual"), (IMAGE,))
+    config = DistillConfig(student=StudentSource(factory="tests.networks.structures:Grouped"))
+    first, second, other = (first_student(model, config, seed=seed).classifier.weight for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
 
 def test_distill_refuses_when_the_student_cannot_take_the_models_place() -> None:
-    artifact = from_module(build("residual"), (IMAGE,))
-    fewer = StudentSource(factory="tests.networks:ResNet", kwargs={"widths": [8], "blocks": 1, "classes": 7})
+    model = from_module(build("residual"), (IMAGE,))
+    fewer = StudentSource(factory="tests.networks.structures:ResNet", kwargs={"widths": [8], "blocks": 1, "classes": 7})
     with pytest.raises(StageError, match=r"returns \[\[2, 7\]\], the original \[\[2, 10\]\]"):
-        distill(artifact, DistillConfig(student=fewer), samples(8))
+        distill(model, DistillConfig(student=fewer), samples(8))
     tokens = StudentSource(factory="torch.nn:Linear", kwargs={"in_features": 3, "out_features": 10})
     with pytest.raises(StageError, match="fails on the model's inputs"):
-        distill(artifact, DistillConfig(student=tokens), samples(8))
+        distill(model, DistillConfig(student=tokens), samples(8))
     with pytest.raises(CheckpointError, match="cannot be called with these kwargs"):
-        distill(artifact, DistillConfig(student=fewer.model_copy(update={"kwargs": {"depth": 3}})), samples(8))
+        distill(model, DistillConfig(student=fewer.model_copy(update={"kwargs": {"depth": 3}})), samples(8))

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import targets
-from pipeline.checkpoint import from_module
-from pipeline.core import ModelArtifact, TargetError, TensorSpec
+from pipeline.core import Model, TargetError, TensorSpec
+from pipeline.models.load import from_module
 from pipeline.stages.export import export
 
 
-def tiny() -> ModelArtifact:
+def tiny() -> Model:
     return from_module(torch.nn.Linear(4, 2), [TensorSpec(name="x", shape=(4,))])
 
 

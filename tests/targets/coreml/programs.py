@@ -6,8 +6,8 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed operators
 from torch import Tensor, nn
 
-from pipeline.core import ModelArtifact, TensorSpec
-from pipeline.program import capture
+from pipeline.core import Model, TensorSpec
+from pipeline.models.capture import capture
 
 IMAGE = TensorSpec(name="image", shape=(1, 28, 28))
 
@@ -41,8 +41,8 @@ class HandQuantized(nn.Module):
         return ops.dequantize_per_channel.default(ops.quantize_per_channel.default(weight, *form), *form)
 
 
-def artifact_of(module: nn.Module, *inputs: TensorSpec, quantized: bool = False) -> ModelArtifact:
+def model_of(module: nn.Module, *inputs: TensorSpec, quantized: bool = False) -> Model:
     inputs = inputs or (IMAGE,)
     module.eval()
     program = capture(module, inputs).module() if quantized else module
-    return ModelArtifact(module=program, reference=module, inputs=inputs, quantized=quantized)
+    return Model(module=program, reference=module, inputs=inputs, quantized=quantized)

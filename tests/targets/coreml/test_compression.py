@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from pipeline.core import TensorSpec
-from pipeline.metrics import Comparison
 from pipeline.target import Variant
+from pipeline.tasks.metrics import Comparison
 from targets.coreml import CoremlTarget
 from targets.coreml.interpreter.package import read_package
 from targets.coreml.interpreter.program import read_program
-from tests.targets.coreml.programs import artifact_of
+from tests.targets.coreml.programs import model_of
 
 WIDTH = 64
 X = TensorSpec(name="x", shape=(WIDTH,))
@@ -38,7 +38,7 @@ def test_variant_is_smaller_and_follows_the_original(
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
     target = CoremlTarget()
-    lowered = target.lower(artifact_of(network, X), tmp_path, name="model", variant=variant)
+    lowered = target.lower(model_of(network, X), tmp_path, name="model", variant=variant)
     assert lowered.variant == variant
     found = read_program(read_package(lowered.path)).count_operators()
     assert {name for name in found if name.startswith("constexpr_")} == ({operator} if operator else set())

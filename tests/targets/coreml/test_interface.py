@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.core import ModelArtifact, Preprocessing, TargetError, TensorSpec
+from pipeline.core import Model, Preprocessing, TargetError, TensorSpec
 from pipeline.recipe import CoremlConfig
 from pipeline.target import Lowered
 from targets.coreml import CoremlTarget
 from targets.coreml.interface import affine, pixels
 from targets.coreml.interpreter import Interpreter
 from targets.coreml.sdk import coremltools
-from tests.targets.coreml.programs import HandQuantized, artifact_of
+from tests.targets.coreml.programs import HandQuantized, model_of
 
 Lower = Callable[..., tuple[CoremlTarget, Lowered]]
 CLASSES = ("cat", "dog", "eel")
@@ -28,12 +28,12 @@ PREPROCESSING = Preprocessing(scale=1 / 255, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 6)).astype(np.uint8)
 
 
-def classifier() -> ModelArtifact:
+def classifier() -> Model:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)).eval()
-    artifact = artifact_of(network, TensorSpec(name="photo", shape=(3, 8, 6)))
+    model = model_of(network, TensorSpec(name="photo", shape=(3, 8, 6)))
     return dataclasses.replace(
-        artifact, outputs=("logits",), classes=CLASSES, preprocessing=PREPROCESSING, recipe_sha256="0123456789abcdef"
+        model, outputs=("logits",), classes=CLASSES, preprocessing=PREPROCESSING, recipe_sha256="0123456789abcdef"
     )
 
 
@@ -126,13 +126,13 @@ def test_affine_is_the_identity_without_preprocessing() -> None:
 
 
 def test_lower_refuses_images_when_no_input_can_be_one(tmp_path: Path) -> None:
-    artifact = artifact_of(nn.Linear(4, 2), TensorSpec(name="x", shape=(4,)))
+    model = model_of(nn.Linear(4, 2), TensorSpec(name="x", shape=(4,)))
     with pytest.raises(TargetError, match="no input is float32 of shape"):
-        CoremlTarget(CoremlConfig(image_input=True)).lower(artifact, tmp_path, name="model")
+        CoremlTarget(CoremlConfig(image_input=True)).lower(model, tmp_path, name="model")
 
 
 def test_lower_refuses_labels_when_there_are_none(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="no class names"):
         CoremlTarget(CoremlConfig(classifier=True)).lower(
-            artifact_of(HandQuantized(), quantized=True), tmp_path, name="model"
+            model_of(HandQuantized(), quantized=True), tmp_path, name="model"
         )

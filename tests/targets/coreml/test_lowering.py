@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.core import ModelArtifact, TargetError, TensorSpec
+from pipeline.core import Model, TargetError, TensorSpec
 from pipeline.recipe import CoremlConfig
 from pipeline.target import Lowered
 from targets.coreml import CoremlTarget
 from targets.coreml.sdk import coremltools
-from tests.models import ARCHITECTURES
-from tests.targets.coreml.programs import HandQuantized, artifact_of
+from tests.networks.architectures import ARCHITECTURES
+from tests.targets.coreml.programs import HandQuantized, model_of
 
 
 def specification(lowered: Lowered) -> Any:
@@ -30,7 +30,7 @@ def operators(lowered: Lowered) -> list[Any]:
 
 
 def test_lower_stores_weights_as_int8_when_program_is_quantized(tmp_path: Path) -> None:
-    lowered = CoremlTarget().lower(artifact_of(HandQuantized(), quantized=True), tmp_path, name="int8")
+    lowered = CoremlTarget().lower(model_of(HandQuantized(), quantized=True), tmp_path, name="int8")
 
     weights = [op for op in operators(lowered) if op.type == "constexpr_blockwise_shift_scale"]
     int8 = coremltools().proto.MIL_pb2.INT8
@@ -41,8 +41,8 @@ def test_lower_stores_weights_as_int8_when_program_is_quantized(tmp_path: Path) 
 
 
 def test_lower_keeps_fp32_when_program_is_the_original(tmp_path: Path) -> None:
-    artifact = artifact_of(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2704, 3)))
-    lowered = CoremlTarget().lower(artifact, tmp_path, name="fp32")
+    model = model_of(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2704, 3)))
+    lowered = CoremlTarget().lower(model, tmp_path, name="fp32")
 
     types = {op.outputs[0].type.tensorType.dataType for op in operators(lowered) if op.type in ("conv", "linear")}
     assert types == {coremltools().proto.MIL_pb2.FLOAT32}
@@ -50,7 +50,7 @@ def test_lower_keeps_fp32_when_program_is_the_original(tmp_path: Path) -> None:
 
 
 def test_lower_names_inputs_and_outputs_as_the_artifact_does(tmp_path: Path) -> None:
-    lowered = CoremlTarget().lower(artifact_of(HandQuantized(), quantized=True), tmp_path, name="named")
+    lowered = CoremlTarget().lower(model_of(HandQuantized(), quantized=True), tmp_path, name="named")
     description = specification(lowered).description
 
     assert [feature.name for feature in description.input] == ["image"]
@@ -61,7 +61,7 @@ def test_lower_names_inputs_and_outputs_as_the_artifact_does(tmp_path: Path) -> 
 
 def test_lower_fixes_the_batch_when_one_size_is_asked_for(tmp_path: Path) -> None:
     target = CoremlTarget(CoremlConfig(batch_sizes=(4,)))
-    lowered = target.lower(artifact_of(HandQuantized(), quantized=True), tmp_path, name="fixed")
+    lowered = target.lower(model_of(HandQuantized(), quantized=True), tmp_path, name="fixed")
 
     assert lowered.batch_size == 4
     assert list(specification(lowered).description.input[0].type.multiArrayType.shape) == [4, 1, 28, 28]
@@ -70,7 +70,7 @@ def test_lower_fixes_the_batch_when_one_size_is_asked_for(tmp_path: Path) -> Non
 def test_lower_replaces_an_older_package_and_leaves_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "model.mlpackage").mkdir()
     (tmp_path / "model.mlpackage" / "old").touch()
-    CoremlTarget().lower(artifact_of(nn.Linear(4, 2), TensorSpec(name="x", shape=(4,))), tmp_path, name="model")
+    CoremlTarget().lower(model_of(nn.Linear(4, 2), TensorSpec(name="x", shape=(4,))), tmp_path, name="model")
 
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.mlpackage"]
     assert sorted(entry.name for entry in (tmp_path / "model.mlpackage").iterdir()) == ["Data", "Manifest.json"]
@@ -82,7 +82,7 @@ def test_lower_writes_nothing_when_an_operator_has_no_form(tmp_path: Path) -> No
             return torch.special.bessel_j0(x)
 
     with pytest.raises(TargetError, match="bessel_j0"):
-        CoremlTarget().lower(artifact_of(Unsupported()), tmp_path, name="model")
+        CoremlTarget().lower(model_of(Unsupported()), tmp_path, name="model")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,32 +90,32 @@ def test_lower_writes_nothing_when_an_operator_has_no_form(tmp_path: Path) -> No
 def test_lower_tells_of_scales_that_fp16_holds_badly_and_refuses_those_it_cannot(
     factor: float, refused: bool, tmp_path: Path
 ) -> None:
-    artifact = artifact_of(HandQuantized(), quantized=True)
-    for node in artifact.module.graph.nodes:
+    model = model_of(HandQuantized(), quantized=True)
+    for node in model.module.graph.nodes:
         if "quantize_per_tensor" in str(node.target):
             node.args = (node.args[0], node.args[1] * factor, *node.args[2:])
-    artifact.module.recompile()
+    model.module.recompile()
     if refused:
         with pytest.raises(TargetError, match="does not exist in FP16"):
-            CoremlTarget().lower(artifact, tmp_path, name="model")
+            CoremlTarget().lower(model, tmp_path, name="model")
     else:
-        lowered = CoremlTarget().lower(artifact, tmp_path, name="model")
+        lowered = CoremlTarget().lower(model, tmp_path, name="model")
         assert "4 activation scales are subnormal in FP16 and lose precision" in lowered.notes
 
 
 def test_lower_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    CoremlTarget().lower(artifact_of(nn.Linear(4, 2), TensorSpec(name="x", shape=(4,))), tmp_path, name="model")
+    CoremlTarget().lower(model_of(nn.Linear(4, 2), TensorSpec(name="x", shape=(4,))), tmp_path, name="model")
     assert capfd.readouterr() == ("", "")
 
 
 def test_session_equals_torch_when_batch_is_cut_into_sizes(tmp_path: Path) -> None:
-    artifact: ModelArtifact = artifact_of(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(2704, 3)))
+    model: Model = model_of(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(2704, 3)))
     target = CoremlTarget()
-    session = target.load(target.lower(artifact, tmp_path, name="fp32"), threads=1)
+    session = target.load(target.lower(model, tmp_path, name="fp32"), threads=1)
     images = torch.randn(33, 1, 28, 28)
 
     (outputs,) = session.run((images.numpy(),))
-    np.testing.assert_allclose(outputs, artifact.module(images).detach().numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(outputs, model.module(images).detach().numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_lower_takes_pooling_without_a_stride_and_quantized_slopes(tmp_path: Path) -> None:
@@ -133,19 +133,19 @@ def test_lower_takes_pooling_without_a_stride_and_quantized_slopes(tmp_path: Pat
             x = torch.prelu(self._activation(image, 2**-5, 5), slope)
             return nn.functional.max_pool2d(self._activation(x, 2**-5, 0), 3)
 
-    artifact = artifact_of(Pooled(), quantized=True)
+    model = model_of(Pooled(), quantized=True)
     target = CoremlTarget()
-    session = target.load(target.lower(artifact, tmp_path, name="pooled"), threads=1)
+    session = target.load(target.lower(model, tmp_path, name="pooled"), threads=1)
     # On the input's grid, so that FP16 holds every value exactly and no product lies on a tie.
     images = torch.randint(-100, 100, (1, 1, 28, 28)) * 2.0**-5
 
     (outputs,) = session.run((images.numpy(),))
-    np.testing.assert_array_equal(outputs, artifact.module(images).detach().numpy())
+    np.testing.assert_array_equal(outputs, model.module(images).detach().numpy())
 
 
 def test_lower_falls_back_to_batch_one_and_says_so_when_an_open_batch_does_not_convert(tmp_path: Path) -> None:
     architecture = ARCHITECTURES["audio_cnn"]
-    lowered = CoremlTarget().lower(architecture.artifact(), tmp_path, name="audio")
+    lowered = CoremlTarget().lower(architecture.model(), tmp_path, name="audio")
 
     assert lowered.batch_size == 1
     assert "with an open batch, coremltools cannot convert it" in lowered.notes[0]

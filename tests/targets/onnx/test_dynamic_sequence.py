@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import targets
-from pipeline.core import ModelArtifact
-from pipeline.metrics import sqnr_db
-from pipeline.program import capture
+from pipeline.core import Model
+from pipeline.models.capture import capture
 from pipeline.recipe import OnnxConfig
 from pipeline.stages.quantize.calibration import Simulation, calibrate, convert
-from pipeline.stages.quantize.canonical import canonical_graph
-from tests.models import ARCHITECTURES
+from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.tasks.metrics import sqnr_db
+from tests.networks.architectures import ARCHITECTURES
 
 DYNAMIC = {"tokens": (1,)}
 
@@ -22,15 +22,13 @@ DYNAMIC = {"tokens": (1,)}
 @pytest.mark.slow
 def test_file_follows_the_program_at_three_lengths_when_the_sequence_is_dynamic(tmp_path: Path) -> None:
     bert = ARCHITECTURES["bert"]
-    original = bert.artifact()
+    original = bert.model()
     graph = canonical_graph(original, capture(original.module, bert.inputs, dynamic=DYNAMIC))
     found = calibrate(graph, bert.samples(32, seed=1), batch_size=16)
     int8 = convert(Simulation(found).configure("minmax", "analytic"))
-    artifact = ModelArtifact(
-        module=int8, reference=original.module, inputs=bert.inputs, outputs=("logits",), quantized=True
-    )
+    model = Model(module=int8, reference=original.module, inputs=bert.inputs, outputs=("logits",), quantized=True)
     target = targets.get("onnx", OnnxConfig(dynamic=DYNAMIC))
-    lowered = target.lower(artifact, tmp_path, name="model")
+    lowered = target.lower(model, tmp_path, name="model")
     sizes = onnx.load(lowered.path).graph.input[0].type.tensor_type.shape.dim
     assert [size.dim_param for size in sizes] == ["batch", "tokens_1"]
     session = target.load(lowered, threads=1)

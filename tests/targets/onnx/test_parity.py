@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers the quantized_decomposed operators
 
 import targets
-from pipeline.core import ModelArtifact, TensorSpec
+from pipeline.core import Model, TensorSpec
 from pipeline.target import Lowered
 from targets.onnx.parity import first_divergence, parity
 
@@ -33,14 +33,14 @@ class Chain(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def artifact() -> ModelArtifact:
+def model() -> Model:
     inputs = (TensorSpec(name="x", shape=(3, 8)),)
-    return ModelArtifact(module=Chain(), reference=Chain(), inputs=inputs, quantized=True)
+    return Model(module=Chain(), reference=Chain(), inputs=inputs, quantized=True)
 
 
 @pytest.fixture(scope="module")
-def lowered(artifact: ModelArtifact, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
-    return targets.get("onnx").lower(artifact, tmp_path_factory.mktemp("parity"), name="model")
+def lowered(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
+    return targets.get("onnx").lower(model, tmp_path_factory.mktemp("parity"), name="model")
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +49,25 @@ def samples() -> tuple[Tensor, ...]:
 
 
 def test_parity_is_within_one_step_when_the_file_is_the_program(
-    artifact: ModelArtifact, lowered: Lowered, samples: tuple[Tensor, ...]
+    model: Model, lowered: Lowered, samples: tuple[Tensor, ...]
 ) -> None:
-    tensors = parity(artifact, lowered, samples)
+    tensors = parity(model, lowered, samples)
     assert len(tensors) == 4
     assert tensors[0].sqnr_db == float("inf")
     assert first_divergence(tensors) is None
 
 
 def test_parity_names_the_first_tensor_when_the_file_was_changed(
-    artifact: ModelArtifact, lowered: Lowered, samples: tuple[Tensor, ...]
+    model: Model, lowered: Lowered, samples: tuple[Tensor, ...]
 ) -> None:
-    model = onnx.load(lowered.path)
-    quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    onnx_model = onnx.load(lowered.path)
+    quantizers = [node for node in onnx_model.graph.node if node.op_type == "QuantizeLinear"]
     wrong = onnx.numpy_helper.from_array(np.float32(0.04), "wrong_scale")
-    model.graph.initializer.append(wrong)
+    onnx_model.graph.initializer.append(wrong)
     quantizers[1].input[1] = wrong.name
     broken = replace(lowered, path=lowered.path.with_name("broken.onnx"))
-    onnx.save(model, broken.path)
-    tensors = parity(artifact, broken, samples)
+    onnx.save(onnx_model, broken.path)
+    tensors = parity(model, broken, samples)
     diverging = first_divergence(tensors)
     assert diverging is not None
     assert diverging.name == quantizers[1].output[0]

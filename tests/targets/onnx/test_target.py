@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers the quantized_decomposed operators
 
 import targets
-from pipeline.core import ModelArtifact, Preprocessing, TargetError, TensorSpec
+from pipeline.core import Model, Preprocessing, TargetError, TensorSpec
 from pipeline.recipe import OnnxConfig
 from pipeline.target import Lowered
 from targets.onnx import files
@@ -66,8 +66,8 @@ class Float(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def artifact() -> ModelArtifact:
-    return ModelArtifact(
+def model() -> Model:
+    return Model(
         module=Program().eval(),
         reference=Float().eval(),
         inputs=(TensorSpec(name="image", shape=(3, 8, 8)),),
@@ -78,13 +78,13 @@ def artifact() -> ModelArtifact:
 
 
 @pytest.fixture(scope="module")
-def lowered(artifact: ModelArtifact, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
-    return targets.get("onnx").lower(artifact, tmp_path_factory.mktemp("int8"), name="model")
+def lowered(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
+    return targets.get("onnx").lower(model, tmp_path_factory.mktemp("int8"), name="model")
 
 
 @pytest.fixture(scope="module")
-def original(artifact: ModelArtifact, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
-    return targets.get("onnx").lower(artifact.original(), tmp_path_factory.mktemp("fp32"), name="original")
+def original(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
+    return targets.get("onnx").lower(model.original(), tmp_path_factory.mktemp("fp32"), name="original")
 
 
 @pytest.fixture(scope="module")
@@ -105,35 +105,33 @@ def test_lower_writes_a_checked_file_that_keeps_names_and_batch(lowered: Lowered
     assert [file.name for file in lowered.path.parent.iterdir()] == ["model.onnx"]
 
 
-def test_lower_stores_weights_as_int8_once_and_biases_as_int32(artifact: ModelArtifact, lowered: Lowered) -> None:
-    model = onnx.load(lowered.path)
-    stored = {item.name: (item.data_type, tuple(item.dims)) for item in model.graph.initializer}
+def test_lower_stores_weights_as_int8_once_and_biases_as_int32(model: Model, lowered: Lowered) -> None:
+    onnx_model = onnx.load(lowered.path)
+    stored = {item.name: (item.data_type, tuple(item.dims)) for item in onnx_model.graph.initializer}
     assert stored["conv.weight.int8"] == (onnx.TensorProto.INT8, (16, 3, 3, 3))
     assert stored["linear.weight.int8"] == (onnx.TensorProto.INT8, (5, 16))
     assert stored["conv.bias.int32"] == (onnx.TensorProto.INT32, (16,))
     assert "conv.weight" not in stored
-    weights = onnx.numpy_helper.to_array(next(i for i in model.graph.initializer if i.name == "conv.weight.int8"))
-    program: Program = artifact.module  # type: ignore[assignment]
+    weights = onnx.numpy_helper.to_array(next(i for i in onnx_model.graph.initializer if i.name == "conv.weight.int8"))
+    program: Program = model.module  # type: ignore[assignment]
     expected = torch.round(program.conv.weight / program.conv_scale.view(-1, 1, 1, 1)).clamp(-127, 127)
     assert np.array_equal(weights, expected.detach().numpy())
 
 
 def test_session_gives_the_programs_integers_when_run_in_onnxruntime(
-    artifact: ModelArtifact, images: Tensor, lowered: Lowered
+    model: Model, images: Tensor, lowered: Lowered
 ) -> None:
     session = targets.get("onnx").load(lowered, threads=1)
     (logits,) = session.run((images.numpy(),))
-    steps = np.abs(logits - artifact.module(images).detach().numpy()) / 0.02
+    steps = np.abs(logits - model.module(images).detach().numpy()) / 0.02
     assert steps.max() <= 1.01  # one rounding unit, from biases rounded to the accumulator's scale
     assert (steps > 0.5).mean() < 0.02
 
 
-def test_session_equals_torch_when_the_original_is_lowered(
-    artifact: ModelArtifact, images: Tensor, original: Lowered
-) -> None:
+def test_session_equals_torch_when_the_original_is_lowered(model: Model, images: Tensor, original: Lowered) -> None:
     assert original.variant == "fp32"
     (logits,) = targets.get("onnx").load(original, threads=2).run((images.numpy(),))
-    np.testing.assert_allclose(logits, artifact.reference(images).detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits, model.reference(images).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_placement_is_all_integer_when_every_operator_is_quantized(lowered: Lowered) -> None:
@@ -150,41 +148,41 @@ def test_placement_names_the_operators_when_the_model_is_float(original: Lowered
     assert sum(item.count for item in placement.fallback) == placement.operators
 
 
-def test_lower_keeps_int8_activations_when_the_cpu_is_arm(artifact: ModelArtifact, tmp_path: Path) -> None:
-    model = onnx.load(targets.get("onnx", OnnxConfig(cpu="arm")).lower(artifact, tmp_path, name="model").path)
-    constants = {item.name: item.data_type for item in model.graph.initializer}
-    zero_points = {constants[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+def test_lower_keeps_int8_activations_when_the_cpu_is_arm(model: Model, tmp_path: Path) -> None:
+    onnx_model = onnx.load(targets.get("onnx", OnnxConfig(cpu="arm")).lower(model, tmp_path, name="model").path)
+    constants = {item.name: item.data_type for item in onnx_model.graph.initializer}
+    zero_points = {constants[node.input[2]] for node in onnx_model.graph.node if node.op_type == "QuantizeLinear"}
     assert zero_points == {onnx.TensorProto.INT8}
 
 
 def test_lower_leaves_no_file_when_the_disk_is_full(
-    artifact: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.ir, "save", full)
     with pytest.raises(TargetError, match="No space left"):
-        targets.get("onnx").lower(artifact, tmp_path, name="model")
+        targets.get("onnx").lower(model, tmp_path, name="model")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lower_names_the_operator_when_it_has_no_onnx_form(artifact: ModelArtifact, tmp_path: Path) -> None:
+def test_lower_names_the_operator_when_it_has_no_onnx_form(model: Model, tmp_path: Path) -> None:
     class Unknown(nn.Module):
         def forward(self, image: Tensor) -> Tensor:
             return torch.linalg.svd(image.flatten(2))[1]
 
-    broken = replace(artifact, module=Unknown().eval(), quantized=False)
+    broken = replace(model, module=Unknown().eval(), quantized=False)
     with pytest.raises(TargetError, match="svd"):
         targets.get("onnx").lower(broken, tmp_path, name="model")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_lower_stores_uint8_weights_with_the_same_output_when_the_cpu_has_no_vnni(
-    artifact: ModelArtifact, images: Tensor, lowered: Lowered, tmp_path: Path
+    model: Model, images: Tensor, lowered: Lowered, tmp_path: Path
 ) -> None:
     safe = targets.get("onnx", OnnxConfig(cpu="x86", vnni=False))
-    other = safe.lower(artifact, tmp_path, name="model")
+    other = safe.lower(model, tmp_path, name="model")
     types = {item.name: item.data_type for item in onnx.load(other.path).graph.initializer}
     assert onnx.TensorProto.INT8 not in types.values()
     assert any("saturate" in note for note in other.notes)
@@ -193,32 +191,32 @@ def test_lower_stores_uint8_weights_with_the_same_output_when_the_cpu_has_no_vnn
     assert safe.placement(other).fallback == ()
 
 
-def test_lower_says_so_when_the_folder_cannot_be_written_to(artifact: ModelArtifact, tmp_path: Path) -> None:
+def test_lower_says_so_when_the_folder_cannot_be_written_to(model: Model, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     with pytest.raises(TargetError, match="cannot be written"):
-        targets.get("onnx").lower(artifact, blocked, name="model")
+        targets.get("onnx").lower(model, blocked, name="model")
 
 
 def test_lower_puts_weights_beside_the_graph_when_one_file_cannot_hold_both(
-    artifact: ModelArtifact, images: Tensor, lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, images: Tensor, lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "LARGEST_FILE", 100)
     target = targets.get("onnx")
-    split = target.lower(artifact, tmp_path, name="model")
+    split = target.lower(model, tmp_path, name="model")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert any("model.onnx.data" in note for note in split.notes)
     assert split.size_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
     (expected,), (logits,) = (target.load(item, threads=1).run((images.numpy(),)) for item in (lowered, split))
     np.testing.assert_array_equal(logits, expected)
     monkeypatch.undo()
-    target.lower(artifact, tmp_path, name="model")
+    target.lower(model, tmp_path, name="model")
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
 @pytest.mark.slow
 def test_lower_leaves_neither_file_when_the_second_cannot_be_moved(
-    artifact: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace_file = Path.replace
 
@@ -230,12 +228,12 @@ def test_lower_leaves_neither_file_when_the_second_cannot_be_moved(
     monkeypatch.setattr(files, "LARGEST_FILE", 100)
     monkeypatch.setattr(Path, "replace", fails_on_the_graph)
     with pytest.raises(TargetError, match="Permission denied"):
-        targets.get("onnx").lower(artifact, tmp_path, name="model")
+        targets.get("onnx").lower(model, tmp_path, name="model")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lower_says_what_made_the_file_in_its_metadata(artifact: ModelArtifact, tmp_path: Path) -> None:
-    known = replace(artifact, recipe_sha256="ab12", preprocessing=Preprocessing(scale=0.5, mean=(1.0, 2.0, 3.0)))
+def test_lower_says_what_made_the_file_in_its_metadata(model: Model, tmp_path: Path) -> None:
+    known = replace(model, recipe_sha256="ab12", preprocessing=Preprocessing(scale=0.5, mean=(1.0, 2.0, 3.0)))
     path = targets.get("onnx").lower(known, tmp_path, name="model").path
     properties = {item.key: item.value for item in onnx.load(path).metadata_props}
     assert properties["recipe_sha256"] == "ab12"
@@ -244,11 +242,11 @@ def test_lower_says_what_made_the_file_in_its_metadata(artifact: ModelArtifact, 
 
 @pytest.mark.slow
 def test_lower_halves_the_weights_when_fp16_is_asked_for(
-    artifact: ModelArtifact, images: Tensor, original: Lowered, tmp_path: Path
+    model: Model, images: Tensor, original: Lowered, tmp_path: Path
 ) -> None:
     target = targets.get("onnx", OnnxConfig(variants=("fp16",)))
     assert target.variants == ("fp16",)
-    half = target.lower(artifact.original(), tmp_path, name="fp16", variant="fp16")
+    half = target.lower(model.original(), tmp_path, name="fp16", variant="fp16")
     stored = {item.name: item.data_type for item in onnx.load(half.path).graph.initializer}
     assert set(stored.values()) <= {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
     assert half.variant == target.open(half.path).variant == "fp16"
@@ -259,13 +257,13 @@ def test_lower_halves_the_weights_when_fp16_is_asked_for(
 
 @pytest.mark.slow
 def test_lower_also_writes_the_mobile_format_when_ort_is_asked_for(
-    artifact: ModelArtifact, images: Tensor, lowered: Lowered, tmp_path: Path
+    model: Model, images: Tensor, lowered: Lowered, tmp_path: Path
 ) -> None:
     target = targets.get("onnx", OnnxConfig(ort=True))
-    target.lower(artifact, tmp_path, name="model")
+    target.lower(model, tmp_path, name="model")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.ort"]
     mobile = target.open(tmp_path / "model.ort")
-    assert (mobile.variant, mobile.inputs) == ("int8", artifact.inputs)
+    assert (mobile.variant, mobile.inputs) == ("int8", model.inputs)
     (expected,), (logits,) = (target.load(item, threads=1).run((images.numpy(),)) for item in (lowered, mobile))
     np.testing.assert_array_equal(logits, expected)
 
@@ -291,10 +289,10 @@ def test_estimates_skip_a_provider_with_the_reason_when_the_build_lacks_it(lower
     ],
 )
 def test_lower_gives_the_same_logits_when_the_file_takes_pixels(
-    artifact: ModelArtifact, lowered: Lowered, tmp_path: Path, preprocessing: Preprocessing, converted: bool
+    model: Model, lowered: Lowered, tmp_path: Path, preprocessing: Preprocessing, converted: bool
 ) -> None:
     target = targets.get("onnx", OnnxConfig(image_input=True))
-    taking = target.lower(replace(artifact, preprocessing=preprocessing), tmp_path, name="model")
+    taking = target.lower(replace(model, preprocessing=preprocessing), tmp_path, name="model")
     stored = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
     nchw = torch.from_numpy(stored).permute(0, 3, 1, 2)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocessing.mean, preprocessing.std or (1.0,)))
@@ -311,23 +309,21 @@ def test_lower_gives_the_same_logits_when_the_file_takes_pixels(
 
 
 @pytest.mark.slow
-def test_lower_takes_any_height_and_width_when_the_recipe_lets_them_vary(
-    artifact: ModelArtifact, tmp_path: Path
-) -> None:
+def test_lower_takes_any_height_and_width_when_the_recipe_lets_them_vary(model: Model, tmp_path: Path) -> None:
     target = targets.get("onnx", OnnxConfig(dynamic={"image": (2, 3)}))
-    dynamic = target.lower(artifact, tmp_path, name="model")
+    dynamic = target.lower(model, tmp_path, name="model")
     sizes = onnx.load(dynamic.path).graph.input[0].type.tensor_type.shape.dim
     assert [size.dim_param or size.dim_value for size in sizes] == ["batch", 3, "image_2", "image_3"]
-    assert target.open(dynamic.path).inputs == artifact.inputs
+    assert target.open(dynamic.path).inputs == model.inputs
     images = torch.randn(4, 3, 13, 10, generator=torch.Generator().manual_seed(2))
     (logits,) = target.load(dynamic, threads=1).run((images.numpy(),))
-    assert np.abs(logits - artifact.module(images).detach().numpy()).max() <= 0.02 * 1.01
+    assert np.abs(logits - model.module(images).detach().numpy()).max() <= 0.02 * 1.01
 
 
 @pytest.mark.slow
 def test_lower_names_the_axis_when_the_model_fixes_a_size_that_should_vary(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
-    fixed = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="image", shape=(3, 2, 2)),))
+    fixed = Model(module=module, reference=module, inputs=(TensorSpec(name="image", shape=(3, 2, 2)),))
     with pytest.raises(TargetError, match="axis 2 of 'image' at 2"):
         targets.get("onnx", OnnxConfig(dynamic={"image": (2,)})).lower(fixed, tmp_path, name="model")
 
@@ -344,8 +340,8 @@ def test_placement_lists_the_slowest_operators_first(lowered: Lowered) -> None:
 @pytest.mark.slow
 def test_placement_times_the_parts_when_the_runtime_takes_an_operator_apart(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Hardswish(), nn.Flatten()).eval()
-    artifact = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="image", shape=(3, 32, 32)),))
+    model = Model(module=module, reference=module, inputs=(TensorSpec(name="image", shape=(3, 32, 32)),))
     target = targets.get("onnx")
-    slowest = target.placement(target.lower(artifact, tmp_path, name="model")).slowest
+    slowest = target.placement(target.lower(model, tmp_path, name="model")).slowest
     assert {"HardSigmoid", "Mul"} <= {item.op for item in slowest}
     assert all(item.median_ns > 0 for item in slowest)

@@ -6,11 +6,11 @@ import torch
 import targets
 from calibration_data.fashion_mnist import train as demo
 from calibration_data.fashion_mnist.harder import train as harder
-from pipeline.core import ModelArtifact
-from pipeline.metrics import Comparison, predictor, session_predictor
+from pipeline.core import Model
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Lowered
+from pipeline.tasks.metrics import Comparison, predictor, session_predictor
 from targets.onnx.parity import parity
 from targets.onnx.placement import kernels
 
@@ -23,16 +23,16 @@ LEFT_IN_FLOAT = {
 }
 
 
-def quantized(name: str) -> ModelArtifact:
+def quantized(name: str) -> Model:
     """Calibrated on 128 images, with the first range that serves."""
     module = (demo.load_trained() if name == "resnet" else harder.load_trained(name)).eval()
-    artifact = ModelArtifact(module=module, reference=module, inputs=(demo.IMAGE,), outputs=("logits",))
+    model = Model(module=module, reference=module, inputs=(demo.IMAGE,), outputs=("logits",))
     config = QuantizeConfig(observers=("minmax",), equalisation=False, mixed_precision=False)
-    return quantize(artifact, config, demo.committed_samples("train").take(128), budget=Budget(metric="agreement"))
+    return quantize(model, config, demo.committed_samples("train").take(128), budget=Budget(metric="agreement"))
 
 
-def compared(artifact: ModelArtifact, lowered: Lowered) -> Comparison:
-    program = predictor(artifact.module)
+def compared(model: Model, lowered: Lowered) -> Comparison:
+    program = predictor(model.module)
     file = session_predictor(targets.get("onnx").load(lowered, threads=1))
     found = Comparison()
     with torch.no_grad():
@@ -42,17 +42,15 @@ def compared(artifact: ModelArtifact, lowered: Lowered) -> Comparison:
 
 
 @pytest.fixture(scope="module", params=LEFT_IN_FLOAT)
-def case(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, ModelArtifact, Lowered]:
-    artifact = quantized(request.param)
-    lowered = targets.get("onnx").lower(artifact, tmp_path_factory.mktemp(request.param), name="model")
-    return request.param, artifact, lowered
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Model, Lowered]:
+    model = quantized(request.param)
+    lowered = targets.get("onnx").lower(model, tmp_path_factory.mktemp(request.param), name="model")
+    return request.param, model, lowered
 
 
 @pytest.mark.slow
 def test_convolutions_and_products_run_on_integer_kernels_when_the_network_was_trained(
-    case: tuple[str, ModelArtifact, Lowered],
+    case: tuple[str, Model, Lowered],
 ) -> None:
     name, _, lowered = case
     executed = kernels(lowered)
@@ -63,19 +61,19 @@ def test_convolutions_and_products_run_on_integer_kernels_when_the_network_was_t
 
 
 @pytest.mark.slow
-def test_first_layers_differ_by_near_ties_only_when_images_are_real(case: tuple[str, ModelArtifact, Lowered]) -> None:
+def test_first_layers_differ_by_near_ties_only_when_images_are_real(case: tuple[str, Model, Lowered]) -> None:
     """Sums in FP32 and in int32 round a few elements per million to neighbouring integers."""
-    _, artifact, lowered = case
+    _, model, lowered = case
     (batch,) = demo.committed_samples("test").take(256).batches(256)
-    assert all(tensor.differing_ratio < 1e-5 for tensor in parity(artifact, lowered, batch.inputs)[:3])
+    assert all(tensor.differing_ratio < 1e-5 for tensor in parity(model, lowered, batch.inputs)[:3])
 
 
 @pytest.mark.slow
 def test_file_answers_as_the_program_within_40_db_when_images_are_real(
-    case: tuple[str, ModelArtifact, Lowered],
+    case: tuple[str, Model, Lowered],
 ) -> None:
-    _, artifact, lowered = case
-    found = compared(artifact, lowered)
+    _, model, lowered = case
+    found = compared(model, lowered)
     assert found.agreement is not None
     assert found.agreement >= 0.999
     assert found.sqnr_db >= 40

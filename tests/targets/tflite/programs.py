@@ -4,7 +4,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import nn
 
-from pipeline.core import ModelArtifact, TensorSpec
+from pipeline.core import Model, TensorSpec
 
 ops = torch.ops.quantized_decomposed
 
@@ -54,9 +54,7 @@ class QuantizedConv(nn.Module):
         return through_int8(nn.functional.relu(y), 0.1, -128)
 
 
-def artifact(module, *shapes, quantized):
+def model(module, *shapes, quantized):
     """An artifact of a module whose inputs are float tensors of these shapes (without the batch)."""
     inputs = tuple(TensorSpec(name=f"input_{index}", shape=shape) for index, shape in enumerate(shapes))
-    return ModelArtifact(
-        module=module.eval(), reference=module, inputs=inputs, outputs=("scores",), quantized=quantized
-    )
+    return Model(module=module.eval(), reference=module, inputs=inputs, outputs=("scores",), quantized=quantized)

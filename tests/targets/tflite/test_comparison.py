@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from pipeline.core import TargetError
-from pipeline.metrics import sqnr_db
 from pipeline.recipe import TfliteConfig
+from pipeline.tasks.metrics import sqnr_db
 from targets.tflite import TfliteTarget, comparison, flatbuffer
-from tests.targets.tflite.programs import artifact
+from tests.targets.tflite.programs import model
 
 
 @pytest.mark.slow
@@ -16,9 +16,9 @@ def test_lower_stores_weights_in_the_variants_type(tmp_path, variant, dtype, lea
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
     target = TfliteTarget(TfliteConfig(variants=(variant,)))
-    model = artifact(network, (64,), quantized=False)
-    original = target.lower(model, tmp_path, name="original")
-    lowered = target.lower(model, tmp_path, name="variant", variant=variant)
+    tflite_model = model(network, (64,), quantized=False)
+    original = target.lower(tflite_model, tmp_path, name="original")
+    lowered = target.lower(tflite_model, tmp_path, name="variant", variant=variant)
     assert lowered.variant == target.open(lowered.path).variant == variant
     graph = flatbuffer.read_model(lowered.path.read_bytes()).subgraphs[0]
     weights = {flatbuffer.dtype_name(tensor) for tensor in graph.tensors if list(tensor.shape) == [64, 64]}

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.program import capture, example_inputs
+from pipeline.models.capture import capture, example_inputs
 from targets.tflite.forms import aten, rewrite
-from tests.targets.tflite.programs import QuantizedConv, artifact, through_int8
+from tests.targets.tflite.programs import QuantizedConv, model, through_int8
 
 SHAPE = (8, 10, 10)
 STEP = 0.03
@@ -24,7 +24,7 @@ class Activation(nn.Module):
 
 
 def captured(module):
-    return capture(module.eval(), artifact(module, SHAPE, quantized=True).inputs, batch_size=1).module()
+    return capture(module.eval(), model(module, SHAPE, quantized=True).inputs, batch_size=1).module()
 
 
 def rewritten(module, goal="cpu"):
@@ -38,7 +38,7 @@ def targets(program):
 
 
 def inputs():
-    return tuple(3 * x for x in example_inputs(artifact(nn.Identity(), SHAPE, quantized=True).inputs))
+    return tuple(3 * x for x in example_inputs(model(nn.Identity(), SHAPE, quantized=True).inputs))
 
 
 @pytest.mark.parametrize("function", [F.hardswish, lambda y: F.hardswish(y, inplace=True)], ids=["pure", "in place"])
@@ -86,7 +86,7 @@ def test_rewrite_changes_nothing_when_the_program_is_float():
 @pytest.mark.parametrize(("size", "channels"), [((10, 10), 3), ((9, 12), 1), ((8, 6), 4)])
 def test_rewrite_pairs_the_pixels_of_a_strided_first_convolution_with_equal_values(size, channels):
     module = QuantizedConv(channels, 8, stride=2)
-    specs = artifact(module, (channels, *size), quantized=True).inputs
+    specs = model(module, (channels, *size), quantized=True).inputs
     program = capture(module.eval(), specs, batch_size=1).module()
     assert rewrite(program, "cpu") == {"conv2d": 1}
     (x,) = example_inputs(specs)
@@ -106,7 +106,7 @@ def test_rewrite_pairs_the_pixels_of_a_strided_first_convolution_with_equal_valu
     ids=["no stride", "odd width", "many channels", "npu"],
 )
 def test_rewrite_does_not_pair_pixels_when_it_gains_nothing(module, shape, goal):
-    program = capture(module.eval(), artifact(module, shape, quantized=True).inputs, batch_size=1).module()
+    program = capture(module.eval(), model(module, shape, quantized=True).inputs, batch_size=1).module()
     assert not rewrite(program, goal)
 
 

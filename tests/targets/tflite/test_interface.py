@@ -9,7 +9,7 @@ from pipeline.core import Preprocessing, TargetError
 from pipeline.recipe import TfliteConfig
 from targets.tflite import TfliteTarget, flatbuffer, lowering
 from targets.tflite.interface import read_metadata
-from tests.targets.tflite.programs import QuantizedConv, artifact
+from tests.targets.tflite.programs import QuantizedConv, model
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def lowered(tmp_path_factory):
         "nhwc": TfliteConfig(input_layout="nhwc"),
         "nhwc uint8": TfliteConfig(input_layout="nhwc", io="uint8"),
     }
-    program = artifact(QuantizedConv(), SHAPE, quantized=True)
+    program = model(QuantizedConv(), SHAPE, quantized=True)
     folder = tmp_path_factory.mktemp("interfaces")
     plain = TfliteTarget().lower(program, folder, name="plain")
     content, _ = lowering.translate(program, "cpu")
@@ -87,7 +87,7 @@ def test_nhwc_restores_the_layout_for_an_operator_that_wants_it(tmp_path):
             return x.flatten(1).cumsum(1)
 
     lowered = TfliteTarget(TfliteConfig(input_layout="nhwc")).lower(
-        artifact(Planes(), (2, 3, 4), quantized=False), tmp_path, name="model"
+        model(Planes(), (2, 3, 4), quantized=False), tmp_path, name="model"
     )
     x = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
     (output,) = TfliteTarget().load(lowered, threads=1).run((x,))
@@ -103,7 +103,7 @@ def test_open_reads_the_original_interface_from_the_file(lowered):
 
 def test_metadata_holds_labels_normalisation_and_the_recipes_hash(tmp_path):
     described = replace(
-        artifact(nn.Linear(2, 2), (2,), quantized=False),
+        model(nn.Linear(2, 2), (2,), quantized=False),
         classes=("cat", "dog"),
         preprocessing=Preprocessing(scale=1 / 255, mean=(0.5,), std=(0.25,)),
         recipe_sha256="ab" * 32,

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from pipeline.core import TargetError
 from pipeline.recipe import TfliteConfig
 from targets.tflite import TfliteTarget, flatbuffer, lowering
-from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, artifact, through_int8
+from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, model, through_int8
 
 
 @pytest.fixture
@@ -21,28 +21,28 @@ def tensors(path):
 
 
 def test_lower_stores_the_integers_computed_by_hand_when_quantized(target, tmp_path):
-    lowered = target.lower(artifact(QuantizedLinear(), (2,), quantized=True), tmp_path, name="model")
-    model = flatbuffer.read_model(lowered.path.read_bytes())
-    (operator,) = model.subgraphs[0].operators
-    x, weight, bias = (model.subgraphs[0].tensors[index] for index in operator.inputs)
-    assert flatbuffer.operator_name(model, operator) == "FULLY_CONNECTED"
+    lowered = target.lower(model(QuantizedLinear(), (2,), quantized=True), tmp_path, name="model")
+    tflite_model = flatbuffer.read_model(lowered.path.read_bytes())
+    (operator,) = tflite_model.subgraphs[0].operators
+    x, weight, bias = (tflite_model.subgraphs[0].tensors[index] for index in operator.inputs)
+    assert flatbuffer.operator_name(tflite_model, operator) == "FULLY_CONNECTED"
     assert flatbuffer.dtype_name(x) == "INT8"
     assert (list(x.quantization.scale), list(x.quantization.zeroPoint)) == ([0.5], [0])
     # weights in steps of 0.5 and 0.25 per row; biases in steps of 0.5 * (0.5, 0.25)
-    assert model.buffers[weight.buffer].data.view(np.int8).tolist() == [2, -4, 2, 1]
+    assert tflite_model.buffers[weight.buffer].data.view(np.int8).tolist() == [2, -4, 2, 1]
     assert list(weight.quantization.scale) == [0.5, 0.25]
-    assert model.buffers[bias.buffer].data.view(np.int32).tolist() == [4, -8]
+    assert tflite_model.buffers[bias.buffer].data.view(np.int32).tolist() == [4, -8]
     assert list(bias.quantization.scale) == [0.25, 0.125]
 
 
 def test_lower_leaves_no_float_tensor_when_quantized(target, tmp_path):
-    lowered = target.lower(artifact(QuantizedConv(), (3, 9, 9), quantized=True), tmp_path, name="model")
+    lowered = target.lower(model(QuantizedConv(), (3, 9, 9), quantized=True), tmp_path, name="model")
     assert lowered.variant == "int8"
     assert {flatbuffer.dtype_name(tensor) for tensor in tensors(lowered.path)} == {"INT8", "INT32"}
 
 
 def test_lower_keeps_float_weights_when_not_quantized(target, tmp_path):
-    lowered = target.lower(artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original")
+    lowered = target.lower(model(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original")
     assert lowered.variant == "fp32"
     assert {flatbuffer.dtype_name(tensor) for tensor in tensors(lowered.path)} == {"FLOAT32"}
 
@@ -52,7 +52,7 @@ def test_lower_names_the_signature_after_the_model_when_it_has_two_inputs(target
         def forward(self, first, second):
             return first - second
 
-    lowered = target.lower(artifact(Difference(), (2,), (2,), quantized=False), tmp_path, name="model")
+    lowered = target.lower(model(Difference(), (2,), (2,), quantized=False), tmp_path, name="model")
     (signature,) = flatbuffer.read_model(lowered.path.read_bytes()).signatureDefs
     assert [port.name for port in signature.inputs] == [b"input_0", b"input_1"]
     assert [port.name for port in signature.outputs] == [b"scores"]
@@ -62,12 +62,12 @@ def test_lower_names_the_signature_after_the_model_when_it_has_two_inputs(target
 
 
 def test_lower_leaves_only_the_finished_file_behind(target, tmp_path):
-    lowered = target.lower(artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original")
+    lowered = target.lower(model(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original")
     assert list(tmp_path.iterdir()) == [lowered.path]
 
 
 def test_lower_prints_nothing(target, tmp_path, capfd):
-    lowered = target.lower(artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original")
+    lowered = target.lower(model(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original")
     target.load(lowered, threads=1)
     assert capfd.readouterr() == ("", "")
 
@@ -78,7 +78,7 @@ def test_lower_gives_the_converters_reason_when_an_operator_has_no_form(target, 
             return torch.special.bessel_j0(x)
 
     with pytest.raises(TargetError, match=r"litert-torch cannot lower this model: .*bessel_j0"):
-        target.lower(artifact(Unsupported(), (2,), quantized=False), tmp_path, name="model")
+        target.lower(model(Unsupported(), (2,), quantized=False), tmp_path, name="model")
     assert not list(tmp_path.iterdir())
 
 
@@ -98,7 +98,7 @@ def test_lower_names_the_operator_when_it_is_the_users_own(target, tmp_path, qua
             return through_int8(twice(through_int8(x, 0.5, 0)), 0.5, 0) if quantized else twice(x)
 
     with pytest.raises(TargetError, match=r"cannot lower this model: .*edgewright_test[.:]+twice") as caught:
-        target.lower(artifact(Custom(), (2,), quantized=quantized), tmp_path, name="model")
+        target.lower(model(Custom(), (2,), quantized=quantized), tmp_path, name="model")
     assert "rewrite it with other operators" in caught.value.fix
     assert not list(tmp_path.iterdir())
 
@@ -115,7 +115,7 @@ def test_hardswish_gives_the_programs_result_for_all_256_integers_in_one_partiti
         def forward(self, x):
             return through_int8(F.hardswish(through_int8(x, scale, zero_point), inplace), 0.0293, -111)
 
-    lowered = target.lower(artifact(Hardswish(), (256,), quantized=True), tmp_path, name="model")
+    lowered = target.lower(model(Hardswish(), (256,), quantized=True), tmp_path, name="model")
     x = scale * (torch.arange(-128.0, 128)[None] - zero_point)
     (output,) = target.load(lowered, threads=1).run((x.numpy(),))
     assert np.array_equal(output, Hardswish()(x).numpy())
@@ -132,9 +132,9 @@ def test_lower_writes_a_file_for_the_npu_only_when_the_cpus_has_other_operators(
             return through_int8(F.hardswish(through_int8(x, 0.0513, 3)), 0.0293, -111)
 
     both = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",)))
-    plain = both.lower(artifact(QuantizedLinear(), (2,), quantized=True), tmp_path, name="plain")
+    plain = both.lower(model(QuantizedLinear(), (2,), quantized=True), tmp_path, name="plain")
     assert lowering.for_npu(plain.path) == plain.path
-    swish = artifact(Hardswish(), (8,), quantized=True)
+    swish = model(Hardswish(), (8,), quantized=True)
     lowered = both.lower(swish, tmp_path, name="model")
     assert {flatbuffer.dtype_name(tensor) for tensor in tensors(lowered.path)} == {"INT8", "FLOAT32"}
     assert {flatbuffer.dtype_name(tensor) for tensor in tensors(lowering.for_npu(lowered.path))} == {"INT8"}
@@ -163,7 +163,7 @@ def test_lower_passes_through_float_when_parameters_change_next_to_a_pad(target,
             return self.conv(through_int8(x, 0.07, 9))
 
     module = Requantized()
-    lowered = target.lower(artifact(module, (3, 8, 8), quantized=True), tmp_path, name="model")
+    lowered = target.lower(model(module, (3, 8, 8), quantized=True), tmp_path, name="model")
     assert lowered.notes[0] == "1 changes of quantization parameters pass through float"
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     (output,) = target.load(lowered, threads=1).run((x.numpy(),))
@@ -177,7 +177,7 @@ def test_write_model_leaves_no_file_when_the_content_is_no_model(tmp_path):
 
 
 def test_write_model_keeps_the_older_file_when_the_new_one_is_refused(target, tmp_path):
-    lowered = target.lower(artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="model")
+    lowered = target.lower(model(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="model")
     content = lowered.path.read_bytes()
 
     def refuse(partial):
@@ -195,14 +195,16 @@ def test_lower_gives_litert_s_reason_and_leaves_no_file_when_it_cannot_load_the_
     finish = lowering.finish
 
     def with_a_custom_operator(*arguments):
-        model = flatbuffer.read_model(finish(*arguments))
-        model.operatorCodes[0].builtinCode = model.operatorCodes[0].deprecatedBuiltinCode = BuiltinOperator.CUSTOM
-        model.operatorCodes[0].customCode = b"Mine"
-        return flatbuffer.serialize(model)
+        tflite_model = flatbuffer.read_model(finish(*arguments))
+        tflite_model.operatorCodes[0].builtinCode = tflite_model.operatorCodes[0].deprecatedBuiltinCode = (
+            BuiltinOperator.CUSTOM
+        )
+        tflite_model.operatorCodes[0].customCode = b"Mine"
+        return flatbuffer.serialize(tflite_model)
 
     monkeypatch.setattr(lowering, "finish", with_a_custom_operator)
     with pytest.raises(TargetError, match=r"LiteRT cannot run the converted model: .*custom op: Mine"):
-        target.lower(artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="model")
+        target.lower(model(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="model")
     assert not list(tmp_path.iterdir())
 
 
@@ -213,13 +215,13 @@ def test_lower_refuses_a_model_that_litert_cannot_load(target, tmp_path):
             return x.reshape(1, 2, 2, 2, 2, 2, 2).permute(0, 6, 5, 4, 3, 2, 1) + 1
 
     with pytest.raises(TargetError, match=r"LiteRT cannot run the converted|litert-torch cannot lower"):
-        target.lower(artifact(SevenDimensions(), (64,), quantized=False), tmp_path, name="model")
+        target.lower(model(SevenDimensions(), (64,), quantized=False), tmp_path, name="model")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_lower_notes_the_analyzers_words_when_the_gpu_is_asked_for(tmp_path):
     lowered = TfliteTarget(TfliteConfig(gpu=True)).lower(
-        artifact(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original"
+        model(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="original"
     )
     assert any("compatible with GPU delegate" in note for note in lowered.notes)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from targets.tflite import TfliteTarget, flatbuffer, parity
-from tests.targets.tflite.programs import QuantizedConv, artifact, through_int8
+from tests.targets.tflite.programs import QuantizedConv, model, through_int8
 
 SHAPE = (3, 12, 12)
 
@@ -25,9 +25,7 @@ class Network(nn.Module):
 
 @pytest.fixture(scope="module")
 def lowered(tmp_path_factory):
-    return TfliteTarget().lower(
-        artifact(Network(), SHAPE, quantized=True), tmp_path_factory.mktemp("net"), name="model"
-    )
+    return TfliteTarget().lower(model(Network(), SHAPE, quantized=True), tmp_path_factory.mktemp("net"), name="model")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from pipeline.recipe import TfliteConfig
 from targets.tflite import TfliteTarget
 from targets.tflite.placement import IN_FLOAT, OUTSIDE, delegated
-from tests.targets.tflite.programs import QuantizedConv, artifact, through_int8
+from tests.targets.tflite.programs import QuantizedConv, model, through_int8
 
 
 def node(index, inputs, outputs, name="ADD"):
@@ -27,7 +27,7 @@ def test_delegated_takes_every_branch_between_outputs_and_inputs():
 
 def test_placement_is_one_partition_without_fallback_when_all_is_integer(tmp_path):
     target = TfliteTarget()
-    lowered = target.lower(artifact(QuantizedConv(), (3, 9, 9), quantized=True), tmp_path, name="model")
+    lowered = target.lower(model(QuantizedConv(), (3, 9, 9), quantized=True), tmp_path, name="model")
     placement = target.placement(lowered)
     assert placement.accelerated == placement.operators > 0
     assert placement.fallback == ()
@@ -45,7 +45,7 @@ def test_placement_names_what_is_left_in_float_and_what_leaves_the_delegate(tmp_
             return self.conv(x).sin()
 
     target = TfliteTarget()
-    lowered = target.lower(artifact(Mixed(), (3, 9, 9), quantized=True), tmp_path, name="model")
+    lowered = target.lower(model(Mixed(), (3, 9, 9), quantized=True), tmp_path, name="model")
     reasons = {fallback.op: fallback.reason for fallback in target.placement(lowered).fallback}
     assert reasons["DEQUANTIZE"] == "computed in float in an integer model"
     assert "SIN" in reasons
@@ -62,7 +62,7 @@ def test_placement_says_what_would_have_left_the_delegate_without_our_forms(tmp_
             return through_int8(F.hardswish(self.conv(x)), 0.05, -100)
 
     target = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",)))
-    lowered = target.lower(artifact(Swish(), (3, 9, 9), quantized=True), tmp_path, name="model")
+    lowered = target.lower(model(Swish(), (3, 9, 9), quantized=True), tmp_path, name="model")
     assert lowered.notes[0] == "1 x hardswish rewritten for the cpu"
     placement = target.placement(lowered)
     assert "1 XNNPACK partition" in placement.source
@@ -75,5 +75,5 @@ def test_placement_says_what_would_have_left_the_delegate_without_our_forms(tmp_
 @pytest.mark.slow
 def test_placement_has_no_before_when_nothing_was_rewritten(tmp_path):
     target = TfliteTarget()
-    lowered = target.lower(artifact(QuantizedConv(), (3, 9, 9), quantized=True), tmp_path, name="model")
+    lowered = target.lower(model(QuantizedConv(), (3, 9, 9), quantized=True), tmp_path, name="model")
     assert target.placement(lowered).before is None

@@ -11,15 +11,15 @@ from torch.utils.data import TensorDataset
 
 from calibration_data.fashion_mnist.harder import train as harder
 from calibration_data.fashion_mnist.train import committed_samples, load_trained
-from pipeline.core import ModelArtifact
-from pipeline.data import from_dataset
-from pipeline.metrics import Comparison, predictor, session_predictor
+from pipeline.core import Model
+from pipeline.data.samples import from_dataset
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Lowered
+from pipeline.tasks.metrics import Comparison, predictor, session_predictor
 from targets.tflite import TfliteTarget, parity
 from targets.tflite.session import ReferenceSession
-from tests.models import RGB, ViT
+from tests.networks.architectures import RGB, ViT
 
 pytestmark = pytest.mark.slow
 
@@ -77,12 +77,12 @@ def deployed(request, tmp_path_factory):
         module = trained_vit(train)
     else:
         module = load_trained() if name == "resnet" else harder.load_trained(name)
-    model = ModelArtifact(module=module, reference=module, inputs=train.inputs)
-    artifact = quantize(model, QuantizeConfig(), train.take(128), budget=Budget(metric="agreement"))
-    lowered = TfliteTarget().lower(artifact, tmp_path_factory.mktemp(name), name="model")
+    tflite_model = Model(module=module, reference=module, inputs=train.inputs)
+    model = quantize(tflite_model, QuantizeConfig(), train.take(128), budget=Budget(metric="agreement"))
+    lowered = TfliteTarget().lower(model, tmp_path_factory.mktemp(name), name="model")
     batch = next(test.batches(IMAGES))
-    expected = predictor(artifact.module)(batch.inputs)
-    return Deployed(name, artifact.module, lowered, *batch.inputs, batch.labels, expected)
+    expected = predictor(model.module)(batch.inputs)
+    return Deployed(name, model.module, lowered, *batch.inputs, batch.labels, expected)
 
 
 def compared(case, session, images=IMAGES):

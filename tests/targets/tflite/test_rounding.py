@@ -10,12 +10,12 @@ from torch.utils.data import TensorDataset
 
 from calibration_data.fashion_mnist.harder.train import load_trained
 from calibration_data.fashion_mnist.train import IMAGE, committed_samples
-from pipeline.core import ModelArtifact, TensorSpec
-from pipeline.data import from_dataset
+from pipeline.core import Model, TensorSpec
+from pipeline.data.samples import from_dataset
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from targets.tflite import TfliteTarget, flatbuffer, parity, rounding
-from tests.targets.tflite.programs import QuantizedLinear, artifact
+from tests.targets.tflite.programs import QuantizedLinear, model
 
 NONE, RELU, RELU6 = 0, 1, 3  # of the schema's ActivationFunctionType
 
@@ -51,13 +51,13 @@ def test_twice_moves_one_value_in_two_to_the_shift_plus_one():
 
 def test_note_gives_the_share_computed_by_hand_when_factors_differ_by_channel(tmp_path):
     """0.5 * (0.5, 0.25) / 0.25 is 1, which needs no shift, and 1/2, whose shift is 0: neither is rounded twice."""
-    path = TfliteTarget().lower(artifact(QuantizedLinear(), (2,), quantized=True), tmp_path, name="model").path
+    path = TfliteTarget().lower(model(QuantizedLinear(), (2,), quantized=True), tmp_path, name="model").path
     assert rounding.note(path) == ()
-    model = flatbuffer.read_model(path.read_bytes())
-    (operator,) = model.subgraphs[0].operators
-    weight = model.subgraphs[0].tensors[operator.inputs[1]]
+    tflite_model = flatbuffer.read_model(path.read_bytes())
+    (operator,) = tflite_model.subgraphs[0].operators
+    weight = tflite_model.subgraphs[0].tensors[operator.inputs[1]]
     weight.quantization.scale = [1 / 16, 1 / 64]  # now 1/8 and 1/32: shifts of 2 and 4
-    flatbuffer.write_model(flatbuffer.serialize(model), path)
+    flatbuffer.write_model(flatbuffer.serialize(tflite_model), path)
     (found,) = rounding.note(path)
     assert f"{(2**-3 + 2**-5) / 2:.2%} of them" in found
 
@@ -76,7 +76,7 @@ def test_plain_kernels_give_silu_as_the_program_does_when_its_scale_is_settled(t
     """All 256 values: with scales as they come, one or two of them are off by a step in each of the four cases."""
     ramp = torch.linspace(-3.0, high, 256)[None]
     spec = TensorSpec(name="x", shape=(256,))
-    model = ModelArtifact(module=nn.SiLU(), reference=nn.SiLU(), inputs=(spec,), outputs=("y",))
+    model = Model(module=nn.SiLU(), reference=nn.SiLU(), inputs=(spec,), outputs=("y",))
     samples = from_dataset(TensorDataset(ramp.repeat(8, 1)), (spec,))
     config = QuantizeConfig(observers=("minmax",))
     program = quantize(model, config, samples, budget=Budget())
@@ -92,7 +92,7 @@ def test_plain_kernels_give_sums_rounded_twice_when_the_program_rounds_them_once
     """Every value of a trained MobileNetV3's layers, each fed with the program's own integers."""
     module, images = load_trained("mobilenet_v3"), committed_samples("train").take(128)
     config = QuantizeConfig(observers=("minmax",), bias_correction=False, equalisation=False, mixed_precision=False)
-    model = ModelArtifact(module=module, reference=module, inputs=(IMAGE,))
+    model = Model(module=module, reference=module, inputs=(IMAGE,))
     program = quantize(model, config, images, budget=Budget(metric="agreement"))
     path = TfliteTarget().lower(program, tmp_path, name="model").path
     (image,) = next(committed_samples("test").batches(1)).inputs

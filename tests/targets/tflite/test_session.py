@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.metrics import predictor
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Skipped
+from pipeline.tasks.metrics import predictor
 from targets.tflite import TfliteTarget
 from targets.tflite.session import LitertSession, Port, ReferenceSession
-from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, artifact, ops
+from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, model, ops
 
 STEP = 0.1  # of QuantizedConv's output
 
@@ -19,7 +19,7 @@ STEP = 0.1  # of QuantizedConv's output
 @pytest.fixture(scope="module")
 def linear(tmp_path_factory):
     return TfliteTarget().lower(
-        artifact(QuantizedLinear(), (2,), quantized=True), tmp_path_factory.mktemp("linear"), name="model"
+        model(QuantizedLinear(), (2,), quantized=True), tmp_path_factory.mktemp("linear"), name="model"
     )
 
 
@@ -49,7 +49,7 @@ def test_session_says_what_runs_it(linear):
 @pytest.mark.parametrize(("stride", "size"), [(1, 9), (2, 9), (2, 10)], ids=["stride 1", "odd input", "even input"])
 def test_run_follows_the_program_within_one_step_on_a_convolution(tmp_path, stride, size, reference_kernels):
     program = QuantizedConv(stride=stride)
-    lowered = TfliteTarget().lower(artifact(program, (3, size, size), quantized=True), tmp_path, name="model")
+    lowered = TfliteTarget().lower(model(program, (3, size, size), quantized=True), tmp_path, name="model")
     x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2
     (expected,) = predictor(program)((x,))
     (output,) = LitertSession(lowered.path, reference_kernels=reference_kernels).run((x.numpy(),))
@@ -90,8 +90,8 @@ def test_cross_checks_are_the_reference_kernels_unless_they_are_declined(linear)
 @pytest.mark.slow
 def test_cross_checks_run_the_file_for_the_npu_when_the_cpu_has_another(tmp_path):
     target = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",)))
-    lowered = target.lower(artifact(QuantizedLinear(), (2,), quantized=True), tmp_path, name="model")
-    other = target.lower(artifact(torch.nn.Linear(2, 2), (2,), quantized=False), tmp_path, name="model_npu")
+    lowered = target.lower(model(QuantizedLinear(), (2,), quantized=True), tmp_path, name="model")
+    other = target.lower(model(torch.nn.Linear(2, 2), (2,), quantized=False), tmp_path, name="model_npu")
     x = np.array([[1.3, -2.2]], np.float32)
     (session,) = target.cross_checks(lowered)
     assert np.array_equal(session.run((x,)), LitertSession(other.path, reference_kernels=True).run((x,)))

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from pipeline.data import from_dataset
-from pipeline.metrics import predictor, sqnr_db
+from pipeline.data.samples import from_dataset
 from pipeline.recipe import Budget, QuantizeConfig, TfliteConfig
 from pipeline.stages.benchmark import benchmark
 from pipeline.stages.quantize import quantize
 from pipeline.target import Exported
+from pipeline.tasks.metrics import predictor, sqnr_db
 from targets.tflite import TfliteTarget
-from tests.models import ARCHITECTURES
-from tests.targets.tflite.programs import QuantizedLinear, artifact
+from tests.networks.architectures import ARCHITECTURES
+from tests.targets.tflite.programs import QuantizedLinear, model
 
 NPUS = ("ethos-u55-256", "ethos-u85-256")
 IN_FLOAT = {"DEQUANTIZE", "HARD_SWISH", "QUANTIZE"}
@@ -23,7 +23,7 @@ def quantized(name):
     """One of the test networks, calibrated on 32 samples with the plainest settings."""
     architecture = ARCHITECTURES[name]
     config = QuantizeConfig(observers=("minmax",), bias_correction=False, equalisation=False, mixed_precision=False)
-    return quantize(architecture.artifact(), config, architecture.samples(32), budget=Budget(metric="agreement"))
+    return quantize(architecture.model(), config, architecture.samples(32), budget=Budget(metric="agreement"))
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_cnns_run_as_integers_in_one_partition_and_on_the_npu(name, tmp_path):
 def test_benchmark_notes_that_the_reference_kernels_were_left_out_when_they_are_slow(tmp_path, monkeypatch):
     monkeypatch.setattr("targets.tflite.target.SLOW_S", 0.0)
     monkeypatch.setattr("pipeline.stages.benchmark.SECONDS_PER_CANDIDATE", 0.01)
-    target, program = TfliteTarget(), artifact(QuantizedLinear(), (2,), quantized=True)
+    target, program = TfliteTarget(), model(QuantizedLinear(), (2,), quantized=True)
     exported = Exported(
         target=target,
         status="ok",

@@ -6,7 +6,7 @@ from pipeline.core import RecipeError
 from pipeline.recipe import TfliteConfig, parse_recipe
 from pipeline.target import Estimated, Skipped
 from targets.tflite import TfliteTarget, vela
-from tests.targets.tflite.programs import QuantizedConv, artifact, through_int8
+from tests.targets.tflite.programs import QuantizedConv, model, through_int8
 
 # What Vela 5.2.0 printed for a softmax that was left in float, shortened.
 LOG = """\
@@ -36,7 +36,7 @@ class ConvThen(nn.Module):
 def lowered(tmp_path, function, **config):
     target = TfliteTarget(TfliteConfig(**config))
     module = ConvThen(lambda y: through_int8(function(y), 0.02, -100))
-    return target, target.lower(artifact(module, (3, 16, 16), quantized=True), tmp_path, name="model")
+    return target, target.lower(model(module, (3, 16, 16), quantized=True), tmp_path, name="model")
 
 
 def test_read_placement_gives_each_operator_velas_reason():
@@ -84,8 +84,8 @@ def test_estimates_says_what_is_left_out_when_operators_fall_to_the_cpu(tmp_path
 @pytest.mark.slow
 def test_estimates_is_skipped_with_velas_reason_when_the_model_is_float(tmp_path):
     target = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",)))
-    model = target.lower(artifact(nn.Linear(4, 4), (4,), quantized=False), tmp_path, name="model")
-    (estimate,) = target.estimates(model)
+    tflite_model = target.lower(model(nn.Linear(4, 4), (4,), quantized=False), tmp_path, name="model")
+    (estimate,) = target.estimates(tflite_model)
     assert isinstance(estimate, Skipped)
     assert "Float32" in estimate.reason
 

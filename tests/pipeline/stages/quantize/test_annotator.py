@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.core import ModelArtifact, TensorSpec
+from pipeline.core import Model, TensorSpec
 from pipeline.stages.quantize.annotator import Scheme, plan
-from pipeline.stages.quantize.canonical import canonical_graph
-from pipeline.stages.quantize.capabilities import RULES
+from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.graph.capabilities import RULES
 
 
 class Function(nn.Module):
@@ -26,8 +26,8 @@ class Function(nn.Module):
 
 def scheme(function: Callable[..., Tensor], shape: tuple[int, ...] = (4, 6, 6), skip: tuple[str, ...] = ()) -> Scheme:
     module = Function(function).eval()
-    artifact = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="x", shape=shape),))
-    return plan(canonical_graph(artifact), skip)
+    model = Model(module=module, reference=module, inputs=(TensorSpec(name="x", shape=shape),))
+    return plan(canonical_graph(model), skip)
 
 
 def sets(found: Scheme) -> dict[str, str]:

@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from pipeline.metrics import Comparison, predictor
 from pipeline.stages.quantize.annotator import Int8Quantizer
 from pipeline.stages.quantize.calibration import calibrate, convert, prepare
-from pipeline.stages.quantize.canonical import canonical_graph
-from pipeline.stages.quantize.cost import integer_share
-from tests.models import ARCHITECTURES
+from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.graph.cost import integer_share
+from pipeline.tasks.metrics import Comparison, predictor
+from tests.networks.architectures import ARCHITECTURES
 
 # SQNR in dB of all outputs on unseen samples: what a working scheme reaches here, less about 3 dB. Taking one range
 # before a clamp, or folding one batch norm wrongly, costs far more.
@@ -40,9 +40,9 @@ FLOOR_DB = {
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_int8_program_follows_the_float_network(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     architecture = ARCHITECTURES[name]
-    artifact = architecture.artifact()
+    model = architecture.model()
     started = time.process_time()
-    found = calibrate(canonical_graph(artifact), architecture.samples(64), batch_size=32)
+    found = calibrate(canonical_graph(model), architecture.samples(64), batch_size=32)
     program = convert(prepare(found, method="minmax", bias_correction="analytic"))
     annotating = time.process_time()
     Int8Quantizer().annotate(found.graph)
@@ -51,7 +51,7 @@ def test_int8_program_follows_the_float_network(name: str, capsys: pytest.Captur
     share = integer_share(program, architecture.inputs)
     compared = Comparison()
     for batch in architecture.samples(64, seed=2).batches(64):
-        compared.update(predictor(program)(batch.inputs), predictor(artifact.module)(batch.inputs))
+        compared.update(predictor(program)(batch.inputs), predictor(model.module)(batch.inputs))
     with capsys.disabled():
         print(f"\n{name}: {share:.1%} of MACs in int8, {compared.sqnr_db:.1f} dB, {seconds:.1f} s", end=" ")
     assert share >= 0.99

@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from pipeline.core import TensorSpec
-from pipeline.data import Batch
-from pipeline.metrics import sqnr_db
+from pipeline.data.samples import Batch
 from pipeline.stages.quantize.calibration import BATCH, OUTPUT_MSE, Simulation, calibrate, convert, fitting_batch
-from pipeline.stages.quantize.canonical import canonical_graph
-from pipeline.stages.quantize.cost import integer_share
-from pipeline.stages.quantize.observers import METHODS
-from tests.models import ARCHITECTURES, Architecture, Bert, conv_bn
+from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.graph.cost import integer_share
+from pipeline.stages.quantize.ranges.observers import METHODS
+from pipeline.tasks.metrics import sqnr_db
+from tests.networks.architectures import ARCHITECTURES, Architecture, Bert, conv_bn
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v3", "vit", "two_in_two_out"])
 def test_simulation_gives_what_the_program_gives(name: str) -> None:
     architecture = ARCHITECTURES[name]
-    found = calibrate(canonical_graph(architecture.artifact()), architecture.samples(32), batch_size=32)
+    found = calibrate(canonical_graph(architecture.model()), architecture.samples(32), batch_size=32)
     (batch,) = architecture.samples(32, seed=3).batches(32)
     simulation = Simulation(found)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_simulation_gives_what_the_program_gives(name: str) -> None:
 @pytest.mark.slow
 def test_configuring_again_starts_afresh() -> None:
     architecture = ARCHITECTURES["resnet"]
-    found = calibrate(canonical_graph(architecture.artifact()), architecture.samples(16), batch_size=16)
+    found = calibrate(canonical_graph(architecture.model()), architecture.samples(16), batch_size=16)
     (batch,) = architecture.samples(8, seed=3).batches(8)
     used, fresh = Simulation(found), Simulation(found)
     used.configure("mse", "empirical", adaround=True)
@@ -52,7 +52,7 @@ def test_configuring_again_starts_afresh() -> None:
 
 def test_batch_is_as_large_as_its_largest_activation_allows() -> None:
     architecture = ARCHITECTURES["unet"]  # (N, 48, 16, 16) and (N, 36, 32, 32): 36,864 elements per sample
-    graph = canonical_graph(architecture.artifact())
+    graph = canonical_graph(architecture.model())
     assert fitting_batch(graph, 64, elements=10 * 36_864 + 5) == 10
     assert fitting_batch(graph, 4, elements=10 * 36_864) == 4
     assert fitting_batch(graph, 64, elements=5) == 1
@@ -79,17 +79,17 @@ class Lengths:
 @pytest.mark.slow
 def test_int8_follows_at_every_length_when_the_sequence_is_dynamic() -> None:
     architecture = ARCHITECTURES["bert"]
-    artifact = architecture.artifact()
+    model = architecture.model()
     tokens = torch.zeros(2, 12, dtype=torch.int64)
-    program = export(artifact.module, (tokens,), dynamic_shapes=({0: Dim.AUTO, 1: Dim("length", min=4, max=16)},))
-    graph = canonical_graph(artifact, program)
+    program = export(model.module, (tokens,), dynamic_shapes=({0: Dim.AUTO, 1: Dim("length", min=4, max=16)},))
+    graph = canonical_graph(model, program)
     found = calibrate(graph, Lengths(), batch_size=16)  # type: ignore[arg-type]  # all that calibration asks of samples
     int8 = convert(Simulation(found).configure("minmax", "analytic"))
     assert integer_share(int8, architecture.inputs) == 1.0
     for length in (5, 9, 16):
         x = torch.randint(0, 64, (32, length), generator=torch.Generator().manual_seed(length))
         with torch.no_grad():
-            assert sqnr_db(artifact.module(x), int8(x)) > 24
+            assert sqnr_db(model.module(x), int8(x)) > 24
 
 
 class MaskedBert(Bert):
@@ -111,8 +111,8 @@ class MaskedBert(Bert):
 
 def test_masked_attention_runs_on_integers() -> None:
     net = Architecture("masked", MaskedBert, ARCHITECTURES["bert"].inputs)
-    artifact = net.artifact()
-    found = calibrate(canonical_graph(artifact), net.samples(64), batch_size=32)
+    model = net.model()
+    found = calibrate(canonical_graph(model), net.samples(64), batch_size=32)
     program = convert(Simulation(found).configure("minmax", "empirical"))
     assert integer_share(program, net.inputs) == 1.0
     assert {entry.reason for entry in found.scheme.skipped} == {
@@ -120,7 +120,7 @@ def test_masked_attention_runs_on_integers() -> None:
     }
     (batch,) = net.samples(64, seed=5).batches(64)
     with torch.no_grad():
-        assert sqnr_db(artifact.module(*batch.inputs), program(*batch.inputs)) > 24
+        assert sqnr_db(model.module(*batch.inputs), program(*batch.inputs)) > 24
 
 
 def _all(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -135,7 +135,7 @@ def test_memory_does_not_grow_when_there_are_more_samples() -> None:
         return nn.Sequential(conv_bn(3, 8, 3, 4, act=nn.ReLU()), nn.Flatten(), nn.Linear(2048, 4))
 
     net = Architecture("wide", wide, (TensorSpec(name="image", shape=(3, 64, 64)),))
-    graph = canonical_graph(net.artifact())
+    graph = canonical_graph(net.model())
     methods = (*METHODS, OUTPUT_MSE)
 
     def run(count: int) -> object:

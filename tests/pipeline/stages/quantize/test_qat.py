@@ -13,18 +13,18 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 import targets
 from calibration_data.fashion_mnist.harder.train import load_trained
 from calibration_data.fashion_mnist.train import IMAGE, committed_samples
-from pipeline.core import ModelArtifact, StageError, TensorSpec
-from pipeline.data import SampleSet
-from pipeline.metrics import Comparison, evaluate, predictor, session_predictor, sqnr_db
+from pipeline.core import Model, StageError, TensorSpec
+from pipeline.data.samples import SampleSet
 from pipeline.recipe import Budget, QatConfig, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.stages.quantize.calibration import calibrate, convert, prepare
-from pipeline.stages.quantize.canonical import canonical_graph
-from pipeline.stages.quantize.correction import bias_name
-from pipeline.stages.quantize.grids import ActivationGrid, grids_of
-from pipeline.stages.quantize.products import moved, self_products_of
+from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.improve.correction import bias_name
 from pipeline.stages.quantize.qat import LearnedGrid, train, trainable
-from pipeline.stages.quantize.sums import sums_of, tie_free
+from pipeline.stages.quantize.scales.grids import ActivationGrid, grids_of
+from pipeline.stages.quantize.scales.products import moved, self_products_of
+from pipeline.stages.quantize.scales.sums import sums_of, tie_free
+from pipeline.tasks.metrics import Comparison, evaluate, predictor, session_predictor, sqnr_db
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +32,15 @@ def images() -> SampleSet:
     return committed_samples("train").take(96)
 
 
-def artifact_of(module: nn.Module) -> ModelArtifact:
-    return ModelArtifact(module=module, reference=module, inputs=(IMAGE,), outputs=("logits",))
+def model_of(module: nn.Module) -> Model:
+    return Model(module=module, reference=module, inputs=(IMAGE,), outputs=("logits",))
 
 
 @pytest.fixture(scope="module")
 def silu_and_gates(images: SampleSet) -> tuple[nn.Module, torch.fx.GraphModule]:
     """The EfficientNet-like network, whose sigmoids have prescribed grids, and its prepared graph."""
     module = load_trained("efficientnet")
-    calibrated = calibrate(canonical_graph(artifact_of(module)), images, batch_size=32)
+    calibrated = calibrate(canonical_graph(model_of(module)), images, batch_size=32)
     return module, prepare(calibrated, method="minmax", bias_correction="analytic")
 
 
@@ -178,31 +178,31 @@ def test_training_is_refused_when_the_models_code_fixes_the_batch() -> None:
 
     samples = committed_samples("train").take(1)
     module = Fixed().eval()
-    artifact = ModelArtifact(module=module, reference=module, inputs=(TensorSpec(name="x", shape=(4,)),))
-    prepared = canonical_graph(artifact)
+    model = Model(module=module, reference=module, inputs=(TensorSpec(name="x", shape=(4,)),))
+    prepared = canonical_graph(model)
     with pytest.raises(StageError, match="fixes its batch size"):
         train(prepared, module, samples, QatConfig(), seed=0)
 
 
 def test_quantize_is_refused_when_qat_has_nothing_to_train_on(images: SampleSet) -> None:
     with pytest.raises(StageError, match="training samples"):
-        quantize(artifact_of(load_trained("mobilenet_v2")), QuantizeConfig(qat=QatConfig()), images, budget=Budget())
+        quantize(model_of(load_trained("mobilenet_v2")), QuantizeConfig(qat=QatConfig()), images, budget=Budget())
 
 
 @pytest.mark.slow
 def test_qat_ends_in_a_program_that_onnx_runs_alike_when_a_trained_network_is_quantized(tmp_path: Path) -> None:
-    artifact = artifact_of(load_trained("mobilenet_v2"))
+    model = model_of(load_trained("mobilenet_v2"))
     data, test = committed_samples("train").take(1500), committed_samples("test").take(1000)
     fitted, held_out = data.split(300, 0)
     config = QuantizeConfig(qat=QatConfig(batch_size=64), equalisation=False)
-    result = quantize(artifact, config, fitted.take(128), budget=Budget(), held_out=held_out, train=fitted)
+    result = quantize(model, config, fitted.take(128), budget=Budget(), held_out=held_out, train=fitted)
 
     learned = result.history[-1].details["qat"]
     assert learned["samples"] == len(fitted)
     assert [epoch["epoch"] for epoch in learned["epochs"]] == [1]
     assert learned["kept"] == (learned["metric"] >= learned["post_training"])
     assert not grids_of(result.module)
-    baseline = evaluate(artifact.module, test)["top1"]
+    baseline = evaluate(model.module, test)["top1"]
     assert evaluate(result.module, test)["top1"] >= baseline - 0.01
 
     target = targets.get("onnx")

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.core import ModelArtifact, TensorSpec
-from pipeline.metrics import sqnr_db
+from pipeline.core import Model, TensorSpec
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.stages.quantize.calibration import Calibrated, calibrate, convert, prepare
-from pipeline.stages.quantize.canonical import canonical_graph
-from pipeline.stages.quantize.grids import grids_of, simulate
-from pipeline.stages.quantize.search import CalibrationConfig, better, search
+from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.scales.grids import grids_of, simulate
 from pipeline.stages.quantize.sensitivity import Sensitivity, sensitivities
 from pipeline.stages.quantize.stage import Judge, fewer_float_layers
-from tests.models import ARCHITECTURES, Architecture
+from pipeline.stages.quantize.trials import CalibrationConfig, better, search
+from pipeline.tasks.metrics import sqnr_db
+from tests.networks.architectures import ARCHITECTURES, Architecture
 
 FRAGILE = Architecture(
     "fragile",
@@ -25,25 +25,25 @@ FRAGILE = Architecture(
 )
 
 
-def fragile() -> ModelArtifact:
+def fragile() -> Model:
     """One outlier in every channel of layer 2 makes its scale, and so its rounding, hundreds of times coarser."""
-    artifact = FRAGILE.artifact()
+    model = FRAGILE.model()
     with torch.no_grad():
-        artifact.module.get_parameter("2.weight")[:, 0] = 100.0
-        artifact.module.get_parameter("0.weight")[0] = 0.0
+        model.module.get_parameter("2.weight")[:, 0] = 100.0
+        model.module.get_parameter("0.weight")[0] = 0.0
         for layer in ("0", "2", "4"):
-            artifact.module.get_parameter(f"{layer}.bias").zero_()  # so that the inputs alone decide the class
-    return artifact
+            model.module.get_parameter(f"{layer}.bias").zero_()  # so that the inputs alone decide the class
+    return model
 
 
-def calibrated(artifact: ModelArtifact, architecture: Architecture) -> Calibrated:
-    return calibrate(canonical_graph(artifact), architecture.samples(64), batch_size=32)
+def calibrated(model: Model, architecture: Architecture) -> Calibrated:
+    return calibrate(canonical_graph(model), architecture.samples(64), batch_size=32)
 
 
 @pytest.mark.parametrize("name", ["resnet", "two_in_two_out"])
 def test_simulated_rounding_is_the_program_own(name: str) -> None:
     architecture = ARCHITECTURES[name]
-    found = calibrated(architecture.artifact(), architecture)
+    found = calibrated(architecture.model(), architecture)
     (batch,) = architecture.samples(16, seed=3).batches(16)
     prepared = prepare(found, method="mse", bias_correction="none")
     simulate(prepared, grids_of(prepared))
@@ -55,21 +55,21 @@ def test_simulated_rounding_is_the_program_own(name: str) -> None:
 
 
 def test_one_quantized_layer_is_as_bad_as_rounding_that_weight_by_hand() -> None:
-    artifact = fragile()
-    prepared = prepare(calibrated(artifact, FRAGILE), method="minmax", bias_correction="none")
+    model = fragile()
+    prepared = prepare(calibrated(model, FRAGILE), method="minmax", bias_correction="none")
     samples = FRAGILE.samples(32, seed=3)
-    ranking = sensitivities(prepared, Judge(artifact.module, samples, Budget(metric="agreement"), 32))
+    ranking = sensitivities(prepared, Judge(model.module, samples, Budget(metric="agreement"), 32))
     assert ranking[0].layer == "2"
     assert ranking[0].without_db == max(entry.without_db for entry in ranking)
 
     ((x,), _) = next(samples.batches(32))
     with torch.no_grad():
-        weight, bias = artifact.module.get_parameter("2.weight"), artifact.module.get_parameter("2.bias")
+        weight, bias = model.module.get_parameter("2.weight"), model.module.get_parameter("2.bias")
         steps = weight.abs().amax(1, keepdim=True) / 127
-        hidden = torch.relu(artifact.module[0](x))  # type: ignore[index, operator]
+        hidden = torch.relu(model.module[0](x))  # type: ignore[index, operator]
         rounded = torch.relu(hidden @ (torch.round(weight / steps) * steps).T + bias)
-        logits = artifact.module[4](rounded)  # type: ignore[index, operator]
-        exact = artifact.module(x)
+        logits = model.module[4](rounded)  # type: ignore[index, operator]
+        exact = model.module(x)
         by_hand = sqnr_db(exact, logits)
     agreement = (logits.argmax(1) == exact.argmax(1)).double().mean()
     assert ranking[0].alone_metric == pytest.approx(float(agreement), abs=1 / 32)

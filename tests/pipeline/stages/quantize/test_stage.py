@@ -8,23 +8,23 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.core import DataError, ModelArtifact, TensorSpec
-from pipeline.data import from_dataset
-from pipeline.metrics import sqnr_db
-from pipeline.program import fixed_batch_size
+from pipeline.core import DataError, Model, TensorSpec
+from pipeline.data.samples import from_dataset
+from pipeline.models.capture import fixed_batch_size
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.stages.quantize.stage import Judge
-from tests.models import ARCHITECTURES
+from pipeline.tasks.metrics import sqnr_db
+from tests.networks.architectures import ARCHITECTURES
 
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 WEIGHT_DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_channel.default
 SPEC = (TensorSpec(name="x", shape=(4,)),)
 
 
-def quantized(name: str = "resnet", **config: object) -> tuple[ModelArtifact, ModelArtifact]:
+def quantized(name: str = "resnet", **config: object) -> tuple[Model, Model]:
     architecture = ARCHITECTURES[name]
-    original = architecture.artifact()
+    original = architecture.model()
     result = quantize(
         original,
         QuantizeConfig(**config),  # type: ignore[arg-type]
@@ -36,33 +36,33 @@ def quantized(name: str = "resnet", **config: object) -> tuple[ModelArtifact, Mo
 
 
 @pytest.fixture(scope="module")
-def resnet() -> tuple[ModelArtifact, ModelArtifact]:
+def resnet() -> tuple[Model, Model]:
     return quantized()
 
 
-def test_quantize_leaves_its_input_alone(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+def test_quantize_leaves_its_input_alone(resnet: tuple[Model, Model]) -> None:
     original, result = resnet
-    fresh = ARCHITECTURES["resnet"].artifact()
+    fresh = ARCHITECTURES["resnet"].model()
     for name, value in original.module.state_dict().items():
         torch.testing.assert_close(value, fresh.module.state_dict()[name], rtol=0, atol=0)
     assert result.quantized
     assert not original.quantized
 
 
-def test_quantized_outputs_follow_the_float_module(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+def test_quantized_outputs_follow_the_float_module(resnet: tuple[Model, Model]) -> None:
     original, result = resnet
     images = next(iter(ARCHITECTURES["resnet"].samples(64, seed=3).batches(64))).inputs
     with torch.no_grad():
         assert sqnr_db(original.module(*images), result.module(*images)) > 24
 
 
-def test_program_takes_any_batch_size(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+def test_program_takes_any_batch_size(resnet: tuple[Model, Model]) -> None:
     _, result = resnet
     for size in (1, 5):
         assert result.module(torch.zeros(size, 1, 28, 28)).shape == (size, 10)
 
 
-def test_every_weight_is_narrow_range_and_symmetric(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+def test_every_weight_is_narrow_range_and_symmetric(resnet: tuple[Model, Model]) -> None:
     _, result = resnet
     nodes = [node for node in result.module.graph.nodes if node.target == WEIGHT_DEQUANTIZE]
     assert len(nodes) == 7  # stem, two blocks of two, one projection, classifier
@@ -71,7 +71,7 @@ def test_every_weight_is_narrow_range_and_symmetric(resnet: tuple[ModelArtifact,
         assert not getattr(result.module, node.args[2].target).any()
 
 
-def test_no_range_is_taken_between_an_operator_and_its_relu(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+def test_no_range_is_taken_between_an_operator_and_its_relu(resnet: tuple[Model, Model]) -> None:
     _, result = resnet
     for node in result.module.graph.nodes:
         if node.target == torch.ops.aten.relu.default:
@@ -79,7 +79,7 @@ def test_no_range_is_taken_between_an_operator_and_its_relu(resnet: tuple[ModelA
             assert [user.target for user in node.users] == [QUANTIZE]
 
 
-def test_record_tells_trials_choice_and_share_of_integer_macs(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
+def test_record_tells_trials_choice_and_share_of_integer_macs(resnet: tuple[Model, Model]) -> None:
     _, result = resnet
     (record,) = result.history
     details = record.details
@@ -94,9 +94,9 @@ def test_record_tells_trials_choice_and_share_of_integer_macs(resnet: tuple[Mode
 
 
 def test_budget_is_one_sample_at_least_when_few_are_held_out() -> None:
-    artifact = linear()
-    data = from_dataset([(torch.randn(4),) for _ in range(20)], artifact.inputs)
-    few, coarse = (Judge(artifact.module, data, Budget(metric="agreement", max_drop=drop), 20) for drop in (0.01, 0.1))
+    model = linear()
+    data = from_dataset([(torch.randn(4),) for _ in range(20)], model.inputs)
+    few, coarse = (Judge(model.module, data, Budget(metric="agreement", max_drop=drop), 20) for drop in (0.01, 0.1))
     assert (few.max_drop, coarse.max_drop) == (1 / 20, 0.1)
 
 
@@ -125,10 +125,10 @@ class Values(torch.utils.data.Dataset[torch.Tensor]):
         return torch.tensor(self.rows[index])
 
 
-def linear() -> ModelArtifact:
+def linear() -> Model:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    return ModelArtifact(module=module, reference=copy.deepcopy(module), inputs=SPEC)
+    return Model(module=module, reference=copy.deepcopy(module), inputs=SPEC)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["nan", "inf"])
@@ -147,19 +147,17 @@ def test_one_calibration_sample_is_enough() -> None:
 
 
 def test_activations_that_never_fire_and_dead_channels_stay_finite() -> None:
-    artifact = linear()
+    model = linear()
     with torch.no_grad():
-        artifact.module[0].bias.fill_(-100.0)  # type: ignore[index, union-attr, operator]
-        artifact.module[2].weight[1].zero_()  # type: ignore[index, union-attr, operator]
+        model.module[0].bias.fill_(-100.0)  # type: ignore[index, union-attr, operator]
+        model.module[2].weight[1].zero_()  # type: ignore[index, union-attr, operator]
     data = from_dataset(Values([1.0, -2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]), SPEC)
-    result = quantize(artifact, QuantizeConfig(), data, budget=Budget())
-    torch.testing.assert_close(
-        result.module(torch.zeros(2, 4)), artifact.module(torch.zeros(2, 4)), rtol=0.01, atol=0.01
-    )
+    result = quantize(model, QuantizeConfig(), data, budget=Budget())
+    torch.testing.assert_close(result.module(torch.zeros(2, 4)), model.module(torch.zeros(2, 4)), rtol=0.01, atol=0.01)
 
 
-def test_batch_stays_dynamic_when_the_program_is_captured_again(resnet: tuple[ModelArtifact, ModelArtifact]) -> None:
-    from pipeline.program import capture
+def test_batch_stays_dynamic_when_the_program_is_captured_again(resnet: tuple[Model, Model]) -> None:
+    from pipeline.models.capture import capture
 
     _, result = resnet
     assert fixed_batch_size(capture(result.module, result.inputs)) is None

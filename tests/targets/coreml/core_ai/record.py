@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.models import ARCHITECTURES
+from tests.networks.architectures import ARCHITECTURES
 
 HERE = Path(__file__).parent
 SAMPLES = 8
@@ -40,7 +40,7 @@ def record(name: str) -> None:
 
     architecture = ARCHITECTURES[name]
     (batch,) = architecture.samples(SAMPLES, seed=2).batches(SAMPLES)
-    program = torch.export.export(architecture.artifact().module, (batch.inputs[0][:1],), strict=False)
+    program = torch.export.export(architecture.model().module, (batch.inputs[0][:1],), strict=False)
     (given,) = program.graph_signature.user_inputs
     converter = coreai_torch.TorchConverter()
     converter.add_exported_program(program.run_decompositions(coreai_torch.get_decomp_table()))

@@ -12,24 +12,24 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from calibration_data.fashion_mnist import train as demo
-from pipeline.core import ModelArtifact
-from pipeline.metrics import Comparison, predictor
-from pipeline.program import example_inputs
+from pipeline.core import Model
+from pipeline.models.capture import example_inputs
 from pipeline.recipe import Budget, CoremlConfig, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Skipped, Target
+from pipeline.tasks.metrics import Comparison, predictor
 from targets.coreml import CoremlTarget
 from targets.onnx import OnnxTarget
-from tests import models
-from tests.architectures import ARCHITECTURES
+from tests.networks import architectures as models
+from tests.networks.prunable import ARCHITECTURES
 
 
-def comparison(tested: Target, reference: Target, artifact: ModelArtifact, folder: Path) -> Comparison:
+def comparison(tested: Target, reference: Target, model: Model, folder: Path) -> Comparison:
     """The outputs of two targets for one batch."""
-    inputs = tuple(tensor.numpy() for tensor in example_inputs(artifact.inputs, 1))
+    inputs = tuple(tensor.numpy() for tensor in example_inputs(model.inputs, 1))
     outputs = []
     for target in (tested, reference):
-        lowered = target.lower(artifact, folder, name="model")
+        lowered = target.lower(model, folder, name="model")
         outputs.append(tuple(torch.from_numpy(array) for array in target.load(lowered, threads=1).run(inputs)))
     result = Comparison()
     result.update(*outputs)
@@ -42,8 +42,8 @@ def test_float_network_equals_onnxruntime_to_60_db(name: str, tmp_path: Path) ->
     torch.manual_seed(0)
     build, spec = ARCHITECTURES[name]
     network = build().eval()
-    artifact = ModelArtifact(module=network, reference=network, inputs=(spec,))
-    assert comparison(CoremlTarget(), OnnxTarget(), artifact, tmp_path).sqnr_db >= 60
+    model = Model(module=network, reference=network, inputs=(spec,))
+    assert comparison(CoremlTarget(), OnnxTarget(), model, tmp_path).sqnr_db >= 60
 
 
 INT8_CNNS = ("resnet", "mobilenet_v2", "mobilenet_v3", "densenet", "unet", "control_flow")
@@ -59,7 +59,7 @@ def test_int8_cnn_equals_the_program_and_fp16_costs_less_than_int8(name: str, tm
     architecture = models.ARCHITECTURES[name]
     budget = Budget(metric="agreement", max_drop=1.0)
     settings = QuantizeConfig(observers=("minmax",), equalisation=False)
-    int8 = quantize(architecture.artifact(), settings, architecture.samples(32), budget=budget)
+    int8 = quantize(architecture.model(), settings, architecture.samples(32), budget=budget)
     (batch,) = architecture.samples(32, seed=2).batches(32)
     program = predictor(int8.module)(batch.inputs)
 
@@ -74,14 +74,14 @@ def test_int8_cnn_equals_the_program_and_fp16_costs_less_than_int8(name: str, tm
     assert half >= cost_of_int8.sqnr_db
 
 
-def sure(artifact: ModelArtifact, inputs: tuple[Tensor, ...], answers: tuple[Tensor, ...]) -> Tensor:
+def sure(model: Model, inputs: tuple[Tensor, ...], answers: tuple[Tensor, ...]) -> Tensor:
     """The samples that a program answers alike alone and in a batch, ``(N,) bool``.
 
     A convolution then takes its FP32 sums in another order; where that changes an answer, a value lies so close to the
     midway between two integers that FP32 cannot tell them apart, and no runtime's answer is more right than another's.
     """
     samples = zip(*(tensor.split(1) for tensor in inputs), strict=True)
-    alone = zip(*(predictor(artifact.module)(sample) for sample in samples), strict=True)
+    alone = zip(*(predictor(model.module)(sample) for sample in samples), strict=True)
     alike = [(torch.cat(one) == many).flatten(1).all(1) for one, many in zip(alone, answers, strict=True)]
     return torch.stack(alike).all(0)
 
@@ -99,7 +99,7 @@ class RoundedToHalf(Interpreter):
 def test_trained_int8_network_follows_the_program_as_far_as_fp16_allows(tmp_path: Path) -> None:
     """Of the demo's network: 40 dB in FP32 arithmetic, and in FP16 what the program itself has when rounded to FP16."""
     module = demo.load_trained()
-    original = ModelArtifact(module=module, reference=module, inputs=(demo.IMAGE,), outputs=("logits",))
+    original = Model(module=module, reference=module, inputs=(demo.IMAGE,), outputs=("logits",))
     int8 = quantize(original, QuantizeConfig(), demo.committed_samples("train").take(256), budget=Budget())
     (batch,) = demo.committed_samples("test").take(400).batches(400)
     assert isinstance(int8.module, GraphModule)
@@ -120,13 +120,13 @@ def test_trained_int8_network_follows_the_program_as_far_as_fp16_allows(tmp_path
 
 def sqnr(
     target: CoremlTarget,
-    artifact: ModelArtifact,
+    model: Model,
     inputs: tuple[Tensor, ...],
     expected: tuple[Tensor, ...],
     folder: Path,
 ) -> float:
     """In dB, of a package's outputs against expected ones."""
-    session = target.load(target.lower(artifact, folder, name="model"), threads=1)
+    session = target.load(target.lower(model, folder, name="model"), threads=1)
     outputs = session.run(tuple(tensor.numpy() for tensor in inputs))
     compared = Comparison()
     compared.update(tuple(torch.from_numpy(array) for array in outputs), expected)
@@ -143,7 +143,7 @@ def test_float_network_equals_apples_core_ai_runtime(name: str, tmp_path: Path) 
     architecture = models.ARCHITECTURES[name]
     (batch,) = architecture.samples(8, seed=2).batches(8)
     target = CoremlTarget()
-    lowered = target.lower(architecture.artifact(), tmp_path, name="model")
+    lowered = target.lower(architecture.model(), tmp_path, name="model")
     (ours,) = target.load(lowered, threads=1).run(tuple(tensor.numpy() for tensor in batch.inputs))
     with np.load(CORE_AI / f"{name}.npz") as stored:
         theirs = stored["outputs"]

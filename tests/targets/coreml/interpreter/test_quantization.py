@@ -16,7 +16,7 @@ from targets.coreml.interpreter import Interpreter
 from targets.coreml.interpreter.package import unpack_bits
 from targets.coreml.sdk import quiet
 from tests.targets.coreml.interpreter.mil import ct, floats, mb, run, save
-from tests.targets.coreml.programs import HandQuantized, artifact_of
+from tests.targets.coreml.programs import HandQuantized, model_of
 
 
 def test_quantize_rounds_to_even_and_saturates() -> None:
@@ -161,17 +161,17 @@ def test_float16_rounds_after_every_operator_as_numpy_does(tmp_path: Path) -> No
 
 def test_int8_program_equals_the_quantized_graph_exactly_when_all_scales_are_powers_of_two(tmp_path: Path) -> None:
     """Such scales exist in FP16 and FP32 alike, and sums of their multiples are exact in any order."""
-    artifact = artifact_of(HandQuantized(), quantized=True)
-    lowered = CoremlTarget().lower(artifact, tmp_path, name="int8")
+    model = model_of(HandQuantized(), quantized=True)
+    lowered = CoremlTarget().lower(model, tmp_path, name="int8")
     images = torch.randn(32, 1, 28, 28, generator=torch.Generator().manual_seed(1)).half().float()
 
     got = Interpreter(lowered.path).run({"image": images.numpy()})["output"]
-    np.testing.assert_array_equal(got, artifact.module(images).detach().numpy())
+    np.testing.assert_array_equal(got, model.module(images).detach().numpy())
 
 
 def test_fp32_program_equals_torch(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 3)).eval()
-    lowered = CoremlTarget().lower(artifact_of(network, TensorSpec(name="x", shape=(6,))), tmp_path, name="fp32")
+    lowered = CoremlTarget().lower(model_of(network, TensorSpec(name="x", shape=(6,))), tmp_path, name="fp32")
     x = torch.randn(32, 6)
     got = Interpreter(lowered.path).run({"x": x.numpy()})["output"]
     np.testing.assert_allclose(got, network(x).detach().numpy(), rtol=1e-5, atol=1e-6)

@@ -27,9 +27,9 @@ from targets.coreml.neural_engine.fit import (
 from targets.coreml.neural_engine.latency import CHIPS, DEVICES, Chip, fitted, seconds, workload
 from targets.coreml.neural_engine.networks import read_operators
 from targets.coreml.neural_engine.work import Work
-from tests.networks import build
+from tests.networks.structures import build
 from tests.targets.coreml.neural_engine.test_work import program_of
-from tests.targets.coreml.programs import HandQuantized, artifact_of
+from tests.targets.coreml.programs import HandQuantized, model_of
 
 CHIP = Chip(name="X", fp16_tops=10, int8_speedup=2, bandwidth_gb_s=50, sources=("https://example.org",))
 CONSTANTS = PRIOR.model_copy(
@@ -137,7 +137,7 @@ def test_constants_are_physical() -> None:
 
 def test_estimates_name_every_device_and_their_method_when_a_program_is_quantized(tmp_path: Path) -> None:
     target = CoremlTarget(CoremlConfig(batch_sizes=(1, 8)))
-    lowered = target.lower(artifact_of(HandQuantized(), quantized=True), tmp_path, name="net")
+    lowered = target.lower(model_of(HandQuantized(), quantized=True), tmp_path, name="net")
 
     eight = estimates(lowered.path, batch_size=8)
     one = [record for record in target.estimates(lowered) if record.device in DEVICES]

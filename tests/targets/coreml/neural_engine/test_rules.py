@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.core import TensorSpec
-from pipeline.program import capture
+from pipeline.models.capture import capture
 from pipeline.recipe import CoremlConfig
 from pipeline.target import Placement
 from targets.coreml import CoremlTarget
@@ -19,7 +19,7 @@ from targets.coreml.interpreter.program import Block, Operation, Program, Tensor
 from targets.coreml.neural_engine import placement
 from targets.coreml.neural_engine.rules import RULES
 from targets.coreml.sdk import coremltools, quiet
-from tests.targets.coreml.programs import HandQuantized, artifact_of
+from tests.targets.coreml.programs import HandQuantized, model_of
 
 Shape = tuple[int | None, ...]
 
@@ -99,8 +99,8 @@ def test_every_rule_has_a_source_and_a_breach_under_test() -> None:
 
 
 def test_placement_is_clean_when_a_quantized_program_is_lowered(tmp_path: Path) -> None:
-    artifact = artifact_of(HandQuantized(), quantized=True)
-    lowered = CoremlTarget(CoremlConfig(batch_sizes=(1, 4))).lower(artifact, tmp_path, name="net")
+    model = model_of(HandQuantized(), quantized=True)
+    lowered = CoremlTarget(CoremlConfig(batch_sizes=(1, 4))).lower(model, tmp_path, name="net")
 
     found = placement(lowered.path)
 
@@ -110,7 +110,7 @@ def test_placement_is_clean_when_a_quantized_program_is_lowered(tmp_path: Path) 
 
 def test_placement_sends_everything_away_when_a_program_computes_in_fp32(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-    lowered = CoremlTarget(CoremlConfig(batch_sizes=(1,))).lower(artifact_of(module), tmp_path, name="net")
+    lowered = CoremlTarget(CoremlConfig(batch_sizes=(1,))).lower(model_of(module), tmp_path, name="net")
 
     found = placement(lowered.path)
 
@@ -147,8 +147,8 @@ def test_placement_raises_when_the_package_is_missing(tmp_path: Path) -> None:
 def test_rules_agree_with_core_ml_when_it_can_be_asked(tmp_path: Path) -> None:
     from targets.coreml.neural_engine import compute_plan
 
-    artifact = artifact_of(HandQuantized(), quantized=True)
-    lowered = CoremlTarget(CoremlConfig(batch_sizes=(1,))).lower(artifact, tmp_path, name="net")
+    model = model_of(HandQuantized(), quantized=True)
+    lowered = CoremlTarget(CoremlConfig(batch_sizes=(1,))).lower(model, tmp_path, name="net")
 
     planned: Placement = compute_plan.placement(lowered.path)
 

@@ -15,7 +15,7 @@ from targets.coreml.interpreter.package import read_package
 from targets.coreml.interpreter.program import Program, read_program
 from targets.coreml.neural_engine.networks import NETWORKS, Network, measure, read_operators, stack, write_operators
 from targets.coreml.neural_engine.work import Work, works
-from tests.targets.coreml.programs import HandQuantized, artifact_of
+from tests.targets.coreml.programs import HandQuantized, model_of
 
 ARGUMENTS = 2 + 4 + 2 + 1 + 1  # a convolution's strides, padding, dilations, groups, and kind of padding
 
@@ -33,9 +33,9 @@ class Attention(nn.Module):
 
 
 def program_of(module: nn.Module, spec: TensorSpec, folder: Path, *batch_sizes: int) -> Program:
-    artifact = artifact_of(module, spec)
+    model = model_of(module, spec)
     target = CoremlTarget(CoremlConfig(batch_sizes=batch_sizes or (1,)))
-    return read_program(read_package(target.lower(artifact, folder, name="net").path))
+    return read_program(read_package(target.lower(model, folder, name="net").path))
 
 
 def of_kind(found: Counter[Work], kind: str) -> list[Work]:
@@ -65,8 +65,8 @@ def test_works_scale_with_the_batch_when_its_size_is_open(tmp_path: Path, batch_
 
 
 def test_works_are_stored_in_bytes_when_operands_are_quantized(tmp_path: Path) -> None:
-    artifact = artifact_of(HandQuantized(), quantized=True)
-    lowered = CoremlTarget(CoremlConfig(batch_sizes=(1,))).lower(artifact, tmp_path, name="net")
+    model = model_of(HandQuantized(), quantized=True)
+    lowered = CoremlTarget(CoremlConfig(batch_sizes=(1,))).lower(model, tmp_path, name="net")
 
     found = works(read_program(read_package(lowered.path)))
 

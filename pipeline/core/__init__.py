@@ -1,0 +1,167 @@
+"""The nouns every other module speaks: tensors, artifacts, stage records and errors.
+
+Nothing here imports torch: reading a report, printing ``--help`` or refusing a bad recipe must be instant.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PositiveInt = Annotated[int, Field(gt=0)]
+DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
+
+
+class EdgewrightError(Exception):
+    """A mistake its user can mend. The command line prints it in one piece and exits with code 2.
+
+    Args:
+        problem: What is wrong, in one sentence.
+        where: The file, and the field inside it, that has to change.
+        fix: What to write or run instead.
+
+    >>> print(EdgewrightError("macs_ratio is 3.0", where="recipe.yaml: stages[0].prune", fix="use a ratio in (0, 1]"))
+    recipe.yaml: stages[0].prune: macs_ratio is 3.0
+      fix: use a ratio in (0, 1]
+    """
+
+    def __init__(self, problem: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.problem, self.where, self.fix = problem, where, fix
+        text = f"{where}: {problem}" if where else problem
+        super().__init__(f"{text}\n  fix: {fix}" if fix else text)
+
+
+class RecipeError(EdgewrightError):
+    """The recipe, or a combination of its parts, cannot be carried out."""
+
+
+class CheckpointError(EdgewrightError):
+    """The model's factory or weights cannot be loaded."""
+
+
+class DataError(EdgewrightError):
+    """A data set is missing, malformed, empty or holds values that cannot be used."""
+
+
+class StageError(EdgewrightError):
+    """A stage cannot treat this model, or broke its own contract."""
+
+
+class TargetError(EdgewrightError):
+    """A target cannot lower or run this model."""
+
+
+class Record(BaseModel):
+    """An immutable part of a report. Keys that a newer version added are kept, not refused."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Setting(BaseModel):
+    """An immutable part of what a user writes. An unknown key is refused with the nearest valid one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values.keys() - cls.model_fields.keys():
+                nearest = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(cls.model_fields)}"
+                raise ValueError(f"unknown key {key!r}; {hint}")
+        return values
+
+
+class TensorSpec(Setting):
+    """One named input of a model. ``shape`` leaves the batch dimension out; its units are elements."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType = "float32"
+
+
+class Preprocessing(Setting):
+    """How stored samples become model inputs: ``(x * scale - mean) / std`` per channel, after resize and crop.
+
+    Applies to floating-point inputs only; token ids and other integers pass through unchanged.
+    """
+
+    layout: Literal["auto", "nchw", "nhwc"] = "auto"
+    resize: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height, width; bilinear, antialiased")
+    crop: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height, width; taken from the centre")
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
+
+
+class SkippedLayer(Record):
+    """A layer that a stage left as it was, and why."""
+
+    layer: str
+    reason: str
+
+
+class StageRecord(Record):
+    """What one stage did to the model.
+
+    Attributes:
+        parameters: Elements in all weights and biases after the stage.
+        macs: Multiply-accumulates of one sample's forward pass after the stage.
+        metrics: The task metric on the evaluation set after the stage, such as ``{"top1": 0.93}``; ratios in [0, 1].
+        details: What only this stage knows (loss curve, chosen configuration, removed channels …); JSON values.
+    """
+
+    stage: str
+    config: dict[str, Any]
+    duration_s: float = Field(ge=0)
+    parameters: int = Field(ge=0)
+    macs: int = Field(ge=0)
+    metrics: dict[str, float] = {}
+    skipped: tuple[SkippedLayer, ...] = ()
+    details: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model on its way through the stages.
+
+    Attributes:
+        module: The current model, in eval mode. A stage copies it; it never changes its input.
+        reference: The FP32 original: the teacher, and the accuracy baseline.
+        inputs: Names, shapes without the batch, and dtypes.
+        outputs: Names of the outputs, in the order the module returns them.
+        classes: Class names, in the order of the logits; empty when the model does not classify.
+        preprocessing: How stored samples became inputs; targets that embed or describe it need it.
+        recipe_sha256: Of the recipe that asked for the model; empty outside a run.
+        quantized: Whether ``module`` is a quantized program (a Q/DQ graph).
+        history: One record per finished stage, oldest first.
+    """
+
+    module: nn.Module
+    reference: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...] = ("output",)
+    classes: tuple[str, ...] = ()
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    recipe_sha256: str = ""
+    quantized: bool = False
+    history: tuple[StageRecord, ...] = field(default=())
+
+    def original(self) -> Model:
+        """The model that the pipeline started from: the FP32 reference with an empty history."""
+        return replace(self, module=self.reference, quantized=False, history=())
+
+    def after(self, module: nn.Module, record: StageRecord, *, quantized: bool = False) -> Model:
+        """This model with a stage's new module and its record added."""
+        return replace(self, module=module, quantized=quantized, history=(*self.history, record))
+
+
+ModelArtifact = Model
+"""The name that this class had first; an artifact now always means a file that a device loads."""

@@ -1,0 +1,1 @@
+"""Data: sample sets, streamed and preprocessed."""

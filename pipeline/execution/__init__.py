@@ -1,0 +1,1 @@
+"""Execution: a recipe is checked, applied stage by stage, stored, and resumed."""

@@ -1,0 +1,1 @@
+"""Search: variants of one recipe, and which of them no other beats."""

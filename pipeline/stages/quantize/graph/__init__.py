@@ -1,0 +1,1 @@
+"""Graph: the canonical form of a network, and what integer kernels can do with it."""

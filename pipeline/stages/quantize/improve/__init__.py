@@ -1,0 +1,1 @@
+"""Improve: what raises the accuracy of the integer network without training."""

@@ -1,0 +1,193 @@
+"""Equalisation: channels of one tensor share one scale, so a channel far smaller than the largest loses its precision.
+
+Scaling channel c up where it is made, and the weights that read it down, leaves the float function as it was (Nagel
+et al. 2019, section 4.1, https://arxiv.org/abs/1906.04721). Only what ReLU or nothing stands between is touched: a
+clamp at 6 does not commute with a scale. Where a layer norm makes the tensor this is SmoothQuant with alpha 0.5 (Xiao
+et al. 2022, https://arxiv.org/abs/2211.10438): the norm's own gain and offset take the factors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from pipeline.stages.quantize.annotator import set_tensor, tensor_of
+from pipeline.stages.quantize.ranges.observers import affine_parameters, channel_scales, fake_quantize
+from pipeline.stages.quantize.scales.grids import rounded
+from pipeline.tasks.metrics import sqnr_db
+
+aten = torch.ops.aten
+
+LIMIT = 1e3  # no channel is scaled by more, so that one which hardly fires is not blown up
+GAIN_DB = 1.0  # a pair that gains less is not worth another calibration
+WEIGHTED = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An operator whose channels can be scaled, and all that reads them: with nothing or a ReLU between."""
+
+    first: Node
+    seconds: tuple[Node, ...]
+
+    @property
+    def smooths(self) -> bool:
+        """Whether a layer norm takes the factors (SmoothQuant)."""
+        return bool(self.first.target == aten.layer_norm.default)
+
+
+def pairs(graph: GraphModule) -> list[Pair]:
+    """All pairs, in order; parameters that several operators read are left alone."""
+    found = []
+    for node in graph.graph.nodes:
+        value = _relu_after(node)
+        seconds = tuple(value.users)
+        if not seconds or any(second.all_input_nodes[0] is not value for second in seconds):
+            continue
+        if node.target == aten.layer_norm.default:
+            one_axis = len(node.args[1]) == 1 and _argument(node, 2) is not None
+            fits = one_axis and all(second.target == aten.linear.default for second in seconds)
+        else:
+            fits = node.target in WEIGHTED and [second.target for second in seconds] == [node.target]
+        if fits and all(_owns_parameters(each) for each in (node, *seconds)):
+            found.append(Pair(node, seconds))
+    return [pair for pair in found if all(_groups(each) in (1, len(_weight(graph, each))) for each in pair.seconds)]
+
+
+def gaining_factors(
+    graph: GraphModule, inputs: tuple[Tensor, ...], *, layers: bool = True, norms: bool = True
+) -> dict[str, Tensor]:
+    """Factors ``(C,)`` of the pairs that they help, by the first operator's name.
+
+    A pair is judged by itself: by the SQNR of what its second operators give when their input and weights are rounded,
+    as they are and scaled.
+
+    Args:
+        layers: Whether to scale what convolutions and linear layers make.
+        norms: Whether to scale what layer norms make.
+    """
+    by_second = {pair.seconds[0]: pair for pair in pairs(graph) if (norms if pair.smooths else layers)}
+    if not by_second:
+        return {}
+    found: dict[str, Tensor] = {}
+
+    class Judging(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            if n in by_second:
+                pair = by_second[n]
+                x = self.env[n.all_input_nodes[0]]
+                weights = [_weight(graph, second) for second in pair.seconds]
+                reach = [_reach(weight, _groups(n)) for weight in weights]
+                factors = channel_factors(_peaks(x, n), torch.stack(reach).amax(0))
+                if _noise_db(n, x, weights, factors) < _noise_db(n, x, weights, torch.ones_like(factors)) - GAIN_DB:
+                    found[pair.first.name] = factors
+            return super().run_node(n)
+
+    with torch.no_grad():
+        Judging(graph).run(*inputs)
+    return found
+
+
+def equalised(graph: GraphModule, factors: Mapping[str, Tensor]) -> GraphModule:
+    """A copy of a canonical graph that computes the same, the channels of some pairs scaled.
+
+    Args:
+        factors: Of each channel ``(C,)``, by the name of the pair's first operator.
+    """
+    result = copy.deepcopy(graph)
+    for pair in pairs(result):
+        if pair.first.name not in factors:
+            continue
+        own = factors[pair.first.name]
+        for index in (2, 3) if pair.smooths else (1, 2):
+            if (parameter := _argument(pair.first, index)) is not None:
+                _scale(result, parameter, own, axis=0)
+        for second in pair.seconds:
+            _scale(result, _argument(second, 1), 1 / own, axis=1 if _groups(second) == 1 else 0)
+    return result
+
+
+def channel_factors(peaks: Tensor, reach: Tensor) -> Tensor:
+    """``sqrt(w / a)``, scaled to a geometric mean of 1: afterwards ``a`` and ``w`` have the same ratios of channels.
+
+    Args:
+        peaks: Largest magnitude ``a`` of each channel ``(C,)``.
+        reach: Largest weight ``w`` that reads each channel ``(C,)``.
+
+    >>> channel_factors(torch.tensor([1.0, 16.0]), torch.tensor([1.0, 1.0]))
+    tensor([2.0000, 0.5000])
+    """
+    usable = (peaks > 0) & (reach > 0)
+    if not usable.any():
+        return torch.ones_like(peaks)
+    logarithms = torch.where(usable, 0.5 * (reach.clamp_min(1e-30).log() - peaks.clamp_min(1e-30).log()), 0.0)
+    centred = torch.where(usable, logarithms - logarithms[usable].mean(), 0.0)
+    return centred.exp().clamp(1 / LIMIT, LIMIT)
+
+
+def _noise_db(node: Node, x: Tensor, weights: list[Tensor], factors: Tensor) -> float:
+    """Noise in dB over the signal when the scaled input and the weights that read it are rounded."""
+    operator: Any = node.target
+    groups = _groups(node)
+    scaled = x * _along(factors, x.ndim, -1 if operator == aten.linear.default else 1)
+    scale, zero_point = affine_parameters(float(scaled.min()), float(scaled.max()))
+    exact, tested = [], []
+    for weight in weights:
+        other = weight / _along(factors, weight.ndim, 1 if groups == 1 else 0)
+        arguments = (None, *node.args[3:])
+        exact.append(operator(x, weight, *arguments).flatten())
+        on_grid = fake_quantize(other, channel_scales(other, 0), 0)
+        tested.append(operator(rounded(scaled, scale, zero_point), on_grid, *arguments).flatten())
+    return -sqnr_db(torch.cat(exact), torch.cat(tested))
+
+
+def _relu_after(node: Node) -> Node:
+    """The ReLU that alone reads a value; else the value itself."""
+    user = next(iter(node.users), None)
+    return user if user is not None and len(node.users) == 1 and user.target == aten.relu.default else node
+
+
+def _peaks(x: Tensor, second: Node) -> Tensor:
+    """The largest magnitude of each channel that an operator reads."""
+    channel = x.ndim - 1 if second.target == aten.linear.default else 1
+    return x.abs().amax([axis for axis in range(x.ndim) if axis != channel])
+
+
+def _reach(weight: Tensor, groups: int) -> Tensor:
+    """The largest weight that reads each input channel."""
+    return weight.abs().movedim(1 if groups == 1 else 0, 0).flatten(1).amax(1)
+
+
+def _scale(graph: GraphModule, node: Node, factors: Tensor, axis: int) -> None:
+    value = tensor_of(graph, node)
+    set_tensor(graph, node, value * _along(factors, value.ndim, axis))
+
+
+def _along(factors: Tensor, ndim: int, axis: int) -> Tensor:
+    """``(C,)`` with as many axes as it takes to multiply one axis of a tensor."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return factors.reshape(shape)
+
+
+def _argument(node: Node, index: int) -> Any:
+    return node.args[index] if len(node.args) > index else None
+
+
+def _weight(graph: GraphModule, node: Node) -> Tensor:
+    return tensor_of(graph, node.all_input_nodes[1])
+
+
+def _groups(node: Node) -> int:
+    groups = _argument(node, 6)
+    return 1 if groups is None else int(groups)
+
+
+def _owns_parameters(node: Node) -> bool:
+    return all(value.op == "get_attr" and len(value.users) == 1 for value in node.all_input_nodes[1:])

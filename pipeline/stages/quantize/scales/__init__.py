@@ -1,0 +1,1 @@
+"""Scales: the grids on which integers stand for real numbers."""

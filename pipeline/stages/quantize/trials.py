@@ -1,0 +1,150 @@
+"""The accuracy-driven search between calibration configurations, run by neural-compressor's tuner.
+
+https://github.com/intel/neural-compressor: our configuration is registered there; its loader yields the trials, its
+monitor holds the baseline, keeps the results and says when the budget is met.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from neural_compressor.common.base_config import BaseConfig, register_config
+from neural_compressor.common.base_tuning import TuningConfig, init_tuning
+from torch.fx import GraphModule
+
+from pipeline.stages.quantize.improve.correction import BiasCorrection
+from pipeline.stages.quantize.ranges.observers import METHODS
+
+logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # importing it sets its own level
+
+
+@register_config(framework_name="edgewright", algo_name="static_int8")
+class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor has no type information
+    """One way to turn calibration statistics into a quantized program.
+
+    Args:
+        method: How ranges are read from the statistics.
+        bias_correction: How biases take back the mean shift of rounded weights.
+        float_layers: Modules left in float.
+        equalised: Whether channels were equalised before calibration.
+        adaround: Whether weights were rounded by what the layers give.
+    """
+
+    name = "static_int8"
+    params_list = ["method", "bias_correction", "float_layers", "equalised", "adaround"]
+    non_tunable_params = ["white_list", *params_list]  # every configuration is listed, none is expanded
+
+    def __init__(
+        self,
+        method: str = "minmax",
+        bias_correction: BiasCorrection = "empirical",
+        float_layers: tuple[str, ...] = (),
+        equalised: bool = False,
+        adaround: bool = False,
+        white_list: object = None,
+    ) -> None:
+        super().__init__(white_list=white_list)
+        self.method, self.bias_correction = method, bias_correction
+        self.float_layers, self.equalised, self.adaround = float_layers, equalised, adaround
+
+    def but(self, **changes: Any) -> CalibrationConfig:
+        """This configuration with some parameters changed."""
+        return CalibrationConfig(**{name: getattr(self, name) for name in self.params_list} | changes)
+
+    @classmethod
+    def register_supported_configs(cls) -> None:
+        """Nothing to add: the annotator's table says what is supported."""
+
+    @classmethod
+    def get_config_set_for_tuning(cls) -> list[CalibrationConfig]:
+        """Every range method with bias correction."""
+        return [cls(method) for method in METHODS]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One configuration and what it reached on the held-out samples (``metric`` a ratio, ``sqnr_db`` in dB)."""
+
+    method: str
+    bias_correction: BiasCorrection
+    float_layers: tuple[str, ...]
+    equalised: bool
+    adaround: bool
+    metric: float
+    sqnr_db: float
+    within_budget: bool
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The outcome of a search: the chosen configuration and its trial, and all trials in order."""
+
+    config: CalibrationConfig
+    chosen: Trial
+    trials: tuple[Trial, ...]
+
+
+def search(
+    configs: Sequence[CalibrationConfig],
+    build: Callable[[CalibrationConfig], GraphModule],
+    judge: Callable[[GraphModule], tuple[float, float]],
+    *,
+    baseline: float,
+    max_drop: float,
+    stop_when_met: bool,
+) -> Found:
+    """Try configurations in order; of those within the budget take the one with the highest SQNR.
+
+    Top-1 on a few hundred held-out samples moves in steps too coarse to rank close configurations by, so it only says
+    which of them meet the budget. Where none does, the highest metric wins.
+
+    Args:
+        build: Makes a simulation of the program of a configuration.
+        judge: Metric (a ratio) and SQNR in dB of a program on the held-out samples.
+        baseline: The float model's metric.
+        max_drop: How far below the baseline the metric may fall, absolute.
+        stop_when_met: End with the first configuration within the budget, for lists ordered by what they cost.
+    """
+    tolerable_loss = max_drop / baseline if baseline > 0 else 1.0  # neural-compressor's loss is relative
+    tuning = TuningConfig(config_set=list(configs), tolerable_loss=tolerable_loss, max_trials=len(configs))
+    loader, _, monitor = init_tuning(tuning)
+    monitor.set_baseline(baseline)
+    best: tuple[CalibrationConfig, Trial] | None = None
+    trials: list[Trial] = []
+    for index, config in enumerate(loader, start=1):
+        started = time.perf_counter()
+        metric, sqnr = judge(build(config))
+        monitor.add_trial_result(index, metric, config)
+        trial = Trial(
+            config.method,
+            config.bias_correction,
+            config.float_layers,
+            config.equalised,
+            config.adaround,
+            metric,
+            sqnr,
+            within_budget=metric >= baseline - max_drop,
+            duration_s=time.perf_counter() - started,
+        )
+        trials.append(trial)
+        if best is None or _rank(trial) > _rank(best[1]):
+            best = config, trial
+        if stop_when_met and monitor.need_stop():
+            break
+    assert best is not None  # there is at least one configuration
+    return Found(*best, tuple(trials))
+
+
+def better(first: Found, second: Found) -> Found:
+    """The better of two searches, with the trials of both."""
+    winner = max(first, second, key=lambda found: _rank(found.chosen))
+    return replace(winner, trials=first.trials + second.trials)
+
+
+def _rank(trial: Trial) -> tuple[bool, float, float]:
+    return trial.within_budget, trial.sqnr_db if trial.within_budget else trial.metric, trial.sqnr_db

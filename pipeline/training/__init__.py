@@ -1,0 +1,1 @@
+"""Training: the one training loop, its log, losses and augmentation."""

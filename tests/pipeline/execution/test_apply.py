@@ -1,0 +1,214 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.core import Model, RecipeError, StageError, StageRecord
+from pipeline.execution.apply import _checked, check, run
+from pipeline.models.capture import count_macs, count_parameters
+from pipeline.recipe import parse_recipe
+from pipeline.report.model import Report, read_report
+from tests.pipeline.conftest import Project
+
+
+def finish(project: Project, out: str = "out") -> Report:
+    return run(parse_recipe(project.recipe), project.folder / out, root=project.folder)
+
+
+def without_timings(report: Report) -> dict[str, object]:
+    """What must be the same in every run of a recipe: all but times of day, durations and latencies."""
+    values = json.loads(report.model_dump_json())
+    for key in ("id", "started_at", "duration_s"):
+        del values["run"][key]
+    for stage in values["stages"]:
+        del stage["duration_s"]
+        stage["details"] = _without_seconds(stage["details"])
+    del values["original"]["latency"]
+    for target in values["targets"]:
+        del target["latency"], target["fp32_latency"]
+    return values
+
+
+def _without_seconds(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _without_seconds(v) for k, v in value.items() if not k.endswith(("_s", "seconds"))}
+    return [_without_seconds(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+def test_run_reports_a_smaller_model_that_keeps_its_accuracy_when_every_stage_and_target_is_asked(
+    project: Project,
+) -> None:
+    project.recipe["targets"] = ["onnx", "coreml", "tflite"]
+    report = finish(project)
+    assert [stage.stage for stage in report.stages] == ["prune", "distill", "quantize"]
+    assert report.stages[0].macs <= 0.6 * report.original.macs
+    assert report.stages[0].parameters < report.original.parameters
+    assert {record.target: record.status for record in report.targets} == dict.fromkeys(
+        ("onnx", "coreml", "tflite"), "ok"
+    )
+    for record in report.targets:
+        assert record.artifact is not None
+        assert (project.folder / "out" / record.artifact.path).exists()
+    for record in report.targets[0], report.targets[2]:
+        assert record.parity is not None
+        assert record.parity.top1_agreement is not None
+        assert record.parity.top1_agreement >= 0.99
+        assert {latency.kind for latency in record.latency} >= {"measured"}
+    assert read_report(project.folder / "out" / "report.json") == report
+    assert "<html" in (project.folder / "out" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_run_ends_in_the_same_report_when_it_was_killed_after_a_stage(project: Project) -> None:
+    del project.recipe["stages"][2]  # quantization adds seconds here and nothing to what is tested
+    project.recipe["stages"][1]["distill"]["epochs"] = 200  # long enough to be killed in
+    recipe, store = project.write(), project.folder / ".store"
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(recipe), "--out", str(project.folder / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=project.folder)
+    deadline = time.monotonic() + 60
+    while not finished(store):
+        assert process.poll() is None, process.stderr.read() if process.stderr else None
+        assert time.monotonic() < deadline, "pruning did not finish"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list((project.folder / "out").glob("report.*"))
+
+    project.recipe["stages"][1]["distill"]["epochs"] = 1
+    resumed = finish(project)
+    fresh = run(parse_recipe(project.recipe), project.folder / "x", root=project.folder, store=project.folder / "new")
+    assert without_timings(resumed) == without_timings(fresh)
+    pruning = resumed.stages[0].duration_s
+    assert finish(project).stages[0].duration_s == pruning  # to the last digit: it was not computed again
+
+
+def finished(store: Path) -> list[Path]:
+    return [entry for entry in store.glob("*") if not entry.name.startswith(".")]
+
+
+OTHER_NETWORK = """
+from torch import nn
+
+
+def other(classes=4):
+    return nn.Sequential(nn.Conv2d(1, 16, 5, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 4, classes))
+"""
+
+
+@pytest.mark.slow
+def test_run_goes_on_from_the_store_when_the_student_is_of_another_architecture(project: Project) -> None:
+    (project.folder / f"other_{project.folder.name}.py".replace("-", "_")).write_text(OTHER_NETWORK)
+    factory = f"other_{project.folder.name}:other".replace("-", "_")
+    project.recipe["stages"] = [
+        {"prune": {"macs_ratio": 0.8}},
+        {"distill": {"epochs": 1, "student": {"factory": factory}}},
+        {"prune": {"macs_ratio": 0.015}},
+    ]
+    report, again = finish(project), finish(project, "again")
+    assert report.stages[1].parameters == 16 * 25 + 16 + 64 * 4 + 4
+    assert report.stages[2].parameters < report.stages[1].parameters
+    assert report.stages == again.stages  # durations too: nothing was computed again
+    logs = [(project.folder / out / "training_2.csv").read_text() for out in ("out", "again")]
+    assert logs[0] == logs[1]
+    assert logs[0].startswith("epoch,step,loss,learning_rate,metric\n1,1,")
+
+
+def test_check_refuses_when_the_student_cannot_take_the_models_place(project: Project) -> None:
+    factory = project.recipe["model"]["factory"]
+    project.recipe["stages"] = [{"distill": {"student": {"factory": factory, "kwargs": {"classes": 3}}}}]
+    with pytest.raises(StageError, match=r"returns \[\[2, 3\]\], the original \[\[2, 4\]\]"):
+        check(parse_recipe(project.recipe), project.folder)
+
+
+@pytest.mark.slow
+def test_store_never_unpickles_when_stages_are_read_back(project: Project) -> None:
+    project.recipe["stages"][1]["distill"]["epochs"] = 1
+    finish(project)
+    unpickled: list[object] = []
+    watching = True
+    sys.addaudithook(
+        lambda event, arguments: unpickled.append(arguments) if watching and event == "pickle.find_class" else None
+    )
+    torch.save({"probe": Path("x")}, project.folder / "probe.pt")
+    torch.load(project.folder / "probe.pt", weights_only=False)
+    assert unpickled, "the hook would not notice"
+    unpickled.clear()
+    finish(project)
+    watching = False
+    assert not unpickled
+
+
+def test_check_refuses_top1_when_evaluation_samples_have_no_labels(project: Project) -> None:
+    project.recipe["budget"]["metric"] = "top1"
+    project.recipe["data"]["evaluation"]["labels"] = None
+    with pytest.raises(RecipeError, match="top1 needs labels"):
+        check(parse_recipe(project.recipe), project.folder)
+
+
+@pytest.mark.parametrize(("stage", "role"), [("distill", "train"), ("quantize", "calibration")])
+def test_check_names_the_missing_data_when_a_stage_needs_it(project: Project, stage: str, role: str) -> None:
+    project.recipe["stages"] = [{stage: {}}]
+    del project.recipe["data"][role]
+    with pytest.raises(RecipeError, match=f"data.{role}"):
+        check(parse_recipe(project.recipe), project.folder)
+
+
+def test_check_keeps_held_out_samples_apart_when_calibration_comes_from_the_training_file(project: Project) -> None:
+    prepared = check(parse_recipe(project.recipe), project.folder)
+    assert prepared.held_out is not None
+    assert prepared.train is not None
+    assert prepared.calibration is not None
+    held_out = set(prepared.held_out.indices)
+    assert len(held_out) == 64
+    assert not held_out & set(prepared.train.indices)
+    assert not held_out & set(prepared.calibration.indices)
+
+
+def mutating(model: Model) -> Model:
+    with torch.no_grad():
+        next(model.module.parameters()).add_(1)
+    return model.after(model.module, recorded(model))
+
+
+def silent(model: Model) -> Model:
+    return model
+
+
+def reshaping(model: Model) -> Model:
+    return model.after(torch.nn.Sequential(model.module, torch.nn.Unflatten(1, (2, 2))), recorded(model))
+
+
+def diverging(model: Model) -> Model:
+    return model.after(torch.nn.Sequential(model.module, torch.nn.Threshold(1e9, float("nan"))), recorded(model))
+
+
+def recorded(model: Model) -> StageRecord:
+    return StageRecord(
+        stage="test",
+        config={},
+        duration_s=0,
+        parameters=count_parameters(model.module),
+        macs=count_macs(model.module, model.inputs),
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "problem"),
+    [
+        (mutating, "changed its input"),
+        (silent, "exactly one record"),
+        (reshaping, "shapes of its outputs"),
+        (diverging, "not finite"),
+    ],
+)
+def test_runner_refuses_a_result_when_a_stage_breaks_its_contract(project: Project, stage, problem: str) -> None:  # type: ignore[no-untyped-def]
+    model = check(parse_recipe(project.recipe), project.folder).model
+    with pytest.raises(StageError, match=problem):
+        _checked(stage, model, "test")
