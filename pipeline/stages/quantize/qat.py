@@ -28,10 +28,10 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from pipeline.core import StageError
 from pipeline.data.samples import SampleSet
 from pipeline.recipe import QatConfig
-from pipeline.stages.quantize.annotator import tensor_of
-from pipeline.stages.quantize.calibration import settle_scales
-from pipeline.stages.quantize.ranges.observers import QMAX, QMIN, WEIGHT_QMAX, channel_scales, representable
+from pipeline.stages.quantize.graph.nodes import tensor_of
 from pipeline.stages.quantize.scales.grids import ActivationGrid, FixedGrid, PerChannelWeightGrid
+from pipeline.stages.quantize.scales.numbers import QMAX, QMIN, WEIGHT_QMAX, channel_scales, representable
+from pipeline.stages.quantize.scales.settle import settle_scales
 from pipeline.training.loop import EpochLog, fit
 from pipeline.training.losses import distillation_loss
 

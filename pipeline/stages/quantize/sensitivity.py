@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from pipeline.stages.quantize.annotator import layer_name
+from pipeline.stages.quantize.graph.nodes import layer_name
 from pipeline.stages.quantize.scales.grids import GRIDS, PerChannelWeightGrid, grids_of, simulate
 
 Judge = Callable[[nn.Module], tuple[float, float]]

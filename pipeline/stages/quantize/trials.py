@@ -1,4 +1,4 @@
-"""The accuracy-driven search between calibration configurations, run by neural-compressor's tuner.
+"""Trials: configurations of calibration, tried in order and judged, run by neural-compressor's tuner.
 
 https://github.com/intel/neural-compressor: our configuration is registered there; its loader yields the trials, its
 monitor holds the baseline, keeps the results and says when the budget is met.
@@ -17,7 +17,6 @@ from neural_compressor.common.base_tuning import TuningConfig, init_tuning
 from torch.fx import GraphModule
 
 from pipeline.stages.quantize.improve.correction import BiasCorrection
-from pipeline.stages.quantize.ranges.observers import METHODS
 
 logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # importing it sets its own level
 
@@ -31,7 +30,7 @@ class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor 
         bias_correction: How biases take back the mean shift of rounded weights.
         float_layers: Modules left in float.
         equalised: Whether channels were equalised before calibration.
-        adaround: Whether weights were rounded by what the layers give.
+        adaround: Whether weights were rounded up or down by the layers' outputs.
     """
 
     name = "static_int8"
@@ -61,8 +60,8 @@ class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor 
 
     @classmethod
     def get_config_set_for_tuning(cls) -> list[CalibrationConfig]:
-        """Every range method with bias correction."""
-        return [cls(method) for method in METHODS]
+        """The default alone: trials are listed one by one."""
+        return [cls()]
 
 
 @dataclass(frozen=True, slots=True)

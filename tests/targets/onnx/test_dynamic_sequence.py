@@ -11,8 +11,9 @@ import targets
 from pipeline.core import Model
 from pipeline.models.capture import capture
 from pipeline.recipe import OnnxConfig
-from pipeline.stages.quantize.calibration import Simulation, calibrate, convert
 from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.ranges.calibration import calibrate
+from pipeline.stages.quantize.simulation import Simulation, convert
 from pipeline.tasks.metrics import sqnr_db
 from tests.networks.architectures import ARCHITECTURES
 

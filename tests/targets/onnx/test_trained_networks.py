@@ -24,7 +24,7 @@ LEFT_IN_FLOAT = {
 
 
 def quantized(name: str) -> Model:
-    """Calibrated on 128 images, with the first range that serves."""
+    """Calibration on 128 images, with the first range that serves."""
     module = (demo.load_trained() if name == "resnet" else harder.load_trained(name)).eval()
     model = Model(module=module, reference=module, inputs=(demo.IMAGE,), outputs=("logits",))
     config = QuantizeConfig(observers=("minmax",), equalisation=False, mixed_precision=False)

@@ -8,8 +8,19 @@ of them; ONNX Runtime (https://onnxruntime.ai/docs/performance/model-optimizatio
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal, cast
+
+import torch
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+Operator = Callable[..., Any]
+"""What a node calls: an ATen overload such as ``aten.conv2d.default``, or ``operator.getitem``. Its one identity."""
 
 LITERT_SPEC = "https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec"
 LITERT_KERNELS = "https://github.com/tensorflow/tensorflow/tree/master/tensorflow/lite/kernels"
@@ -31,75 +42,87 @@ class Rule:
     """One row of the table.
 
     Attributes:
-        operators: ATen overloads, such as ``aten.conv2d.default``.
-        channel_axis: Axis of a weight's output channels.
+        channel_axis: Axis of a weight's output channels (kind ``weighted``).
         scale: The output scale that the kernel prescribes (kind ``fixed``).
         zero_point: The output zero point that the kernel prescribes (kind ``fixed``).
-        float_on: Targets without an integer kernel: they compute this operator in float, between integer values.
         source: Who says that integer kernels work like this.
     """
 
-    operators: tuple[str, ...]
+    operators: tuple[Operator, ...]
     kind: Kind
     channel_axis: int = 0
     scale: float = 0.0
     zero_point: int = 0
-    float_on: tuple[str, ...] = ()
     source: str = LITERT_SPEC
 
 
 RULES = (
-    Rule(("aten.conv1d.default", "aten.conv2d.default", "aten.linear.default"), "weighted"),
-    Rule(("aten.conv_transpose1d.default", "aten.conv_transpose2d.input"), "weighted", channel_axis=1),
-    Rule(("aten.relu.default", "aten.relu6.default", "aten.hardtanh.default", "aten.clamp.default"), "clamp"),
-    Rule(("aten.clamp_min.default", "aten.clamp_max.default"), "clamp"),
-    Rule(("aten.add.Tensor", "aten.add.Scalar", "aten.sub.Tensor", "aten.sub.Scalar", "aten.rsub.Scalar"), "computes"),
-    Rule(("aten.mul.Tensor", "aten.mul.Scalar"), "computes"),
-    Rule(("aten.matmul.default", "aten.bmm.default", "aten.mm.default"), "computes"),
-    Rule(("aten.mean.dim", "aten.sum.dim_IntList"), "computes", source=LITERT_KERNELS),
-    Rule(("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default"), "computes", source=LITERT_KERNELS),
-    Rule(("aten.leaky_relu.default", "aten.hardswish.default"), "computes", source=LITERT_KERNELS),
+    Rule((aten.conv1d.default, aten.conv2d.default, aten.linear.default), "weighted"),
+    Rule((aten.conv_transpose1d.default, aten.conv_transpose2d.input), "weighted", channel_axis=1),
+    Rule((aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default), "clamp"),
+    Rule((aten.clamp_min.default, aten.clamp_max.default), "clamp"),
+    Rule((aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar), "computes"),
+    Rule((aten.mul.Tensor, aten.mul.Scalar), "computes"),
+    Rule((aten.matmul.default, aten.bmm.default, aten.mm.default), "computes"),
+    Rule((aten.mean.dim, aten.sum.dim_IntList), "computes", source=LITERT_KERNELS),
+    Rule((aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default), "computes", source=LITERT_KERNELS),
+    Rule((aten.leaky_relu.default, aten.hardswish.default), "computes", source=LITERT_KERNELS),
     Rule(
-        ("aten.gelu.default", "aten.elu.default", "aten.prelu.default"),
+        (aten.gelu.default, aten.elu.default, aten.prelu.default),
         "computes",
-        float_on=("onnx",),
         source=LITERT_KERNELS,
     ),
     Rule(
-        ("aten.layer_norm.default", "aten.group_norm.default", "aten.rms_norm.default"),
+        (aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default),
         "computes",
-        float_on=("onnx", "coreml", "tflite"),
         source=ORT_OPERATORS,
     ),
-    Rule(("aten.embedding.default",), "moves", source=ORT_OPERATORS),
-    Rule(("aten.avg_pool1d.default", "aten.avg_pool2d.default"), "moves"),
-    Rule(("aten.max_pool1d.default", "aten.max_pool2d.default"), "moves"),
-    Rule(("aten.adaptive_max_pool1d.default", "aten.adaptive_max_pool2d.default", "aten.amax.default"), "moves"),
-    Rule(("aten.maximum.default", "aten.minimum.default"), "moves"),
-    Rule(("aten.upsample_nearest2d.vec", "aten.upsample_nearest1d.vec", "aten.upsample_bilinear2d.vec"), "moves"),
-    Rule(
-        ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten.flatten.using_ints"), "moves"
-    ),
-    Rule(("aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.clone.default"), "moves"),
-    Rule(("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default", "aten.unsqueeze.default"), "moves"),
-    Rule(("aten.select.int", "aten.slice.Tensor", "aten.index_select.default", "aten.gather.default"), "moves"),
-    Rule(("aten.expand.default", "aten.repeat.default", "aten.flip.default", "aten.roll.default"), "moves"),
-    Rule(("aten.pixel_shuffle.default", "aten.pixel_unshuffle.default", "aten.channel_shuffle.default"), "moves"),
-    Rule(("aten.pad.default", "aten.constant_pad_nd.default"), "moves"),
-    Rule(("aten.cat.default", "aten.stack.default"), "moves"),
-    Rule(("<built-in function getitem>",), "moves"),
-    Rule(("aten.sigmoid.default", "aten.softmax.int"), "fixed", scale=1 / 256, zero_point=-128),
-    Rule(("aten.tanh.default",), "fixed", scale=1 / 128, zero_point=0),
+    Rule((aten.embedding.default,), "moves", source=ORT_OPERATORS),
+    Rule((aten.avg_pool1d.default, aten.avg_pool2d.default), "moves"),
+    Rule((aten.max_pool1d.default, aten.max_pool2d.default), "moves"),
+    Rule((aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.amax.default), "moves"),
+    Rule((aten.maximum.default, aten.minimum.default), "moves"),
+    Rule((aten.upsample_nearest2d.vec, aten.upsample_nearest1d.vec, aten.upsample_bilinear2d.vec), "moves"),
+    Rule((aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints), "moves"),
+    Rule((aten.permute.default, aten.transpose.int, aten.t.default, aten.clone.default), "moves"),
+    Rule((aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default), "moves"),
+    Rule((aten.select.int, aten.slice.Tensor, aten.index_select.default, aten.gather.default), "moves"),
+    Rule((aten.expand.default, aten.repeat.default, aten.flip.default, aten.roll.default), "moves"),
+    Rule((aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default), "moves"),
+    Rule((aten.pad.default, aten.constant_pad_nd.default), "moves"),
+    Rule((aten.cat.default, aten.stack.default), "moves"),
+    Rule((operator.getitem,), "moves"),
+    Rule((aten.sigmoid.default, aten.softmax.int), "fixed", scale=1 / 256, zero_point=-128),
+    Rule((aten.tanh.default,), "fixed", scale=1 / 128, zero_point=0),
 )
 
-RULE_OF = {operator: rule for rule in RULES for operator in rule.operators}
-"""The rule of each ATen overload; an operator without one stays in float."""
+RULE_OF: Mapping[Operator, Rule] = MappingProxyType({each: rule for rule in RULES for each in rule.operators})
+"""The rule of each operator; one without a rule stays in float."""
 
-SPLITS = ("aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int")
+WEIGHTED = tuple(each for rule in RULES if rule.kind == "weighted" for each in rule.operators)
+"""Convolutions, transposed convolutions and linear layers."""
+
+SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
 """Operators that give several tensors at once: each is picked by a ``getitem``, which moves it."""
 
-CREATES = ("aten.zeros.default", "aten.ones.default", "aten.full.default")
+CREATES = (aten.zeros.default, aten.ones.default, aten.full.default)
 """Operators that make constants: quantized where an integer operator reads them."""
 
-MASKS = ("aten.where.self", "aten.where.ScalarOther", "aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
-"""Operators that give masked attention scores a value that softmax makes zero of."""
+MASKS = (aten.where.self, aten.where.ScalarOther, aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+"""Operators that give masked attention scores a value that softmax maps to zero."""
+
+
+def rule_of(node: Node) -> Rule:
+    """The table's row for an operator that has one."""
+    return RULE_OF[operator_of(node)]
+
+
+def kind_of(node: Node) -> Kind | None:
+    """How an operator treats quantization parameters; None where it has no rule."""
+    rule = RULE_OF.get(operator_of(node))
+    return None if rule is None else rule.kind
+
+
+def operator_of(node: Node) -> Operator:
+    """What a node calls; of a node that calls no function, its target, which is no operator of the table."""
+    return cast("Operator", node.target)

@@ -1,4 +1,4 @@
-"""AdaRound: weights are rounded up or down as the layer's output asks, not each to its nearest grid value.
+"""AdaRound: each weight is rounded up or down so that the layer's output is closest, not to its nearest grid value.
 
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization" (https://arxiv.org/abs/2004.10568):
 layer by layer, on unlabelled samples, each layer reading what the rounded layers before it give. A layer is seen
@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional as F
 
-from pipeline.stages.quantize.annotator import set_tensor, tensor_of
-from pipeline.stages.quantize.graph.capabilities import RULE_OF
+from pipeline.stages.quantize.graph.capabilities import aten, kind_of
+from pipeline.stages.quantize.graph.nodes import argument, channel_axis, group_count, key_of, set_tensor, tensor_of
 from pipeline.stages.quantize.improve.correction import Correcting, channel_means
-from pipeline.stages.quantize.ranges.observers import WEIGHT_QMAX
 from pipeline.stages.quantize.scales.grids import PerChannelWeightGrid
-
-aten = torch.ops.aten
+from pipeline.stages.quantize.scales.numbers import WEIGHT_QMAX
 
 POSITIONS = 2048
 """Output positions that a layer is seen through, drawn evenly from all samples."""
@@ -42,14 +40,14 @@ def round_adaptively(
     A transposed convolution, and a weight that several operators read, keep their nearest grid values.
 
     Args:
-        rounding_graph: The same operators under the same names, simulating rounding; its weights are changed in place.
+        rounding_graph: A copy that simulates rounding; its weights are changed in place.
         correct_biases: Whether each operator's bias takes back what is left of the mean error, before the next one is
             rounded.
 
     Returns:
-        The chosen weights by the name of the operator.
+        The chosen weights by the operator's key.
     """
-    own = {node.name for node in rounding_graph.graph.nodes if _weight_node(node) is not None}
+    own = {key_of(node) for node in rounding_graph.graph.nodes if _weight_node(node) is not None}
     with torch.no_grad():
         seen = _Seeing(float_graph, own)
         seen.run(*inputs)
@@ -109,9 +107,9 @@ def up_or_down(
 class _Seeing(Interpreter):
     """Runs the float graph, and keeps some positions of each operator's output and its mean."""
 
-    def __init__(self, graph: GraphModule, names: set[str]) -> None:
+    def __init__(self, graph: GraphModule, operators: set[str]) -> None:
         super().__init__(graph)
-        self._names = names
+        self._operators = operators
         self._generator = torch.Generator().manual_seed(0)
         self.positions: dict[str, tuple[Tensor, ...]] = {}
         self.targets: dict[str, Tensor] = {}
@@ -119,12 +117,13 @@ class _Seeing(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         output = super().run_node(n)
-        if n.name in self._names:
-            shape = output.movedim(_channel_axis(n), -1).shape[:-1]
+        if (key := key_of(n)) in self._operators:
+            channels_last = output.movedim(channel_axis(n.target), -1)
+            shape = channels_last.shape[:-1]
             chosen = torch.randint(math.prod(shape), (min(POSITIONS, math.prod(shape)),), generator=self._generator)
-            self.positions[n.name] = torch.unravel_index(chosen, shape)
-            self.targets[n.name] = output.movedim(_channel_axis(n), -1)[self.positions[n.name]]
-            self.means[n.name] = channel_means(n.target, output)
+            self.positions[key] = torch.unravel_index(chosen, shape)
+            self.targets[key] = channels_last[self.positions[key]]
+            self.means[key] = channel_means(n.target, output)
         return output
 
 
@@ -143,7 +142,7 @@ class _Rounding(Correcting):
         self.chosen: dict[str, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
-        if n.name in self._positions:
+        if key_of(n) in self._positions:
             self._round(n)
         return super().run_node(n)
 
@@ -151,11 +150,11 @@ class _Rounding(Correcting):
         source = _weight_node(n)
         assert source is not None
         (x, _, bias, *_), _ = self.fetch_args_kwargs_from_env(n)
-        rounded, arguments = n.all_input_nodes[1], cast("tuple[Any, ...]", n.args)
+        key, rounded = key_of(n), n.all_input_nodes[1]
         weight, grid = tensor_of(self._graph, source), self._graph.get_submodule(str(rounded.target))
         assert isinstance(grid, PerChannelWeightGrid)
-        groups = int(arguments[6]) if len(arguments) > 6 else 1
-        rows = rows_at(n, x, weight, self._positions[n.name], groups)
+        groups = group_count(n)
+        rows = rows_at(n, x, weight, self._positions[key], groups)
 
         def grouped(values: Tensor) -> Tensor:
             """``(P, O)`` as ``(G, P, O / G)``."""
@@ -166,13 +165,13 @@ class _Rounding(Correcting):
                 weight.reshape(groups, len(weight) // groups, -1),
                 grid.scales.reshape(groups, -1, 1),
                 rows,
-                grouped(self._targets[n.name]),
+                grouped(self._targets[key]),
                 grouped(bias[None]),
                 activation=_clamp_after(n),
             )
-        self.chosen[n.name] = values.reshape(weight.shape)
-        set_tensor(self._graph, source, self.chosen[n.name])
-        self.env[rounded] = self.chosen[n.name]
+        self.chosen[key] = values.reshape(weight.shape)
+        set_tensor(self._graph, source, self.chosen[key])
+        self.env[rounded] = self.chosen[key]
 
 
 def rows_at(node: Node, x: Tensor, weight: Tensor, positions: tuple[Tensor, ...], groups: int) -> Tensor:
@@ -187,8 +186,7 @@ def rows_at(node: Node, x: Tensor, weight: Tensor, positions: tuple[Tensor, ...]
         return x[positions][None]
     spatial = x.ndim - 2
     stride, padding, dilation = (
-        _per_axis(node.args[index] if len(node.args) > index else default, spatial)
-        for index, default in ((3, 1), (4, 0), (5, 1))
+        _per_axis(argument(node, index, default), spatial) for index, default in ((3, 1), (4, 0), (5, 1))
     )
     padded = F.pad(x, [side for amount in reversed(padding) for side in (amount, amount)])
     kernel = weight.shape[2:]
@@ -222,12 +220,7 @@ def _weight_node(node: Node) -> Node | None:
 def _clamp_after(node: Node) -> Activation:
     """The clamp that alone reads an operator's output; else the identity."""
     user = next(iter(node.users))
-    rule = RULE_OF.get(str(user.target))
-    if len(node.users) > 1 or rule is None or rule.kind != "clamp":
+    if len(node.users) > 1 or kind_of(user) != "clamp":
         return lambda values: values
     function: Any = user.target
     return lambda values: function(values, *user.args[1:], **user.kwargs)
-
-
-def _channel_axis(node: Node) -> int:
-    return -1 if node.target == aten.linear.default else 1

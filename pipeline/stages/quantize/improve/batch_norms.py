@@ -1,4 +1,4 @@
-"""Batch norms' statistics estimated anew: pruning and other surgery leave those of a network that is no more.
+"""Batch norms' statistics, estimated again: after pruning, the stored ones belong to the network before it.
 
 Mean and variance are pooled over all samples ("precise" batch norm: Wu and Johnson 2021, section 3,
 https://arxiv.org/abs/2105.07576; after pruning: Li et al. 2020, https://arxiv.org/abs/2007.02491).

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from pipeline.stages.quantize.graph.nodes import channel_axis, key_of
 from pipeline.stages.quantize.scales.biases import rounded_bias
 
 BiasCorrection = Literal["none", "analytic", "empirical"]
@@ -40,20 +41,20 @@ def mean_shift(
 
 
 def channel_means(operator: Any, output: Tensor) -> Tensor:
-    """Mean of an operator's output per output channel, ``(C,)``: the last axis of a linear layer's, else the second."""
-    channel = output.ndim - 1 if operator == torch.ops.aten.linear.default else 1
+    """Mean of an operator's output per output channel, ``(C,)``."""
+    channel = channel_axis(operator) % output.ndim
     return output.mean([axis for axis in range(output.ndim) if axis != channel])
 
 
-def output_means(graph: GraphModule, names: Iterable[str], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Mean output per channel of the named operators on some inputs."""
-    wanted, found = set(names), dict[str, Tensor]()
+def output_means(graph: GraphModule, operators: Iterable[str], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Mean output per channel ``(C,)`` of some operators on some inputs, by the operators' keys."""
+    wanted, found = set(operators), dict[str, Tensor]()
 
     class Watching(Interpreter):
         def run_node(self, n: Node) -> Any:
             output = super().run_node(n)
-            if n.name in wanted:
-                found[n.name] = channel_means(n.target, output)
+            if key_of(n) in wanted:
+                found[key_of(n)] = channel_means(n.target, output)
             return output
 
     with torch.no_grad():
@@ -78,17 +79,17 @@ class Correcting(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         output = super().run_node(n)
-        if n.name not in self._expected:
+        if key_of(n) not in self._expected:
             return output
-        bias = self._graph.get_parameter(bias_name(n.name))
-        exact = bias + self._expected[n.name] - channel_means(n.target, output)
+        bias = self._graph.get_parameter(bias_name(key_of(n)))
+        exact = bias + self._expected[key_of(n)] - channel_means(n.target, output)
         corrected = rounded_bias(self._graph, n, exact)
         shift = corrected - bias
         bias.copy_(corrected)
-        trailing = 0 if n.target == torch.ops.aten.linear.default else output.ndim - 2
+        trailing = 0 if channel_axis(n.target) == -1 else output.ndim - 2
         return output + shift.reshape(-1, *[1] * trailing)
 
 
 def bias_name(operator: str) -> str:
-    """What the bias that corrections change is called."""
+    """What the bias that corrections change is called, of the operator with this key."""
     return f"{operator}_corrected_bias"

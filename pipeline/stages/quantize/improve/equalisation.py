@@ -17,16 +17,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from pipeline.stages.quantize.annotator import set_tensor, tensor_of
-from pipeline.stages.quantize.ranges.observers import affine_parameters, channel_scales, fake_quantize
-from pipeline.stages.quantize.scales.grids import rounded
+from pipeline.stages.quantize.graph.capabilities import aten
+from pipeline.stages.quantize.graph.nodes import argument, channel_axis, group_count, key_of, set_tensor, tensor_of
+from pipeline.stages.quantize.scales.numbers import affine_parameters, channel_scales, fake_quantize, rounded
 from pipeline.tasks.metrics import sqnr_db
 
-aten = torch.ops.aten
-
-LIMIT = 1e3  # no channel is scaled by more, so that one which hardly fires is not blown up
+FACTOR_LIMIT = 1e3  # no channel is scaled by more, so that one which hardly fires is not blown up
 GAIN_DB = 1.0  # a pair that gains less is not worth another calibration
-WEIGHTED = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
+EQUALISED = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +49,19 @@ def pairs(graph: GraphModule) -> list[Pair]:
         if not seconds or any(second.all_input_nodes[0] is not value for second in seconds):
             continue
         if node.target == aten.layer_norm.default:
-            one_axis = len(node.args[1]) == 1 and _argument(node, 2) is not None
+            one_axis = len(node.args[1]) == 1 and argument(node, 2) is not None
             fits = one_axis and all(second.target == aten.linear.default for second in seconds)
         else:
-            fits = node.target in WEIGHTED and [second.target for second in seconds] == [node.target]
+            fits = node.target in EQUALISED and [second.target for second in seconds] == [node.target]
         if fits and all(_owns_parameters(each) for each in (node, *seconds)):
             found.append(Pair(node, seconds))
-    return [pair for pair in found if all(_groups(each) in (1, len(_weight(graph, each))) for each in pair.seconds)]
+    return [pair for pair in found if all(group_count(each) in (1, len(_weight(graph, each))) for each in pair.seconds)]
 
 
 def gaining_factors(
     graph: GraphModule, inputs: tuple[Tensor, ...], *, layers: bool = True, norms: bool = True
 ) -> dict[str, Tensor]:
-    """Factors ``(C,)`` of the pairs that they help, by the first operator's name.
+    """Factors ``(C,)`` of the pairs that they help, by the first operator's key.
 
     A pair is judged by itself: by the SQNR of what its second operators give when their input and weights are rounded,
     as they are and scaled.
@@ -83,10 +81,10 @@ def gaining_factors(
                 pair = by_second[n]
                 x = self.env[n.all_input_nodes[0]]
                 weights = [_weight(graph, second) for second in pair.seconds]
-                reach = [_reach(weight, _groups(n)) for weight in weights]
+                reach = [_reach(weight, group_count(n)) for weight in weights]
                 factors = channel_factors(_peaks(x, n), torch.stack(reach).amax(0))
                 if _noise_db(n, x, weights, factors) < _noise_db(n, x, weights, torch.ones_like(factors)) - GAIN_DB:
-                    found[pair.first.name] = factors
+                    found[key_of(pair.first)] = factors
             return super().run_node(n)
 
     with torch.no_grad():
@@ -98,18 +96,18 @@ def equalised(graph: GraphModule, factors: Mapping[str, Tensor]) -> GraphModule:
     """A copy of a canonical graph that computes the same, the channels of some pairs scaled.
 
     Args:
-        factors: Of each channel ``(C,)``, by the name of the pair's first operator.
+        factors: Of each channel ``(C,)``, by the key of the pair's first operator.
     """
     result = copy.deepcopy(graph)
     for pair in pairs(result):
-        if pair.first.name not in factors:
+        if key_of(pair.first) not in factors:
             continue
-        own = factors[pair.first.name]
+        own = factors[key_of(pair.first)]
         for index in (2, 3) if pair.smooths else (1, 2):
-            if (parameter := _argument(pair.first, index)) is not None:
+            if (parameter := argument(pair.first, index)) is not None:
                 _scale(result, parameter, own, axis=0)
         for second in pair.seconds:
-            _scale(result, _argument(second, 1), 1 / own, axis=1 if _groups(second) == 1 else 0)
+            _scale(result, argument(second, 1), 1 / own, axis=1 if group_count(second) == 1 else 0)
     return result
 
 
@@ -128,14 +126,14 @@ def channel_factors(peaks: Tensor, reach: Tensor) -> Tensor:
         return torch.ones_like(peaks)
     logarithms = torch.where(usable, 0.5 * (reach.clamp_min(1e-30).log() - peaks.clamp_min(1e-30).log()), 0.0)
     centred = torch.where(usable, logarithms - logarithms[usable].mean(), 0.0)
-    return centred.exp().clamp(1 / LIMIT, LIMIT)
+    return centred.exp().clamp(1 / FACTOR_LIMIT, FACTOR_LIMIT)
 
 
 def _noise_db(node: Node, x: Tensor, weights: list[Tensor], factors: Tensor) -> float:
     """Noise in dB over the signal when the scaled input and the weights that read it are rounded."""
     operator: Any = node.target
-    groups = _groups(node)
-    scaled = x * _along(factors, x.ndim, -1 if operator == aten.linear.default else 1)
+    groups = group_count(node)
+    scaled = x * _along(factors, x.ndim, channel_axis(operator))
     scale, zero_point = affine_parameters(float(scaled.min()), float(scaled.max()))
     exact, tested = [], []
     for weight in weights:
@@ -155,7 +153,7 @@ def _relu_after(node: Node) -> Node:
 
 def _peaks(x: Tensor, second: Node) -> Tensor:
     """The largest magnitude of each channel that an operator reads."""
-    channel = x.ndim - 1 if second.target == aten.linear.default else 1
+    channel = channel_axis(second.target) % x.ndim
     return x.abs().amax([axis for axis in range(x.ndim) if axis != channel])
 
 
@@ -176,17 +174,8 @@ def _along(factors: Tensor, ndim: int, axis: int) -> Tensor:
     return factors.reshape(shape)
 
 
-def _argument(node: Node, index: int) -> Any:
-    return node.args[index] if len(node.args) > index else None
-
-
 def _weight(graph: GraphModule, node: Node) -> Tensor:
     return tensor_of(graph, node.all_input_nodes[1])
-
-
-def _groups(node: Node) -> int:
-    groups = _argument(node, 6)
-    return 1 if groups is None else int(groups)
 
 
 def _owns_parameters(node: Node) -> bool:

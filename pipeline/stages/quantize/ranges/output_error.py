@@ -1,4 +1,4 @@
-"""Ranges by what the outputs feel: the candidate whose rounding and clipping moves the network's outputs least.
+"""Output error: choose a range by the estimated effect of its rounding and clipping on the network's outputs.
 
 A value x that becomes x + e moves the outputs by J e, to first order, J being their Jacobian. With v of independent
 entries of mean 0 and variance 1, the mean of ``(v J e)^2`` is ``|J e|^2``, and ``g = v J`` costs one backward pass.
@@ -12,7 +12,7 @@ vectors for such sums are Hutchinson's (https://doi.org/10.1080/0361091900881286
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from pipeline.data.samples import SampleSet
-from pipeline.stages.quantize.ranges.observers import QMAX, QMIN
+from pipeline.stages.quantize.graph.nodes import key_of
+from pipeline.stages.quantize.scales.numbers import QMAX, QMIN
 
 STEP, STEPS = 0.03, 28
 SHRINKAGE = 1 - STEP * torch.arange(STEPS, dtype=torch.float64)
@@ -31,7 +32,7 @@ VECTORS = 2
 """How often the outputs of a batch are multiplied with something new."""
 
 ELEMENTS = 100_000_000
-"""Activations that are looked at, seconds on one core; small networks have fewer in all their samples."""
+"""Activations that are looked at, which takes seconds on one core; small networks have fewer in all their samples."""
 
 
 class OutputError:
@@ -44,32 +45,32 @@ class OutputError:
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high
-        self._felt = 0.0  # squared gradients of all values but zeros, which every grid holds exactly
+        self._squares = 0.0  # squared gradients of all values but zeros, which every grid holds exactly
         self._outside = torch.zeros(2, STEPS, dtype=torch.float64)  # of those that a candidate end clips
         self._clipping = torch.zeros(2 * STEPS, 2 * STEPS, dtype=torch.float64)  # products of the errors of two ends
 
     def update(self, values: Tensor, gradients: Sequence[Tensor]) -> None:
         """Take in a value ``(N, …)`` and its gradients of ``v @ outputs`` for several v; errors add up within a row."""
         x = values.reshape(len(values) if values.ndim > 1 else 1, -1)
-        felt = torch.stack([gradient.reshape(x.shape) for gradient in gradients])
-        self._felt += float((felt * (x != 0)).square().sum(dtype=torch.float64))
-        moved = torch.cat([self._clip(side, end, x, felt) for side, end in enumerate((self.low, self.high))], 1)
+        slopes = torch.stack([gradient.reshape(x.shape) for gradient in gradients])
+        self._squares += float((slopes * (x != 0)).square().sum(dtype=torch.float64))
+        moved = torch.cat([self._clip(side, end, x, slopes) for side, end in enumerate((self.low, self.high))], 1)
         self._clipping += moved.T @ moved
 
     def costs(self) -> Tensor:
         """The squared error of the outputs ``(STEPS, STEPS)``: a row per low end, a column per high end."""
         steps = (self.high * SHRINKAGE[None] - self.low * SHRINKAGE[:, None]) / (QMAX - QMIN)
-        inside = self._felt - self._outside[0][:, None] - self._outside[1][None]
+        inside = self._squares - self._outside[0][:, None] - self._outside[1][None]
         alone = self._clipping.diagonal()
         clipped = alone[:STEPS, None] + alone[None, STEPS:] + 2 * self._clipping[:STEPS, STEPS:]
         return inside * steps.square() / 12 + clipped
 
-    def _clip(self, side: int, end: float, x: Tensor, felt: Tensor) -> Tensor:
+    def _clip(self, side: int, end: float, x: Tensor, slopes: Tensor) -> Tensor:
         """How far clipping at each candidate of one end moves the outputs: ``(vectors * rows, STEPS)``."""
         if end == 0:
-            return torch.zeros(len(felt) * len(x), STEPS, dtype=torch.float64)
+            return torch.zeros(len(slopes) * len(x), STEPS, dtype=torch.float64)
         row, column = torch.nonzero(x / end > float(SHRINKAGE[-1]), as_tuple=True)
-        beyond, g = x[row, column].double(), felt[:, row, column].double()
+        beyond, g = x[row, column].double(), slopes[:, row, column].double()
         first = ((1 - beyond / end) / STEP).floor().long().add(1).clamp_(0, STEPS - 1)  # the widest that clips it
 
         def total(amounts: Tensor) -> Tensor:
@@ -94,12 +95,12 @@ def output_errors(
     """Run the float graph forwards and backwards over some samples.
 
     Args:
-        ends: The extremes of each value to look at, by node name.
+        ends: The extremes of each value to look at, by the node's key.
         batch_size: Samples that are run at once.
         seed: Draws what the outputs are multiplied with.
 
     Returns:
-        By node name; a value that no float output depends on is left out.
+        By the node's key; a value that no float output depends on is left out.
     """
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, OutputError] = {}
@@ -121,9 +122,9 @@ def output_errors(
             )
             for _ in range(VECTORS)
         ]
-        for (name, value), *felt in zip(run.kept.items(), *gradients, strict=True):
-            if felt[0] is not None:
-                found.setdefault(name, OutputError(*ends[name])).update(value.detach(), felt)
+        for (name, value), *slopes in zip(run.kept.items(), *gradients, strict=True):
+            if slopes[0] is not None:
+                found.setdefault(name, OutputError(*ends[name])).update(value.detach(), slopes)
                 left -= value.numel()
         if left <= 0:
             break
@@ -131,18 +132,18 @@ def output_errors(
 
 
 class _Tracing(Interpreter):
-    """Runs the graph, and keeps the named values so that gradients reach them."""
+    """Runs the graph, and keeps some values so that gradients reach them."""
 
-    def __init__(self, graph: GraphModule, names: Mapping[str, tuple[float, float]]) -> None:
+    def __init__(self, graph: GraphModule, keys: Collection[str]) -> None:
         super().__init__(graph)
-        self._names = names
+        self._keys = keys
         self.kept: dict[str, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if n.name in self._names:
+        if key_of(n) in self._keys:
             value = value if value.requires_grad else value.detach().requires_grad_()
-            self.kept[n.name] = value
+            self.kept[key_of(n)] = value
         return value
 
 

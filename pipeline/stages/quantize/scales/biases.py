@@ -18,22 +18,21 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pipeline.stages.quantize.annotator import set_tensor, tensor_of
-from pipeline.stages.quantize.graph.capabilities import RULES
+from pipeline.stages.quantize.graph.capabilities import WEIGHTED
+from pipeline.stages.quantize.graph.nodes import argument, set_tensor, tensor_of
 from pipeline.stages.quantize.scales.grids import ActivationGrid, FixedGrid, PerChannelWeightGrid
 
-WEIGHTED = tuple(operator for rule in RULES if rule.kind == "weighted" for operator in rule.operators)
-LIMIT = 2**30  # a larger integer does not fit in int32 beside the products
+MOST_UNITS = 2**30  # a larger integer does not fit in int32 beside the products
 
 
 def round_biases(program: GraphModule) -> None:
     """Replace the bias of every operator with dequantized activation and weight by ``round(b / u) * u``, u = s_x s_w.
 
-    A bias that would need more than `LIMIT` units is left as it is; so are biases that several operators share.
+    A bias that would need more than `MOST_UNITS` units is left as it is; so are biases that several operators share.
     """
     quantized = torch.ops.quantized_decomposed
     for node in program.graph.nodes:
-        if str(node.target) not in WEIGHTED or len(node.args) < 3 or node.args[2] is None:
+        if node.target not in WEIGHTED or argument(node, 2) is None:
             continue
         activation, weight, bias = node.args[:3]
         from_integers = (activation.target, weight.target) == (
@@ -59,7 +58,7 @@ def accumulator_units(prepared: GraphModule, operator: Node) -> Tensor:
 
 
 def on_grid(bias: Tensor, units: Tensor) -> Tensor:
-    """``round(float16(b) / u) * u`` per channel, ``(C,) float32``; b itself where that takes more than `LIMIT` units.
+    """``round(float16(b) / u) * u`` per channel, ``(C,) float32``; b itself beyond `MOST_UNITS` units.
 
     Args:
         units: ``(C,)``, or fewer where groups of a transposed convolution share them.
@@ -69,4 +68,4 @@ def on_grid(bias: Tensor, units: Tensor) -> Tensor:
     """
     unit = units.double().repeat(len(bias) // len(units))
     steps = torch.round(bias.half().double() / unit)
-    return torch.where(steps.abs() <= LIMIT, (steps * unit).float(), bias)
+    return torch.where(steps.abs() <= MOST_UNITS, (steps * unit).float(), bias)

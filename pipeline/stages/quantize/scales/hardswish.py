@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.stages.quantize.ranges.observers import QMAX, QMIN, representable
 from pipeline.stages.quantize.scales.grids import ActivationGrid
+from pipeline.stages.quantize.scales.numbers import QMAX, QMIN, representable
 
-WIDEST = 1.1
+STEP_GROWTH = 1.1
 """How much coarser than asked the steps may become for the range to begin at -3."""
 COARSEST = 1 / 10
 """The share of z that may be given up for a product ``scale * z`` nearer to 3."""
@@ -24,7 +24,7 @@ class HardswishInputGrid(ActivationGrid):
     def set_range(self, low: float, high: float) -> None:
         """Span ``[-3, high]`` or a little more, or ``[low, high]`` where that needs much smaller steps."""
         super().set_range(low, high)
-        if high + 3 <= WIDEST * (max(high, 0.0) - min(low, 0.0)) and high + 3 <= 3 * (QMAX - QMIN):
+        if high + 3 <= STEP_GROWTH * (max(high, 0.0) - min(low, 0.0)) and high + 3 <= 3 * (QMAX - QMIN):
             self.scale, steps = three_in_whole_steps(high)
             self.zero_point = QMIN + steps
 

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch.fx import GraphModule
 
-from pipeline.stages.quantize.ranges.observers import QMAX, QMIN, representable
-from pipeline.stages.quantize.scales.grids import ActivationGrid, FixedGrid, rounded
-from pipeline.stages.quantize.scales.sums import WIDEST, grid_at, quantizer_of, unit_of
+from pipeline.stages.quantize.graph.capabilities import aten
+from pipeline.stages.quantize.scales.grids import ActivationGrid, FixedGrid
+from pipeline.stages.quantize.scales.numbers import QMAX, QMIN, representable, rounded
+from pipeline.stages.quantize.scales.sums import SCALE_GROWTH, grid_at, quantizer_of, unit_of
 
-PRODUCTS = (torch.ops.aten.mul.Tensor,)
+PRODUCTS = (aten.mul.Tensor,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +64,14 @@ def self_products_of(prepared: GraphModule) -> tuple[SelfProduct, ...]:
 
 
 def round_alike(product: SelfProduct, step: float | None = None) -> None:
-    """Widen the result's grid, by a `WIDEST` share at most, until as few products as can be round differently.
+    """Widen the result's grid, by a `SCALE_GROWTH` share at most, until as few products as can be round differently.
 
     Args:
         step: The scale grows by multiples of this; by any that targets can hold where it is left out.
     """
     scale = product.result.scale
     step = unit_of([scale]) if step is None else step
-    scales = scale + step * np.arange(int(scale * WIDEST / step) + 1, dtype=np.float64)
+    scales = scale + step * np.arange(int(scale * SCALE_GROWTH / step) + 1, dtype=np.float64)
     integers = product.integers()
     best = min(scales[scales == representable(scales)], key=lambda candidate: moved(integers, product.unit / candidate))
     product.result.widen(float(best))

@@ -1,6 +1,6 @@
 """Scales with which no sum falls midway between two integers.
 
-A scale has few significant bits (see `observers.representable`), so a sum of two dequantized tensors is a fraction with
+A scale has few significant bits (see `numbers.representable`), so a sum of two dequantized tensors is a fraction with
 a small denominator, and one value in some thousands lies exactly midway between two of the integers it is to become.
 Runtimes do not agree on those: they round before or after they add the zero point, to the even integer or away from
 zero. Behind three residual additions and their layers that was 40 dB of parity for a MobileNetV3, where 50 are left
@@ -19,17 +19,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import torch
 from torch.fx import GraphModule, Node
 
-from pipeline.stages.quantize.graph.capabilities import RULE_OF
-from pipeline.stages.quantize.ranges.observers import SIGNIFICANT_BITS, divides_exactly
+from pipeline.stages.quantize.graph.capabilities import aten, kind_of
 from pipeline.stages.quantize.scales.grids import ActivationGrid, FixedGrid
+from pipeline.stages.quantize.scales.numbers import SIGNIFICANT_BITS, divides_exactly
 
 Grid = TypeVar("Grid", ActivationGrid, FixedGrid)
 
-ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor)
-WIDEST = 1 / 32
+ADDITIONS = (aten.add.Tensor, aten.sub.Tensor)
+SCALE_GROWTH = 1 / 32
 """How much a scale may grow. One that would have to grow by more stays: it is small beside the others of its group."""
 
 
@@ -86,7 +85,8 @@ def tie_free(scales: Sequence[float], total: Sequence[bool]) -> list[float]:
     unit = unit_of(scales)
     steps = [_next(math.ceil(scale / unit), odd=odd) for scale, odd in zip(scales, total, strict=True)]
     return [
-        step * unit if step * unit <= scale * (1 + WIDEST) else scale for scale, step in zip(scales, steps, strict=True)
+        step * unit if step * unit <= scale * (1 + SCALE_GROWTH) else scale
+        for scale, step in zip(scales, steps, strict=True)
     ]
 
 
@@ -105,8 +105,7 @@ def _next(step: int, *, odd: bool) -> int:
 def quantizer_of(operator: Node) -> Node:
     """Who takes the result of an operator: the module behind it, or behind the clamp that fuses into it."""
     reader = next(iter(operator.users))
-    rule = RULE_OF.get(str(reader.target))
-    return next(iter(reader.users)) if rule is not None and rule.kind == "clamp" else reader
+    return next(iter(reader.users)) if kind_of(reader) == "clamp" else reader
 
 
 def grid_at(prepared: GraphModule, place: Node, kind: type[Grid]) -> Grid | None:

@@ -6,12 +6,15 @@ import time
 
 import pytest
 
-from pipeline.stages.quantize.annotator import Int8Quantizer
-from pipeline.stages.quantize.calibration import calibrate, convert, prepare
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.graph.cost import integer_share
+from pipeline.stages.quantize.graph.scheme import scheme_of
+from pipeline.stages.quantize.ranges.calibration import calibrate
+from pipeline.stages.quantize.scales.annotator import Int8Quantizer
+from pipeline.stages.quantize.simulation import convert
 from pipeline.tasks.metrics import Comparison, predictor
 from tests.networks.architectures import ARCHITECTURES
+from tests.pipeline.stages.quantize.prepared import prepare
 
 # SQNR in dB of all outputs on unseen samples: what a working scheme reaches here, less about 3 dB. Taking one range
 # before a clamp, or folding one batch norm wrongly, costs far more.
@@ -45,7 +48,7 @@ def test_int8_program_follows_the_float_network(name: str, capsys: pytest.Captur
     found = calibrate(canonical_graph(model), architecture.samples(64), batch_size=32)
     program = convert(prepare(found, method="minmax", bias_correction="analytic"))
     annotating = time.process_time()
-    Int8Quantizer().annotate(found.graph)
+    Int8Quantizer(scheme_of(found.graph)).annotate(found.graph)
     annotating = time.process_time() - annotating
     seconds = time.process_time() - started
     share = integer_share(program, architecture.inputs)

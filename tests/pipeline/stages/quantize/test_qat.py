@@ -17,14 +17,16 @@ from pipeline.core import Model, StageError, TensorSpec
 from pipeline.data.samples import SampleSet
 from pipeline.recipe import Budget, QatConfig, QuantizeConfig
 from pipeline.stages.quantize import quantize
-from pipeline.stages.quantize.calibration import calibrate, convert, prepare
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.improve.correction import bias_name
 from pipeline.stages.quantize.qat import LearnedGrid, train, trainable
+from pipeline.stages.quantize.ranges.calibration import calibrate
 from pipeline.stages.quantize.scales.grids import ActivationGrid, grids_of
 from pipeline.stages.quantize.scales.products import moved, self_products_of
 from pipeline.stages.quantize.scales.sums import sums_of, tie_free
+from pipeline.stages.quantize.simulation import convert
 from pipeline.tasks.metrics import Comparison, evaluate, predictor, session_predictor, sqnr_db
+from tests.pipeline.stages.quantize.prepared import prepare
 
 
 @pytest.fixture(scope="module")

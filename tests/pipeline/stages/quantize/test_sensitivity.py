@@ -9,14 +9,17 @@ from torch import nn
 from pipeline.core import Model, TensorSpec
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
-from pipeline.stages.quantize.calibration import Calibrated, calibrate, convert, prepare
+from pipeline.stages.quantize.choice import fewer_float_layers
 from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.judge import Judge
+from pipeline.stages.quantize.ranges.calibration import Calibration, calibrate
 from pipeline.stages.quantize.scales.grids import grids_of, simulate
 from pipeline.stages.quantize.sensitivity import Sensitivity, sensitivities
-from pipeline.stages.quantize.stage import Judge, fewer_float_layers
+from pipeline.stages.quantize.simulation import convert
 from pipeline.stages.quantize.trials import CalibrationConfig, better, search
 from pipeline.tasks.metrics import sqnr_db
 from tests.networks.architectures import ARCHITECTURES, Architecture
+from tests.pipeline.stages.quantize.prepared import prepare
 
 FRAGILE = Architecture(
     "fragile",
@@ -36,7 +39,7 @@ def fragile() -> Model:
     return model
 
 
-def calibrated(model: Model, architecture: Architecture) -> Calibrated:
+def calibrated(model: Model, architecture: Architecture) -> Calibration:
     return calibrate(canonical_graph(model), architecture.samples(64), batch_size=32)
 
 

@@ -13,7 +13,7 @@ from pipeline.data.samples import from_dataset
 from pipeline.models.capture import fixed_batch_size
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
-from pipeline.stages.quantize.stage import Judge
+from pipeline.stages.quantize.judge import Judge
 from pipeline.tasks.metrics import sqnr_db
 from tests.networks.architectures import ARCHITECTURES
 

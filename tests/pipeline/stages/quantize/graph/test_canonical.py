@@ -8,7 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.core import Model, TensorSpec
-from pipeline.stages.quantize.graph.canonical import attention, canonical_graph, hardsigmoid, silu
+from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.graph.forms.attention import attention
+from pipeline.stages.quantize.graph.forms.hardsigmoid import hardsigmoid
+from pipeline.stages.quantize.graph.forms.silu import silu
 from tests.networks.architectures import ARCHITECTURES, settle
 from tests.networks.architectures import Architecture as Net
 

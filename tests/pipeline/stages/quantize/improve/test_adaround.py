@@ -14,9 +14,10 @@ from pipeline import from_module
 from pipeline.core import TensorSpec
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
-from pipeline.stages.quantize.calibration import Simulation, calibrate, convert
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.improve.adaround import rows_at, up_or_down
+from pipeline.stages.quantize.ranges.calibration import calibrate
+from pipeline.stages.quantize.simulation import Simulation, convert
 from pipeline.tasks.metrics import sqnr_db
 from tests.networks.architectures import Architecture, conv_bn
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from pipeline.stages.quantize.calibration import calibrate, prepare
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.improve.correction import bias_name, channel_means, mean_shift
+from pipeline.stages.quantize.ranges.calibration import calibrate
 from pipeline.stages.quantize.scales.biases import accumulator_units
 from pipeline.stages.quantize.scales.grids import grids_of, simulate
 from pipeline.tasks.metrics import sqnr_db
 from tests.networks.architectures import ARCHITECTURES
+from tests.pipeline.stages.quantize.prepared import prepare
 
 aten = torch.ops.aten
 

@@ -17,8 +17,8 @@ from pipeline import from_module
 from pipeline.core import Model, TensorSpec
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
-from pipeline.stages.quantize.annotator import tensor_of
 from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.graph.nodes import tensor_of
 from pipeline.stages.quantize.improve.equalisation import Pair, channel_factors, equalised, gaining_factors, pairs
 from pipeline.tasks.metrics import evaluate, sqnr_db
 from tests.networks.architectures import ARCHITECTURES, Architecture

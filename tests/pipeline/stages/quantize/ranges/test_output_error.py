@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from pipeline.core import Model, TensorSpec
 from pipeline.data.samples import SampleSet, from_dataset
-from pipeline.stages.quantize.calibration import OUTPUT_MSE, Simulation, calibrate
 from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.ranges.calibration import calibrate
 from pipeline.stages.quantize.ranges.output_error import SHRINKAGE, OutputError, least_output_error, output_errors
+from pipeline.stages.quantize.simulation import Simulation
 from pipeline.tasks.metrics import sqnr_db
 
 SPEC = TensorSpec(name="x", shape=(16,))
@@ -78,14 +79,14 @@ def deaf() -> Model:
 
 def test_outputs_gain_when_the_largest_values_are_hardly_felt() -> None:
     model = deaf()
-    found = calibrate(canonical_graph(model), samples(256, 0), batch_size=64, methods=("minmax", "mse", OUTPUT_MSE))
+    found = calibrate(canonical_graph(model), samples(256, 0), batch_size=64, methods=("minmax", "mse", "output_mse"))
     (batch,) = samples(256, 1).batches(256)
     simulation, reached = Simulation(found), {}
     with torch.no_grad():
         exact = model.module(*batch.inputs)
-        for method in ("minmax", "mse", OUTPUT_MSE):
+        for method in ("minmax", "mse", "output_mse"):
             reached[method] = sqnr_db(exact, simulation.configure(method, "none")(*batch.inputs))
-    assert reached[OUTPUT_MSE] > max(reached["minmax"], reached["mse"]) + 3
+    assert reached["output_mse"] > max(reached["minmax"], reached["mse"]) + 3
 
 
 class Labels(nn.Module):
@@ -100,6 +101,6 @@ def test_no_costs_and_another_method_when_no_float_comes_out() -> None:
     graph = canonical_graph(Model(module=module, reference=module, inputs=(SPEC,)))
     data = samples(64, 0)
     assert output_errors(graph, {"x": (-4.0, 4.0)}, data, batch_size=64) == {}
-    found = calibrate(graph, data, batch_size=64, methods=("mse", OUTPUT_MSE))
+    found = calibrate(graph, data, batch_size=64, methods=("mse", "output_mse"))
     name = next(iter(found.statistics))
-    assert found.range_of((name,), OUTPUT_MSE) == found.range_of((name,), "mse")
+    assert found.range_of((name,), "output_mse") == found.range_of((name,), "mse")

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
-from pipeline.stages.quantize.scales.biases import WEIGHTED
+from pipeline.stages.quantize.graph.capabilities import WEIGHTED
 from tests.networks.architectures import ARCHITECTURES
 
 
@@ -20,7 +20,7 @@ def test_biases_are_whole_units_when_the_operator_runs_on_integers() -> None:
     ).module
     checked = 0
     for node in program.graph.nodes:
-        if str(node.target) in WEIGHTED and len(node.args) > 2:
+        if node.target in WEIGHTED and len(node.args) > 2:
             activation, weight, bias = node.args[:3]
             scales = program.get_buffer(str(weight.args[1].target)).double()
             units = program.get_parameter(str(bias.target)).detach().double() / (activation.args[1] * scales)

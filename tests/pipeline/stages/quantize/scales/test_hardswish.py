@@ -14,8 +14,9 @@ from torch.nn.functional import hardswish
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from pipeline.core import Model, TensorSpec
-from pipeline.stages.quantize.annotator import Int8Quantizer
 from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.graph.scheme import scheme_of
+from pipeline.stages.quantize.scales.annotator import Int8Quantizer
 from pipeline.stages.quantize.scales.hardswish import COARSEST, HardswishInputGrid, three_in_whole_steps
 
 
@@ -70,7 +71,8 @@ def test_grid_is_chosen_only_when_hardswish_alone_reads_the_tensor(
 ) -> None:
     module = Function(function).eval()
     model = Model(module=module, reference=module, inputs=(TensorSpec(name="x", shape=(4, 6, 6)),))
-    graph = Int8Quantizer().annotate(canonical_graph(model))
+    graph = canonical_graph(model)
+    Int8Quantizer(scheme_of(graph)).annotate(graph)
     annotations = [node.meta[Q_ANNOTATION_KEY] for node in graph.graph.nodes if Q_ANNOTATION_KEY in node.meta]
     makers = {getattr(found.output_qspec, "observer_or_fake_quant_ctr", None) for found in annotations}
     assert (HardswishInputGrid in makers) == chosen

@@ -13,11 +13,12 @@ from torch.utils.data import TensorDataset
 
 from pipeline.core import Model, TensorSpec
 from pipeline.data.samples import from_dataset
-from pipeline.stages.quantize.calibration import Calibrated, Simulation, calibrate
 from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.ranges.calibration import Calibration, calibrate
 from pipeline.stages.quantize.scales.grids import ActivationGrid, FixedGrid
 from pipeline.stages.quantize.scales.products import SelfProduct, moved, round_alike, self_products_of
 from pipeline.stages.quantize.scales.sums import sums_of
+from pipeline.stages.quantize.simulation import Simulation
 from targets.tflite.rounding import once, twice
 from tests.pipeline.stages.quantize.scales.test_sums import ties
 
@@ -94,7 +95,7 @@ class Activations(nn.Module):
 
 
 @pytest.fixture(scope="module", params=[1.0, 1.5, 2.0])
-def calibrated(request: pytest.FixtureRequest) -> Calibrated:
+def calibrated(request: pytest.FixtureRequest) -> Calibration:
     torch.manual_seed(0)
     spec = TensorSpec(name="image", shape=(3, 8, 8))
     module = Activations().eval()
@@ -105,7 +106,7 @@ def calibrated(request: pytest.FixtureRequest) -> Calibrated:
     return calibrate(canonical_graph(model), data, batch_size=8)
 
 
-def test_products_of_a_tensor_with_its_own_function_are_found_and_gates_are_not(calibrated: Calibrated) -> None:
+def test_products_of_a_tensor_with_its_own_function_are_found_and_gates_are_not(calibrated: Calibration) -> None:
     found = self_products_of(Simulation(calibrated).graph)
     assert [str(product.function) for product in found] == [
         "aten.sigmoid.default",
@@ -115,7 +116,7 @@ def test_products_of_a_tensor_with_its_own_function_are_found_and_gates_are_not(
     assert len({product.result for product in found}) == 3
 
 
-def test_neither_kernels_nor_ties_are_left_when_an_addition_reads_a_product(calibrated: Calibrated) -> None:
+def test_neither_kernels_nor_ties_are_left_when_an_addition_reads_a_product(calibrated: Calibration) -> None:
     graph = Simulation(calibrated).configure("minmax", "none")
     products, (addition,) = self_products_of(graph), sums_of(graph)
     assert products[2].result in addition.terms

@@ -15,11 +15,13 @@ from torch.utils.data import TensorDataset
 
 from pipeline.core import Model, TensorSpec
 from pipeline.data.samples import from_dataset
-from pipeline.stages.quantize.calibration import Calibrated, Simulation, calibrate, convert, prepare
 from pipeline.stages.quantize.graph.canonical import canonical_graph
-from pipeline.stages.quantize.ranges.observers import affine_parameters
+from pipeline.stages.quantize.ranges.calibration import Calibration, calibrate
 from pipeline.stages.quantize.scales.grids import ActivationGrid
+from pipeline.stages.quantize.scales.numbers import affine_parameters
 from pipeline.stages.quantize.scales.sums import Sum, avoid_ties, sums_of, tie_free
+from pipeline.stages.quantize.simulation import Simulation, convert
+from tests.pipeline.stages.quantize.prepared import prepare
 
 DISTANCES = np.arange(-255, 256)  # of an integer from its zero point
 
@@ -113,7 +115,7 @@ class Residual(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def calibrated() -> Calibrated:
+def calibrated() -> Calibration:
     torch.manual_seed(0)
     spec = TensorSpec(name="image", shape=(3, 8, 8))
     module = Residual().eval()
@@ -122,7 +124,7 @@ def calibrated() -> Calibrated:
     return calibrate(canonical_graph(model), data, batch_size=8)
 
 
-def test_sums_of_finds_every_addition_when_one_has_a_clamp_behind_it(calibrated: Calibrated) -> None:
+def test_sums_of_finds_every_addition_when_one_has_a_clamp_behind_it(calibrated: Calibration) -> None:
     found = sums_of(Simulation(calibrated).graph)
     assert len(found) == 3
     assert len({addition.total for addition in found}) == 3
@@ -130,7 +132,7 @@ def test_sums_of_finds_every_addition_when_one_has_a_clamp_behind_it(calibrated:
     assert found[2].terms[0] is found[1].total
 
 
-def test_no_addition_of_a_program_can_tie_when_it_is_quantized(calibrated: Calibrated) -> None:
+def test_no_addition_of_a_program_can_tie_when_it_is_quantized(calibrated: Calibration) -> None:
     program = convert(prepare(calibrated, method="minmax", bias_correction="none"))
     found = 0
     for node in program.graph.nodes:

@@ -8,31 +8,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.stages.quantize.ranges.observers import (
-    BINS,
+from pipeline.stages.quantize.ranges.methods import (
     METHODS,
-    QMAX,
-    QMIN,
-    RUN,
-    SEEN,
-    Statistics,
-    affine_parameters,
-    channel_scales,
+    Evidence,
     entropy,
-    fake_quantize,
     least_error_through,
-    merge,
     minmax,
     moving_average,
     mse,
     percentile,
+)
+from pipeline.stages.quantize.ranges.statistics import BINS, RUN, SEEN, Statistics, merge
+from pipeline.stages.quantize.scales.numbers import (
+    QMAX,
+    QMIN,
+    affine_parameters,
+    channel_scales,
+    fake_quantize,
     representable,
 )
 
 
 def seen(*tensors: torch.Tensor) -> Statistics:
     """Statistics of all values of these tensors, none of them too large to be counted whole."""
-    statistics = Statistics(METHODS)
+    statistics = Statistics(counts=True, averages=True)
     for tensor in tensors:
         statistics.update(tensor.reshape(1, -1) if tensor.ndim == 1 else tensor)
     return statistics
@@ -89,12 +88,12 @@ def test_mse_clips_an_outlier_when_that_lowers_the_error() -> None:
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 def test_every_method_gives_a_usable_grid_when_a_tensor_is_always_zero(method) -> None:  # type: ignore[no-untyped-def]
-    assert affine_parameters(*method(seen(torch.zeros(8)))) == (1.0, QMIN)
+    assert affine_parameters(*method.read(Evidence(seen(torch.zeros(8))))) == (1.0, QMIN)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 def test_every_method_represents_a_constant(method) -> None:  # type: ignore[no-untyped-def]
-    scale, zero_point = affine_parameters(*method(seen(torch.full((8,), -3.0))))
+    scale, zero_point = affine_parameters(*method.read(Evidence(seen(torch.full((8,), -3.0)))))
     code = np.clip(np.rint(-3.0 / scale) + zero_point, QMIN, QMAX)
     assert (code - zero_point) * scale == pytest.approx(-3.0, abs=scale / 2)
 
@@ -239,7 +238,7 @@ def test_entropy_takes_the_range_with_the_least_divergence() -> None:
 
 def test_large_tensors_are_counted_in_runs_at_even_distances() -> None:
     values = torch.randn(40 * SEEN, generator=torch.Generator().manual_seed(0))
-    statistics = Statistics(["percentile"])
+    statistics = Statistics()
     statistics.update(values)
     assert statistics.low == float(values.min())
     counted = int(statistics.counts.sum())
@@ -250,7 +249,7 @@ def test_large_tensors_are_counted_in_runs_at_even_distances() -> None:
 
 
 def test_no_histogram_is_kept_when_no_method_reads_it() -> None:
-    statistics = Statistics(["minmax"])
+    statistics = Statistics(counts=False)
     statistics.update(torch.randn(100))
     assert statistics.counts.sum() == 0
     assert statistics.high > 0

@@ -16,10 +16,11 @@ from torch.export import Dim, export
 
 from pipeline.core import TensorSpec
 from pipeline.data.samples import Batch
-from pipeline.stages.quantize.calibration import BATCH, OUTPUT_MSE, Simulation, calibrate, convert, fitting_batch
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.graph.cost import integer_share
-from pipeline.stages.quantize.ranges.observers import METHODS
+from pipeline.stages.quantize.ranges.calibration import BATCH, calibrate, fitting_batch
+from pipeline.stages.quantize.ranges.methods import METHODS
+from pipeline.stages.quantize.simulation import Simulation, convert
 from pipeline.tasks.metrics import sqnr_db
 from tests.networks.architectures import ARCHITECTURES, Architecture, Bert, conv_bn
 
@@ -136,7 +137,7 @@ def test_memory_does_not_grow_when_there_are_more_samples() -> None:
 
     net = Architecture("wide", wide, (TensorSpec(name="image", shape=(3, 64, 64)),))
     graph = canonical_graph(net.model())
-    methods = (*METHODS, OUTPUT_MSE)
+    methods = tuple(METHODS)
 
     def run(count: int) -> object:
         return calibrate(graph, net.samples(count), batch_size=32, methods=methods)

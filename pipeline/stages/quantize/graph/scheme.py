@@ -1,0 +1,172 @@
+"""The scheme: which operators of a canonical graph run as integers, and which values share quantization parameters.
+
+Every float tensor that an integer operator produces or consumes gets one set of parameters, at the node that makes
+it. Tensors linked by operators that only move data form a group that shares its set. An operator followed only by a
+clamp has no parameters of its own: its range is the clamp's.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from pipeline.core import SkippedLayer
+from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, RULE_OF, SPLITS, aten, kind_of, rule_of
+from pipeline.stages.quantize.graph.nodes import is_float_tensor, key_of, layer_name
+
+log = logging.getLogger(__name__)
+
+PADS = (aten.pad.default, aten.constant_pad_nd.default)
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """The scheme of one canonical graph, by the keys of its nodes; it serves every copy of the graph.
+
+    Attributes:
+        quantized: Nodes that run as integer operators, in the graph's order.
+        weighted: Those of them that are convolutions and linear layers.
+        roots: The node whose parameters each quantized value uses (often its own).
+        requantized: Pairs of a value and a consumer that reads it with its own output's parameters.
+        skipped: What stays in float, and why.
+    """
+
+    quantized: tuple[str, ...]
+    weighted: tuple[str, ...]
+    roots: Mapping[str, str]
+    requantized: tuple[tuple[str, str], ...]
+    skipped: tuple[SkippedLayer, ...]
+
+
+def scheme_of(graph: GraphModule, skip: tuple[str, ...] = ()) -> Scheme:
+    """Decide the scheme of a canonical graph.
+
+    Args:
+        skip: Names of modules to leave in float, with everything inside them.
+    """
+    candidates, skipped = _candidates(graph, skip)
+    order = {node: position for position, node in enumerate(graph.graph.nodes)}
+    inner = _fused_producers(candidates)
+    groups, anchored, requantized = _Groups(order), set[Node](), []
+    for node in candidates:
+        values = [value for value in activations(node) if value not in inner and not _is_masked_score(value, node)]
+        if kind_of(node) != "moves":
+            anchored.update(values if node in inner else [*values, node])
+            continue
+        groups.add(node)
+        for value in values:
+            if len(values) > 1 and has_fixed_parameters(groups.root(value)):
+                requantized.append((value, node))
+            else:
+                groups.join(value, node)
+    anchored.update(value for pair in requantized for value in pair)
+    used = {groups.root(value) for value in anchored}
+    members = sorted(anchored | groups.members, key=order.__getitem__)
+    roots = {value: root for value in members if (root := groups.root(value)) in used}
+    quantized = [node for node in candidates if node in roots or node in inner]
+    log.debug("%d of %d operators run as integers; in float: %s", len(quantized), len(order), skipped)
+    return Scheme(
+        quantized=tuple(key_of(node) for node in quantized),
+        weighted=tuple(key_of(node) for node in quantized if kind_of(node) == "weighted"),
+        roots={key_of(value): key_of(root) for value, root in roots.items()},
+        requantized=tuple((key_of(value), key_of(consumer)) for value, consumer in requantized),
+        skipped=skipped,
+    )
+
+
+def activations(node: Node) -> list[Node]:
+    """The float tensors that an operator takes in, without its weight and bias."""
+    sources = node.all_input_nodes
+    if kind_of(node) == "weighted":
+        sources = sources[:1]
+    elif node.target == operator.getitem:
+        sources = sources[0].all_input_nodes[:1]  # past the operator that split the tensor
+    return [value for value in sources if is_float_tensor(value)]
+
+
+def has_fixed_parameters(value: Node) -> bool:
+    """Whether an integer kernel prescribes the parameters of what an operator gives."""
+    return kind_of(value) == "fixed"
+
+
+def _candidates(graph: GraphModule, skip: tuple[str, ...]) -> tuple[list[Node], tuple[SkippedLayer, ...]]:
+    """The operators that can run as integers, and why the others cannot."""
+    candidates, left_in_float, skipped = [], set[Node](), []
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or not is_float_tensor(node) or node.target in CREATES:
+            continue
+        reason = _why_float(node, skip)
+        if reason is not None:
+            left_in_float.add(node)
+            skipped.append(SkippedLayer(layer=layer_name(node), reason=reason))
+        elif kind_of(node) == "clamp" and node.all_input_nodes[0] in left_in_float:
+            left_in_float.add(node)  # a clamp stays with the operator before it, so that no range is taken between
+        else:
+            candidates.append(node)
+    return candidates, tuple(dict.fromkeys(skipped))
+
+
+def _why_float(node: Node, skip: tuple[str, ...]) -> str | None:
+    """Why an operator cannot run as integers; None where it can."""
+    layer = layer_name(node)
+    if any(layer == name or layer.startswith(f"{name}.") for name in skip):
+        return "left in float by the recipe"
+    if node.target in MASKS and any(_is_masked_score(node, user) for user in node.users):
+        return "a masked score is too small for any integer grid: softmax reads it in float"
+    if node.target not in RULE_OF or (node.target == operator.getitem and node.all_input_nodes[0].target not in SPLITS):
+        return f"no integer kernel for {node.target}"
+    if node.target in PADS and not _pads_with_zero(node):
+        return "pads with a value other than zero"
+    if rule_of(node).kind == "weighted" and node.all_input_nodes[1].op != "get_attr":
+        return "its weight is computed"
+    return None
+
+
+def _is_masked_score(value: Node, reader: Node) -> bool:
+    return value.target in MASKS and reader.target == aten.softmax.int
+
+
+def _pads_with_zero(node: Node) -> bool:
+    mode_or_value = node.args[2:]
+    return all(argument in ("constant", "reflect", "replicate", "circular", None, 0, 0.0) for argument in mode_or_value)
+
+
+def _fused_producers(candidates: list[Node]) -> set[Node]:
+    """The operators that the clamp after them fuses into, where nothing else reads their result."""
+    able, found = set(candidates), set()
+    for node in candidates:
+        if kind_of(node) == "clamp":
+            producer = node.all_input_nodes[0]
+            if producer in able and len(producer.users) == 1 and kind_of(producer) in ("weighted", "computes"):
+                found.add(producer)
+    return found
+
+
+class _Groups:
+    """Disjoint sets of values; the root of a set is the value that the graph makes first."""
+
+    def __init__(self, order: dict[Node, int]) -> None:
+        self._order = order
+        self._parent: dict[Node, Node] = {}
+
+    @property
+    def members(self) -> set[Node]:
+        return set(self._parent)
+
+    def add(self, value: Node) -> None:
+        self._parent.setdefault(value, value)
+
+    def root(self, value: Node) -> Node:
+        while self._parent.get(value, value) is not value:
+            value = self._parent[value]
+        return value
+
+    def join(self, first: Node, second: Node) -> None:
+        self.add(first)
+        self.add(second)
+        earlier, later = sorted((self.root(first), self.root(second)), key=self._order.__getitem__)
+        self._parent[later] = earlier

@@ -1,0 +1,58 @@
+"""The judge: how well an integer network does what its float network does, on held-out samples."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pipeline.data.samples import SampleSet
+from pipeline.recipe import Budget
+from pipeline.tasks.metrics import Comparison, predictor
+
+
+class Judge:
+    """Judges networks against a float module on held-out samples.
+
+    The metric, a ratio, is top-1 where the samples are labelled and the budget asks for it; else the share of samples
+    whose largest output is the float module's; and for a module that does not classify ``1 - noise / signal``.
+
+    Attributes:
+        metric: ``top1``, ``agreement`` or ``signal``.
+        baseline: The float module's metric.
+        max_drop: How far the metric may fall: the budget's share, but one sample at least, which is chance.
+    """
+
+    def __init__(self, module: nn.Module, samples: SampleSet, budget: Budget, batch_size: int) -> None:
+        self.samples, self.batch_size = samples, batch_size
+        self._module, self._budget = module, budget
+        predict = predictor(module)
+        self._reference = [predict(batch.inputs) for batch in samples.batches(batch_size)]
+        compared = self._compare(module)
+        self.metric = "top1" if compared.top1 is not None and budget.metric == "top1" else "agreement"
+        if not compared.metrics():
+            self.metric = "signal"
+        self.baseline = self._metric(compared)
+        self.max_drop = budget.max_drop if self.metric == "signal" else max(budget.max_drop, 1 / len(samples))
+
+    def __call__(self, network: nn.Module) -> tuple[float, float]:
+        """Metric and SQNR in dB of all outputs."""
+        compared = self._compare(network)
+        return self._metric(compared), compared.sqnr_db
+
+    def metric_of(self, network: nn.Module) -> float:
+        """The metric alone."""
+        return self(network)[0]
+
+    def on(self, count: int) -> Judge:
+        """A judge that takes at most this many of the samples."""
+        return Judge(self._module, self.samples.take(count), self._budget, self.batch_size)
+
+    def _compare(self, module: nn.Module) -> Comparison:
+        comparison, predict = Comparison(), predictor(module)
+        for batch, reference in zip(self.samples.batches(self.batch_size), self._reference, strict=True):
+            comparison.update(predict(batch.inputs), reference, batch.labels)
+        return comparison
+
+    def _metric(self, compared: Comparison) -> float:
+        if self.metric == "signal":
+            return max(0.0, 1 - 10 ** (-compared.sqnr_db / 10))
+        return compared.metrics()[self.metric]

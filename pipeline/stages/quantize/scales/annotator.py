@@ -1,0 +1,87 @@
+"""The annotator: writes a scheme onto a copy of its canonical graph, for PT2E to insert grids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from pipeline.stages.quantize.graph.capabilities import Rule, aten, kind_of, rule_of
+from pipeline.stages.quantize.graph.nodes import by_key, key_of, tensor_of
+from pipeline.stages.quantize.graph.scheme import Scheme, has_fixed_parameters
+from pipeline.stages.quantize.scales.grids import ActivationGrid, FixedGrid, PerChannelWeightGrid
+from pipeline.stages.quantize.scales.hardswish import HardswishInputGrid
+from pipeline.stages.quantize.scales.numbers import QMAX, QMIN, WEIGHT_QMAX
+
+ACTIVATION = QuantizationSpec(
+    dtype=torch.int8,
+    quant_min=QMIN,
+    quant_max=QMAX,
+    qscheme=torch.per_tensor_affine,
+    observer_or_fake_quant_ctr=ActivationGrid,
+)
+
+
+class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type information
+    """Static int8: affine per-tensor activations, symmetric narrow-range per-channel weights, float biases."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        self._scheme = scheme
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Put a PT2E annotation on every node of the scheme."""
+        nodes = by_key(model)
+        for key in self._scheme.quantized:
+            node = nodes[key]
+            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
+            if kind_of(node) == "weighted":
+                node.meta[Q_ANNOTATION_KEY].input_qspec_map[node.args[1]] = _weight_spec(rule_of(node))
+        for key, root in self._scheme.roots.items():
+            value = nodes[key]
+            annotation = value.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
+            annotation.output_qspec = _own_spec(value) if root == key else SharedQuantizationSpec(nodes[root])
+        for key, reader in self._scheme.requantized:
+            consumer, shared = nodes[reader], SharedQuantizationSpec(nodes[self._scheme.roots[reader]])
+            consumer.meta[Q_ANNOTATION_KEY].input_qspec_map[nodes[key]] = shared
+        return model
+
+    def prepare_obs_or_fq_callback(self, model: GraphModule, grids: dict[Any, Any]) -> None:
+        """Span every weight, and tell activations' grids which values they hold."""
+        for place, grid in grids.items():
+            if isinstance(grid, PerChannelWeightGrid):
+                grid.set_weight(tensor_of(model, place[0]))
+            elif isinstance(grid, ActivationGrid) and isinstance(place, Node):
+                grid.holds.append(key_of(place))
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing to check: the scheme is complete by construction."""
+
+
+def _own_spec(value: Node) -> QuantizationSpec:
+    if {user.target for user in value.users} == {aten.hardswish.default}:
+        return replace(ACTIVATION, observer_or_fake_quant_ctr=HardswishInputGrid)
+    if not has_fixed_parameters(value):
+        return ACTIVATION
+    rule = rule_of(value)
+    grid = FixedGrid.with_args(scale=rule.scale, zero_point=rule.zero_point)
+    return replace(ACTIVATION, observer_or_fake_quant_ctr=grid)
+
+
+def _weight_spec(rule: Rule) -> QuantizationSpec:
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-WEIGHT_QMAX,
+        quant_max=WEIGHT_QMAX,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=rule.channel_axis,
+        observer_or_fake_quant_ctr=PerChannelWeightGrid,
+    )
