@@ -3,14 +3,14 @@ from .core import Model as Model
 from .core import ModelArtifact as ModelArtifact
 from .core import Preprocessing as Preprocessing
 from .core import TensorSpec as TensorSpec
+from .data.open import from_dataset as from_dataset
+from .data.open import open_samples as open_samples
 from .data.samples import SampleSet as SampleSet
-from .data.samples import from_dataset as from_dataset
-from .data.samples import open_samples as open_samples
+from .data.source import DataSource as DataSource
 from .execution.apply import run as run
 from .models.load import from_module as from_module
 from .models.load import load as load
 from .recipe import Budget as Budget
-from .recipe import DataSource as DataSource
 from .recipe import DistillConfig as DistillConfig
 from .recipe import ModelSource as ModelSource
 from .recipe import PruneConfig as PruneConfig

@@ -15,6 +15,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from pipeline.core import PositiveInt, Preprocessing, RecipeError, Setting, TensorSpec
+from pipeline.data.source import DataSource
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
@@ -38,24 +39,6 @@ class ModelSource(Setting):
             raise ValueError("weights alone do not make a model: add factory: module:callable")
         elif not self.inputs:
             raise ValueError("add inputs: [{name: image, shape: [3, 224, 224]}] (shapes without the batch)")
-        return self
-
-
-class DataSource(Setting):
-    """One set of samples: exactly one of ``npz``, ``folder`` and ``factory``."""
-
-    npz: Path | None = Field(None, description="compressed or plain NumPy archive")
-    folder: Path | None = Field(None, description="image folder with one subfolder per class")
-    factory: str | None = Field(None, pattern=r"^[\w.]+:[\w.]+$", description="module:callable -> torch Dataset")
-    kwargs: dict[str, Any] = {}
-    inputs: tuple[str, ...] = Field(("images",), description="arrays in the npz, one per model input")
-    labels: str | None = Field("labels", description="array in the npz; null, or absent, means unlabelled")
-    limit: PositiveInt | None = Field(None, description="use this many samples, evenly spaced over the set")
-
-    @model_validator(mode="after")
-    def _exactly_one_source(self) -> DataSource:
-        if sum(source is not None for source in (self.npz, self.folder, self.factory)) != 1:
-            raise ValueError("name exactly one of npz, folder and factory")
         return self
 
 

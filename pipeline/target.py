@@ -10,16 +10,14 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import Field
 
 from pipeline.core import Model, Record, TensorSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, np.dtype[Any]]
+    from pipeline.core.arrays import Array as Array
 
 Variant = Literal["fp32", "int8", "fp16", "int8_weights", "int8_dynamic", "palettized_6bit", "palettized_4bit"]
 """How an artifact holds and computes its numbers; beside the first two, forms that vendors offer, for comparison."""

@@ -17,9 +17,11 @@ from torch.nn import functional
 from calibration_data.fashion_mnist.network import resnet
 from calibration_data.fashion_mnist.pack import read_debian
 from pipeline.core import Preprocessing, TensorSpec
-from pipeline.data.samples import Batch, NpzSource, SampleSet, from_source
+from pipeline.data.npz import NpzSource
+from pipeline.data.open import from_source
+from pipeline.data.samples import Batch, SampleSet
 from pipeline.recipe import Augmentation, TrainingConfig
-from pipeline.tasks.metrics import evaluate
+from pipeline.tasks.evaluation import evaluate
 from pipeline.training.loop import fit
 
 HERE = Path(__file__).parent

@@ -57,6 +57,16 @@ class TargetError(EdgewrightError):
     """A target cannot lower or run this model."""
 
 
+def first_line(error: Exception) -> str:
+    r"""What an error of another library says, on one line: its first, or its class where it says nothing.
+
+    >>> first_line(ValueError("expected 3 channels\nstack: ...")), first_line(KeyError())
+    ('expected 3 channels', 'KeyError')
+    """
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 class Record(BaseModel):
     """An immutable part of a report. Keys that a newer version added are kept, not refused."""
 

@@ -26,7 +26,8 @@ from torch import nn
 
 import targets
 from pipeline.core import Model, RecipeError, StageError, StageRecord
-from pipeline.data.samples import SampleSet, open_samples
+from pipeline.data.open import open_samples
+from pipeline.data.samples import SampleSet
 from pipeline.execution.store import Store, code_sha256
 from pipeline.machine import all_cores, cpu_features, cpu_name
 from pipeline.models.capture import capture, example_inputs
@@ -43,7 +44,9 @@ from pipeline.stages.export import export
 from pipeline.stages.prune import prune
 from pipeline.stages.quantize import quantize
 from pipeline.target import Exported, Lowered, Target, Variant
-from pipeline.tasks.metrics import classifies, evaluate, predictor
+from pipeline.tasks.classification import classifies
+from pipeline.tasks.evaluation import evaluate
+from pipeline.tasks.prediction import predictor
 
 HELD_OUT = 2_000
 PACKAGES = (

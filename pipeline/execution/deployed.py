@@ -11,10 +11,11 @@ import torch
 
 import targets
 from pipeline.core import DataError, TargetError, TensorSpec
-from pipeline.data.samples import Array, NpzSource
+from pipeline.core.arrays import Array
+from pipeline.data.npz import NpzSource
 from pipeline.machine import all_cores
 from pipeline.target import Lowered, Placement, Target
-from pipeline.tasks.metrics import session_predictor
+from pipeline.tasks.prediction import session_predictor
 
 TARGET_OF = {".onnx": "onnx", ".mlpackage": "coreml", ".tflite": "tflite"}
 BATCH = 64

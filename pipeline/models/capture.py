@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.core import StageError, TensorSpec
+from pipeline.core import StageError, TensorSpec, first_line
 
 
 def example_inputs(inputs: tuple[TensorSpec, ...], batch_size: int = 1) -> tuple[Tensor, ...]:
@@ -51,9 +51,8 @@ def capture(
         with torch.no_grad():
             program = torch.export.export(module, examples, dynamic_shapes=axes if any(axes) else None, strict=False)
     except Exception as error:  # torch.export raises a different class for every way a module cannot be traced
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StageError(
-            f"torch.export cannot capture it: {first_line}",
+            f"torch.export cannot capture it: {first_line(error)}",
             where=type(module).__name__,
             fix="make forward traceable: https://docs.pytorch.org/docs/stable/export.html",
         ) from error

@@ -20,7 +20,8 @@ from pipeline.models.capture import count_macs, count_parameters, example_inputs
 from pipeline.progress import Progress
 from pipeline.report.model import ArtifactRecord, CrossCheck, OriginalRecord, Parity, TargetRecord, VariantRecord
 from pipeline.target import Exported, Latency, Lowered, Session, Skipped, Variant, files_of, measured
-from pipeline.tasks.metrics import Comparison, predictor, session_predictor
+from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.prediction import predictor, session_predictor
 
 WARMUP_RUNS = 10
 ROUNDS = 10

@@ -19,9 +19,9 @@ from torch.fx import GraphModule
 from pipeline.core import Model, StageError, StageRecord
 from pipeline.data.samples import SampleSet
 from pipeline.models.capture import count_macs, count_parameters, example_inputs
-from pipeline.models.load import build
+from pipeline.models.checkpoints.state_dict import build
 from pipeline.recipe import DistillConfig
-from pipeline.tasks.metrics import evaluate
+from pipeline.tasks.evaluation import evaluate
 from pipeline.training.features import FeatureLoss
 from pipeline.training.loop import best_epoch, fit
 from pipeline.training.losses import distillation_loss

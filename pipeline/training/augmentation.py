@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.core import Preprocessing, StageError
+from pipeline.data.preprocessing import denormalise, normalise
 from pipeline.data.samples import Batch
 from pipeline.recipe import Augmentation
 
@@ -95,16 +96,11 @@ class _ColorJitter(nn.Module):
     def __init__(self, strength: float, preprocessing: Preprocessing) -> None:
         super().__init__()
         self._strength = strength
-        self._mean, self._std = _per_channel(preprocessing.mean, 0.0), _per_channel(preprocessing.std, 1.0)
+        self._from_unit = preprocessing.model_copy(update={"scale": 1.0})  # jitter works on images in [0, 1]
 
     def forward(self, images: Tensor) -> Tensor:
         import kornia.augmentation as K
 
-        mean, std = self._mean.to(images.device), self._std.to(images.device)
         saturation = self._strength if images.shape[1] == 3 else 0.0
         jitter = K.ColorJitter(self._strength, self._strength, saturation, p=1.0)
-        return (jitter(images * std + mean) - mean) / std  # type: ignore[no-any-return]  # kornia is untyped
-
-
-def _per_channel(values: Sequence[float], default: float) -> Tensor:
-    return torch.tensor(values or [default]).view(1, -1, 1, 1)
+        return normalise(jitter(denormalise(images, self._from_unit)), self._from_unit)

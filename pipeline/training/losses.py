@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import Batch
 from pipeline.recipe import Relations
-from pipeline.tasks.metrics import classifies
+from pipeline.tasks.classification import classifies
 from pipeline.training.loop import StepLoss
 
 
@@ -24,11 +25,11 @@ def distillation_loss(
     """
 
     def loss(student: nn.Module, batch: Batch) -> Tensor:
-        outputs = _outputs(student, batch)
+        outputs = output_tuple(student(*batch.inputs))
         if alpha == 0 and relations is None and batch.labels is not None and len(outputs) == 1 and classifies(outputs):
             return functional.cross_entropy(outputs[0], batch.labels)
         with torch.no_grad():  # inference mode would not do: its tensors cannot enter the student's backward pass
-            targets = _outputs(teacher, batch)
+            targets = output_tuple(teacher(*batch.inputs))
         terms = [_relative_error(s, t) for s, t in zip(outputs, targets, strict=True)]
         if classifies(targets):
             terms[0] = _divergence(outputs[0], targets[0], temperature)
@@ -73,11 +74,6 @@ def _cosines(points: Tensor) -> Tensor:
     """``(N, N, N)``: at point i, the cosine of the angle between the directions to j and k."""
     directions = functional.normalize(points[None, :, :] - points[:, None, :], dim=2)
     return directions @ directions.transpose(1, 2)
-
-
-def _outputs(module: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    outputs = module(*batch.inputs)
-    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -20,7 +20,7 @@ from pipeline.recipe import CoremlConfig
 from targets.coreml.sdk import coremltools, quiet
 
 if TYPE_CHECKING:
-    from pipeline.target import Array, Variant
+    from pipeline.target import Variant
 
 LABEL, PROBABILITIES = "class_label", "class_probabilities"
 """Output of a classifier, and the internal value that it is the largest of."""
@@ -85,13 +85,6 @@ def affine(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     std = torch.tensor(preprocessing.std or (1.0,), dtype=torch.float64)
     factor, offset = preprocessing.scale / std + torch.zeros_like(mean), -mean / std
     return factor.reshape(1, -1, 1, 1).float(), offset.reshape(1, -1, 1, 1).float()
-
-
-def pixels(values: Array, preprocessing: Preprocessing) -> Array:
-    """The image ``(N, C, H, W) uint8`` that preprocessing turns into ``values``, to the nearest level."""
-    factor, offset = (tensor.numpy() for tensor in affine(preprocessing))
-    levels: Array = np.clip(np.rint((values - offset) / factor), 0, 255).astype(np.uint8)
-    return levels
 
 
 def interface_of(model: Model, config: CoremlConfig, *, where: str) -> Interface:

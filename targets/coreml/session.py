@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from pipeline.core import Preprocessing, TargetError, TensorSpec
+from pipeline.data.preprocessing import stored_pixels
 from pipeline.target import Lowered
-from targets.coreml.interface import PREPROCESSING_KEY, pixels
+from targets.coreml.interface import PREPROCESSING_KEY
 from targets.coreml.interpreter import Interpreter
 from targets.coreml.interpreter.execute import Precision
 from targets.coreml.interpreter.package import read_package
@@ -60,7 +61,7 @@ class _NamedSession(Protocol):
             return array
         stored = self.description.metadata.userDefined.get(PREPROCESSING_KEY)
         preprocessing = Preprocessing.model_validate_json(stored) if stored else Preprocessing()
-        return pixels(array, preprocessing)
+        return stored_pixels(array, preprocessing)
 
 
 class CoremlSession(_NamedSession):

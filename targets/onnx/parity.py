@@ -14,7 +14,7 @@ from torch.fx import Interpreter, Node
 
 from pipeline.core import Model
 from pipeline.models.capture import capture
-from pipeline.tasks.metrics import sqnr_db
+from pipeline.tasks.comparison import sqnr_db
 from targets.onnx.qdq import constant, encoding
 from targets.onnx.session import session_options
 

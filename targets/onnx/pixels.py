@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from pipeline.core import Model, Preprocessing, TargetError, TensorSpec
+from pipeline.data.preprocessing import normalise, stored_pixels
 from targets.onnx.metadata import Metadata
 from targets.onnx.qdq import Encoding, encoding, initializer
 
@@ -41,13 +43,12 @@ def take_pixels(onnx_model: ir.Model, model: Model) -> None:
 
 
 def pixels(values: Array, preprocessing: Preprocessing) -> Array:
-    """The stored pixels that preprocessing made ``values`` from: its inverse, rounded, in the stored layout.
+    """The stored pixels that preprocessing made ``values`` from, in the stored layout.
 
     >>> pixels(np.ones((1, 1, 2, 2), np.float32), Preprocessing(scale=1 / 255, mean=(0.25,), std=(0.5,))).tolist()
     [[[[191, 191], [191, 191]]]]
     """
-    _, mean, std = _per_channel(preprocessing)
-    stored = np.clip(np.rint((values * std + mean) / preprocessing.scale), 0, 255).astype(np.uint8)
+    stored = stored_pixels(values, preprocessing)
     return stored.transpose(TO_NHWC) if preprocessing.layout == "nhwc" else stored
 
 
@@ -100,8 +101,7 @@ def are_integers(preprocessing: Preprocessing, rule: Encoding) -> bool:
     if rule.zero_point.dtype != np.uint8 or rule.scale.ndim:
         return False
     stored = np.arange(256)
-    scale, mean, std = _per_channel(preprocessing)
-    reals = (stored.astype(np.float32).reshape(1, 1, 1, -1) * scale - mean) / std
+    reals = normalise(torch.arange(256.0).view(1, 1, 1, -1), preprocessing).numpy()
     integers = np.clip(np.rint(reals / rule.scale) + rule.zero_point, 0, 255)
     return bool((integers == stored).all())
 

@@ -25,7 +25,8 @@ from pipeline.machine import all_cores, cpu_name
 from pipeline.recipe import Budget, CoremlConfig, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Session
-from pipeline.tasks.metrics import Comparison, predictor
+from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.prediction import predictor
 from targets.coreml import CoremlTarget
 from targets.coreml.session import ReferenceSession
 from tests.networks.architectures import ARCHITECTURES

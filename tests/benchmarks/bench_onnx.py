@@ -36,7 +36,7 @@ from torch.utils.data import Dataset
 
 import targets
 from pipeline.core import Model
-from pipeline.data.samples import from_dataset
+from pipeline.data.open import from_dataset
 from pipeline.machine import cpu_name
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.benchmark import Candidate, interleave

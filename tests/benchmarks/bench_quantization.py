@@ -36,7 +36,8 @@ from pipeline.data.samples import SampleSet
 from pipeline.recipe import Augmentation, Budget, QatConfig, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Session
-from pipeline.tasks.metrics import Comparison, Predict, predictor, session_predictor
+from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.prediction import Predict, predictor, session_predictor
 
 RESULTS = Path(__file__).parent / "results"
 CALIBRATION_IMAGES = 256

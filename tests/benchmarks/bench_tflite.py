@@ -30,7 +30,7 @@ from bench_onnx import CALIBRATION_IMAGES, Images, half_spread
 
 import targets
 from pipeline.core import Model
-from pipeline.data.samples import from_dataset
+from pipeline.data.open import from_dataset
 from pipeline.machine import cpu_name
 from pipeline.recipe import Budget, QuantizeConfig, TfliteConfig
 from pipeline.stages.benchmark import Candidate, interleave

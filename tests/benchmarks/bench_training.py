@@ -20,10 +20,12 @@ from torch import nn
 from torch.nn import functional
 
 from calibration_data.fashion_mnist.train import HERE, IMAGE, PREPROCESSING
-from pipeline.data.samples import SampleSet, open_samples
+from pipeline.data.open import open_samples
+from pipeline.data.samples import SampleSet
+from pipeline.data.source import DataSource
 from pipeline.machine import cpu_name
 from pipeline.models.load import load
-from pipeline.recipe import DataSource, ModelSource, TrainingConfig
+from pipeline.recipe import ModelSource, TrainingConfig
 from pipeline.training.loop import fit
 from pipeline.training.losses import distillation_loss
 

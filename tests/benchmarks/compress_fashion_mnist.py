@@ -52,7 +52,7 @@ from pipeline.stages.distill import distill
 from pipeline.stages.export import export
 from pipeline.stages.prune import prune
 from pipeline.stages.quantize import quantize
-from pipeline.tasks.metrics import evaluate
+from pipeline.tasks.evaluation import evaluate
 
 RESULTS = Path(__file__).parent / "results" / "compression.json"
 BUDGETS = {"2.5x": (0.4, 0.002), "5x": (0.2, 0.010)}  # share of the MACs, top-1 that it may cost

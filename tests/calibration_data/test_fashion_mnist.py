@@ -10,7 +10,7 @@ from calibration_data.fashion_mnist.harder import train as harder
 from calibration_data.fashion_mnist.harder.network import NETWORKS
 from calibration_data.fashion_mnist.train import IMAGE, committed_samples, load_trained
 from pipeline.models.capture import count_macs
-from pipeline.tasks.metrics import evaluate
+from pipeline.tasks.evaluation import evaluate
 
 HERE = Path(calibration_data.fashion_mnist.__file__).parent
 MANIFEST = json.loads((HERE / "manifest.json").read_text())

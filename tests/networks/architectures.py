@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from calibration_data.fashion_mnist.harder.network import InvertedResidual, conv_bn
 from calibration_data.fashion_mnist.network import ResNet
 from pipeline.core import Model, TensorSpec
-from pipeline.data.samples import SampleSet, from_dataset
+from pipeline.data.open import from_dataset
+from pipeline.data.samples import SampleSet
 
 VOCABULARY = 64
 

@@ -21,7 +21,7 @@ from calibration_data.fashion_mnist.harder.network import NETWORKS
 from calibration_data.fashion_mnist.train import IMAGE, cross_entropy, samples
 from pipeline.models.capture import count_macs, count_parameters
 from pipeline.recipe import Augmentation, TrainingConfig
-from pipeline.tasks.metrics import evaluate
+from pipeline.tasks.evaluation import evaluate
 from pipeline.training.loop import fit
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ from pipeline.data.samples import Batch, SampleSet
 from pipeline.recipe import Importance
 from pipeline.stages.prune import recurrent
 from pipeline.stages.prune.channels import Conv, Score
-from pipeline.tasks.metrics import classifies
+from pipeline.tasks.classification import classifies
 
 NEED_DATA = ("taylor", "activation")
 _SAMPLES = 512

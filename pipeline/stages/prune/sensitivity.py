@@ -17,7 +17,8 @@ from torch.nn import functional
 from pipeline.core import Record, TensorSpec
 from pipeline.data.samples import SampleSet
 from pipeline.stages.prune.channels import CoupledChannels, remove, steps_of
-from pipeline.tasks.metrics import classifies, predictor
+from pipeline.tasks.classification import classifies
+from pipeline.tasks.prediction import predictor
 
 _RATIOS = (1 / 3, 2 / 3, 1.0)  # of a group's steps
 _SAMPLES = 128

@@ -6,7 +6,8 @@ from torch import nn
 
 from pipeline.data.samples import SampleSet
 from pipeline.recipe import Budget
-from pipeline.tasks.metrics import Comparison, predictor
+from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.prediction import predictor
 
 
 class Judge:

@@ -18,62 +18,16 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.core import RecipeError
-from pipeline.execution.apply import check
+from pipeline.execution.apply import check, run
 from pipeline.recipe import parse_recipe, read_recipe
-from pipeline.search.study import (
-    SPACE,
-    _judged_on_training_data,
-    _recipe_of,
-    open_storage,
-    parse_objective,
-    propose,
-    search,
-)
+from pipeline.search.objectives import parse_objective
+from pipeline.search.study import open_storage, search
+from pipeline.search.trials import SPACE
 from tests.pipeline.conftest import Project
 from tests.pipeline.search import postgresql as server
 
 ROOT = Path(__file__).parents[3]
 _PATIENCE_S = 300  # a test machine may be busy
-
-
-def test_judged_recipe_never_sees_the_evaluation_set_when_it_is_prepared(project: Project) -> None:
-    recipe = parse_recipe(project.recipe)
-    (project.folder / "test.npz").unlink()  # nothing may read it
-    prepared = check(_judged_on_training_data(recipe, project.folder), project.folder)
-    assert len(prepared.evaluation) == 102  # a fifth of 512
-    fitted = {tensor.numpy().tobytes() for batch in prepared.train.batches(64) for tensor in batch.inputs[0]}
-    judged = {tensor.numpy().tobytes() for batch in prepared.evaluation.batches(64) for tensor in batch.inputs[0]}
-    assert fitted.isdisjoint(judged)
-
-
-def test_propose_replaces_only_what_is_searched_when_a_trial_suggests(project: Project) -> None:
-    recipe = parse_recipe(project.recipe)
-    settings = {"0.prune.macs_ratio": 0.3, "0.prune.importance": "taylor", "0.prune.allocation": "importance"}
-    settings |= {"1.distill.temperature": 8.0, "1.distill.alpha": 0.5, "1.distill.learning_rate": 0.1}
-    proposed = propose(recipe, optuna.trial.FixedTrial({**settings, "2.quantize.observers": "output_mse"}))
-    prune, distill, quantize = (step.config for step in proposed.stages)
-    assert (prune.macs_ratio, prune.importance, distill.temperature) == (0.3, "taylor", 8.0)
-    assert quantize.observers == ("output_mse",)
-    assert distill.epochs == recipe.stages[1].config.epochs
-    assert proposed.model_copy(update={"stages": recipe.stages}) == recipe
-
-
-def test_recipe_of_a_point_finds_its_files_when_it_is_written_to_another_folder(project: Project) -> None:
-    student = {"factory": "mine:tiny", "checkpoint": "students/tiny.safetensors"}
-    project.recipe["stages"][1] = {"distill": {"student": student}}
-    recipe, folder = parse_recipe(project.recipe), project.folder / "search" / "recipes"
-    values = _recipe_of({"0.prune.macs_ratio": 0.3}, recipe, project.folder, folder)
-    assert values["model"]["checkpoint"] == "../../model.safetensors"
-    assert values["data"]["evaluation"]["npz"] == "../../test.npz"
-    assert values["stages"][1]["distill"]["student"]["checkpoint"] == "../../students/tiny.safetensors"
-    assert values["stages"][0]["prune"]["macs_ratio"] == 0.3
-    parse_recipe(values)
-
-
-@pytest.mark.parametrize("text", ["speed", "latency", "size"])
-def test_parse_objective_refuses_when_it_is(text: str) -> None:
-    with pytest.raises(RecipeError, match="there is no objective"):
-        parse_objective(text)
 
 
 @pytest.mark.slow
@@ -82,7 +36,7 @@ def test_search_writes_the_points_that_no_trial_beats_and_goes_on_when_it_is_cal
     recipe, out = parse_recipe(project.recipe), project.folder / "search"
     objectives = [parse_objective("agreement"), parse_objective("size:onnx")]
     for trials in (1, 3):
-        points = search(recipe, out, trials=trials, objectives=objectives, root=project.folder, seed=0)
+        points = search(recipe, out, trials=trials, objectives=objectives, root=project.folder, run=run, seed=0)
     front = json.loads((out / "front.json").read_text())
     assert front["trials"]["complete"] == 3
     done = [json.loads((out / "trials" / str(number) / "report.json").read_text())["targets"][0] for number in range(3)]

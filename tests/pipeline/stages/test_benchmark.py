@@ -8,7 +8,7 @@ import torch
 
 from pipeline.stages.benchmark import ROUNDS, WARMUP_RUNS, Candidate, artifact_record, interleave
 from pipeline.target import measured
-from pipeline.tasks.metrics import session_predictor
+from pipeline.tasks.prediction import session_predictor
 
 
 def test_interleave_takes_blocks_in_turns_when_there_are_several_candidates() -> None:

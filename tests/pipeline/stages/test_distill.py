@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.core import CheckpointError, Model, StageError, TensorSpec
-from pipeline.data.samples import SampleSet, from_dataset
+from pipeline.data.open import from_dataset
+from pipeline.data.samples import SampleSet
 from pipeline.models.capture import count_parameters, example_inputs
 from pipeline.models.load import from_module
 from pipeline.recipe import DistillConfig, Features, PruneConfig, Relations, StudentSource

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core import StageError, TensorSpec
-from pipeline.data.samples import Batch, SampleSet, from_dataset
+from pipeline.data.open import from_dataset
+from pipeline.data.samples import Batch, SampleSet
 from pipeline.recipe import Augmentation, TrainingConfig
 from pipeline.training.loop import EpochLog, best_epoch, fit
 

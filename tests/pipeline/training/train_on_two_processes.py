@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core import TensorSpec
-from pipeline.data.samples import Batch, from_dataset
+from pipeline.data.open import from_dataset
+from pipeline.data.samples import Batch
 from pipeline.recipe import TrainingConfig
 from pipeline.training.loop import fit
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.core import TensorSpec
 from pipeline.target import Variant
-from pipeline.tasks.metrics import Comparison
+from pipeline.tasks.comparison import Comparison
 from targets.coreml import CoremlTarget
 from targets.coreml.interpreter.package import read_package
 from targets.coreml.interpreter.program import read_program

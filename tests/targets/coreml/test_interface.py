@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from pipeline.core import Model, Preprocessing, TargetError, TensorSpec
+from pipeline.data.preprocessing import stored_pixels
 from pipeline.recipe import CoremlConfig
 from pipeline.target import Lowered
 from targets.coreml import CoremlTarget
-from targets.coreml.interface import affine, pixels
+from targets.coreml.interface import affine
 from targets.coreml.interpreter import Interpreter
 from targets.coreml.sdk import coremltools
 from tests.targets.coreml.programs import HandQuantized, model_of
@@ -117,7 +118,7 @@ def test_metadata_tells_where_the_package_comes_from(lowered: Lower) -> None:
 
 def test_pixels_undo_preprocessing_for_every_level() -> None:
     levels = np.tile(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16), (1, 3, 1, 1))
-    np.testing.assert_array_equal(pixels(preprocessed(levels), PREPROCESSING), levels)
+    np.testing.assert_array_equal(stored_pixels(preprocessed(levels), PREPROCESSING), levels)
 
 
 def test_affine_is_the_identity_without_preprocessing() -> None:

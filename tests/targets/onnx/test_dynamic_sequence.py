@@ -14,7 +14,7 @@ from pipeline.recipe import OnnxConfig
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.ranges.calibration import calibrate
 from pipeline.stages.quantize.simulation import Simulation, convert
-from pipeline.tasks.metrics import sqnr_db
+from pipeline.tasks.comparison import sqnr_db
 from tests.networks.architectures import ARCHITECTURES
 
 DYNAMIC = {"tokens": (1,)}

@@ -10,7 +10,8 @@ from pipeline.core import Model
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Lowered
-from pipeline.tasks.metrics import Comparison, predictor, session_predictor
+from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.prediction import predictor, session_predictor
 from targets.onnx.parity import parity
 from targets.onnx.placement import kernels
 

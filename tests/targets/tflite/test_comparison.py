@@ -5,7 +5,7 @@ from torch import nn
 
 from pipeline.core import TargetError
 from pipeline.recipe import TfliteConfig
-from pipeline.tasks.metrics import sqnr_db
+from pipeline.tasks.comparison import sqnr_db
 from targets.tflite import TfliteTarget, comparison, flatbuffer
 from tests.targets.tflite.programs import model
 

@@ -12,11 +12,12 @@ from torch.utils.data import TensorDataset
 from calibration_data.fashion_mnist.harder import train as harder
 from calibration_data.fashion_mnist.train import committed_samples, load_trained
 from pipeline.core import Model
-from pipeline.data.samples import from_dataset
+from pipeline.data.open import from_dataset
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Lowered
-from pipeline.tasks.metrics import Comparison, predictor, session_predictor
+from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.prediction import predictor, session_predictor
 from targets.tflite import TfliteTarget, parity
 from targets.tflite.session import ReferenceSession
 from tests.networks.architectures import RGB, ViT

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 from calibration_data.fashion_mnist.harder.train import load_trained
 from calibration_data.fashion_mnist.train import IMAGE, committed_samples
 from pipeline.core import Model, TensorSpec
-from pipeline.data.samples import from_dataset
+from pipeline.data.open import from_dataset
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from targets.tflite import TfliteTarget, flatbuffer, parity, rounding

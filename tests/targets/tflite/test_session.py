@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Skipped
-from pipeline.tasks.metrics import predictor
+from pipeline.tasks.prediction import predictor
 from targets.tflite import TfliteTarget
 from targets.tflite.session import LitertSession, Port, ReferenceSession
 from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, model, ops

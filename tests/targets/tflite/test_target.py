@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from pipeline.data.samples import from_dataset
+from pipeline.data.open import from_dataset
 from pipeline.recipe import Budget, QuantizeConfig, TfliteConfig
 from pipeline.stages.benchmark import benchmark
 from pipeline.stages.quantize import quantize
 from pipeline.target import Exported
-from pipeline.tasks.metrics import predictor, sqnr_db
+from pipeline.tasks.comparison import sqnr_db
+from pipeline.tasks.prediction import predictor
 from targets.tflite import TfliteTarget
 from tests.networks.architectures import ARCHITECTURES
 from tests.targets.tflite.programs import QuantizedLinear, model

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from pipeline.stages.quantize.graph.capabilities import aten
 from pipeline.stages.quantize.graph.nodes import argument, channel_axis, group_count, key_of, set_tensor, tensor_of
 from pipeline.stages.quantize.scales.numbers import affine_parameters, channel_scales, fake_quantize, rounded
-from pipeline.tasks.metrics import sqnr_db
+from pipeline.tasks.comparison import sqnr_db
 
 FACTOR_LIMIT = 1e3  # no channel is scaled by more, so that one which hardly fires is not blown up
 GAIN_DB = 1.0  # a pair that gains less is not worth another calibration

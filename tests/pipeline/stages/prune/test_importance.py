@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core import StageError, TensorSpec
-from pipeline.data.samples import SampleSet, from_dataset
+from pipeline.data.open import from_dataset
+from pipeline.data.samples import SampleSet
 from pipeline.models.load import from_module
 from pipeline.recipe import Importance, PruneConfig
 from pipeline.stages.prune import prune

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.core import StageError
-from pipeline.data.samples import Array, Source
+from pipeline.core.arrays import Array
+from pipeline.data.samples import Source
 from pipeline.execution.apply import run
 from pipeline.models.capture import count_macs
 from pipeline.models.load import from_module

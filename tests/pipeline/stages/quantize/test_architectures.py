@@ -12,7 +12,8 @@ from pipeline.stages.quantize.graph.scheme import scheme_of
 from pipeline.stages.quantize.ranges.calibration import calibrate
 from pipeline.stages.quantize.scales.annotator import Int8Quantizer
 from pipeline.stages.quantize.simulation import convert
-from pipeline.tasks.metrics import Comparison, predictor
+from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.prediction import predictor
 from tests.networks.architectures import ARCHITECTURES
 from tests.pipeline.stages.quantize.prepared import prepare
 

@@ -25,7 +25,9 @@ from pipeline.stages.quantize.scales.grids import ActivationGrid, grids_of
 from pipeline.stages.quantize.scales.products import moved, self_products_of
 from pipeline.stages.quantize.scales.sums import sums_of, tie_free
 from pipeline.stages.quantize.simulation import convert
-from pipeline.tasks.metrics import Comparison, evaluate, predictor, session_predictor, sqnr_db
+from pipeline.tasks.comparison import Comparison, sqnr_db
+from pipeline.tasks.evaluation import evaluate
+from pipeline.tasks.prediction import predictor, session_predictor
 from tests.pipeline.stages.quantize.prepared import prepare
 
 

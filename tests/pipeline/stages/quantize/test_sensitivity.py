@@ -17,7 +17,7 @@ from pipeline.stages.quantize.scales.grids import grids_of, simulate
 from pipeline.stages.quantize.sensitivity import Sensitivity, sensitivities
 from pipeline.stages.quantize.simulation import convert
 from pipeline.stages.quantize.trials import CalibrationConfig, better, search
-from pipeline.tasks.metrics import sqnr_db
+from pipeline.tasks.comparison import sqnr_db
 from tests.networks.architectures import ARCHITECTURES, Architecture
 from tests.pipeline.stages.quantize.prepared import prepare
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from pipeline.core import DataError, Model, TensorSpec
-from pipeline.data.samples import from_dataset
+from pipeline.data.open import from_dataset
 from pipeline.models.capture import fixed_batch_size
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.stages.quantize.judge import Judge
-from pipeline.tasks.metrics import sqnr_db
+from pipeline.tasks.comparison import sqnr_db
 from tests.networks.architectures import ARCHITECTURES
 
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default

@@ -17,7 +17,8 @@ from pipeline.models.capture import example_inputs
 from pipeline.recipe import Budget, CoremlConfig, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Skipped, Target
-from pipeline.tasks.metrics import Comparison, predictor
+from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.prediction import predictor
 from targets.coreml import CoremlTarget
 from targets.onnx import OnnxTarget
 from tests.networks import architectures as models

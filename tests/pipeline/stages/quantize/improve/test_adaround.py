@@ -18,7 +18,7 @@ from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.improve.adaround import rows_at, up_or_down
 from pipeline.stages.quantize.ranges.calibration import calibrate
 from pipeline.stages.quantize.simulation import Simulation, convert
-from pipeline.tasks.metrics import sqnr_db
+from pipeline.tasks.comparison import sqnr_db
 from tests.networks.architectures import Architecture, conv_bn
 
 aten = torch.ops.aten

@@ -11,11 +11,11 @@ from torch import nn
 from calibration_data.fashion_mnist.train import IMAGE, committed_samples, load_trained
 from pipeline import from_module
 from pipeline.core import TensorSpec
-from pipeline.data.samples import from_dataset
+from pipeline.data.open import from_dataset
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.stages.quantize.improve.batch_norms import reestimated
-from pipeline.tasks.metrics import evaluate
+from pipeline.tasks.evaluation import evaluate
 
 SPEC = (TensorSpec(name="x", shape=(2,)),)
 

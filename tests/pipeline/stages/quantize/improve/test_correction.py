@@ -14,7 +14,7 @@ from pipeline.stages.quantize.improve.correction import bias_name, channel_means
 from pipeline.stages.quantize.ranges.calibration import calibrate
 from pipeline.stages.quantize.scales.biases import accumulator_units
 from pipeline.stages.quantize.scales.grids import grids_of, simulate
-from pipeline.tasks.metrics import sqnr_db
+from pipeline.tasks.comparison import sqnr_db
 from tests.networks.architectures import ARCHITECTURES
 from tests.pipeline.stages.quantize.prepared import prepare
 

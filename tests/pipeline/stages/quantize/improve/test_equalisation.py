@@ -20,7 +20,8 @@ from pipeline.stages.quantize import quantize
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.graph.nodes import tensor_of
 from pipeline.stages.quantize.improve.equalisation import Pair, channel_factors, equalised, gaining_factors, pairs
-from pipeline.tasks.metrics import evaluate, sqnr_db
+from pipeline.tasks.comparison import sqnr_db
+from pipeline.tasks.evaluation import evaluate
 from tests.networks.architectures import ARCHITECTURES, Architecture
 
 SPEC = (TensorSpec(name="image", shape=(3, 8, 8)),)

@@ -21,7 +21,7 @@ from pipeline.stages.quantize.graph.cost import integer_share
 from pipeline.stages.quantize.ranges.calibration import BATCH, calibrate, fitting_batch
 from pipeline.stages.quantize.ranges.methods import METHODS
 from pipeline.stages.quantize.simulation import Simulation, convert
-from pipeline.tasks.metrics import sqnr_db
+from pipeline.tasks.comparison import sqnr_db
 from tests.networks.architectures import ARCHITECTURES, Architecture, Bert, conv_bn
 
 

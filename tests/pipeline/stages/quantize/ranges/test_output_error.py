@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core import Model, TensorSpec
-from pipeline.data.samples import SampleSet, from_dataset
+from pipeline.data.open import from_dataset
+from pipeline.data.samples import SampleSet
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.ranges.calibration import calibrate
 from pipeline.stages.quantize.ranges.output_error import SHRINKAGE, OutputError, least_output_error, output_errors
 from pipeline.stages.quantize.simulation import Simulation
-from pipeline.tasks.metrics import sqnr_db
+from pipeline.tasks.comparison import sqnr_db
 
 SPEC = TensorSpec(name="x", shape=(16,))
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from pipeline.core import Model, TensorSpec
-from pipeline.data.samples import from_dataset
+from pipeline.data.open import from_dataset
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.ranges.calibration import Calibration, calibrate
 from pipeline.stages.quantize.scales.grids import ActivationGrid, FixedGrid

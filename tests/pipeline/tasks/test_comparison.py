@@ -1,10 +1,7 @@
 import numpy as np
 import torch
-from torch import nn
 
-from pipeline.core import TensorSpec
-from pipeline.data.samples import from_dataset
-from pipeline.tasks.metrics import Comparison, evaluate, sqnr_db
+from pipeline.tasks.comparison import Comparison, sqnr_db
 
 
 def test_sqnr_db_equals_numpy_when_outputs_are_random() -> None:
@@ -32,10 +29,3 @@ def test_comparison_has_no_classification_metrics_when_outputs_are_images() -> N
     comparison.update((torch.zeros(2, 3, 4, 4),), (torch.ones(2, 3, 4, 4),))
     assert comparison.metrics() == {}
     assert comparison.sqnr_db == 0.0
-
-
-def test_evaluate_gives_agreement_alone_when_there_are_no_labels() -> None:
-    inputs = (TensorSpec(name="x", shape=(2,)),)
-    samples = from_dataset(torch.utils.data.TensorDataset(torch.tensor([[2.0, 1.0], [1.0, 2.0]])), inputs)
-    assert evaluate(nn.Identity(), samples, reference=nn.Identity()) == {"agreement": 1.0}
-    assert evaluate(nn.Identity(), samples) == {}

@@ -1,0 +1,31 @@
+"""The command line application: one file a command, wired here in the order in which ``--help`` lists them.
+
+A command imports what needs torch only when it runs, so that ``--help`` and a wrong recipe are answered at once.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from pipeline.cli.compare import compare
+from pipeline.cli.demo import demo
+from pipeline.cli.inspect import inspect
+from pipeline.cli.predict import predict
+from pipeline.cli.run import run
+from pipeline.cli.schema import schema
+from pipeline.cli.search import search
+from pipeline.cli.show import show
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""From a trained FP32 PyTorch model to small, fast, proven INT8 models for ONNX Runtime, Core ML and TFLite.
+
+    Start with [bold]edgewright demo[/bold], then write a recipe of your own: [bold]edgewright schema recipe[/bold]
+    prints every key.""",
+)
+
+for command in (run, demo, search, schema, show, compare, predict, inspect):
+    app.command()(command)

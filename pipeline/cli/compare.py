@@ -1,0 +1,27 @@
+"""``edgewright compare``: two reports side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.report.model import read_report
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(help="The report.json to compare with.")],
+    after: Annotated[Path, typer.Argument(help="The report.json to judge.")],
+    html: Annotated[Path | None, typer.Option(help="Also write the comparison as an HTML page.")] = None,
+    fail_on_regression: Annotated[bool, typer.Option(help="Exit with code 1 when anything got worse, for CI.")] = False,
+) -> None:
+    """Compare two reports: accuracy, sizes, and latencies with the machine's drift taken out."""
+    from pipeline.report.compare import compare, render_html, render_text
+
+    comparison = compare(read_report(before), read_report(after))
+    typer.echo(render_text(comparison))
+    if html is not None:
+        html.write_text(render_html(comparison), encoding="utf-8")
+    if fail_on_regression and comparison.regressions:
+        raise typer.Exit(1)

@@ -1,0 +1,20 @@
+"""``edgewright predict``: run a deployed file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="An .onnx, .tflite or .mlpackage.")],
+    input: Annotated[Path, typer.Option("--input", "-i", help="npz with one array (N, ...) per input, by its name.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="npz to write, one array per output.")],
+) -> None:
+    """Run a deployed file in its own runtime; Core ML without a Mac: in the reference interpreter."""
+    from pipeline.execution import deployed as artifact
+
+    for name, array in artifact.predict(model, input, output).items():
+        typer.echo(f"{name}: {array.dtype} {list(array.shape)}")

@@ -1,0 +1,43 @@
+"""``edgewright run``: apply a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.show import summary
+from pipeline.recipe import read_recipe
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run. Default: reports/<recipe's name>.")]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option("--store", help="Where finished stages are kept. Default: .store beside the run's folder."),
+]
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file. Its paths are relative to it.")],
+    out: Out = None,
+    store: StoreFolder = None,
+) -> None:
+    """Apply a recipe: prune, distill, quantize, export, benchmark and report.
+
+    Everything is checked before the first stage runs. A run that was killed goes on from its last finished stage when
+    the same command is given again.
+    """
+    apply_recipe(recipe, out, store)
+
+
+def apply_recipe(path: Path, out: Path | None, store: Path | None) -> None:
+    """Run the recipe in a file, and print the headline of its report."""
+    recipe = read_recipe(path)
+    from pipeline.execution.apply import run as apply  # torch is imported only once the recipe is known to be good
+    from pipeline.progress import console
+
+    folder = out or Path("reports") / recipe.name
+    report = apply(recipe, folder, root=path.parent, store=store)
+    if not console.quiet:  # of several processes, the first speaks
+        typer.echo(summary(report))
+        typer.echo(f"report: {folder / 'report.html'}")

@@ -1,0 +1,44 @@
+"""``edgewright search``: many variants of a recipe, and the best of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.recipe import read_recipe
+
+
+def search(
+    recipe: Annotated[Path, typer.Argument(help="The recipe to vary.")],
+    trials: Annotated[
+        int, typer.Option(min=1, help="Finished trials the study shall have, earlier ones counted.")
+    ] = 20,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="top1, agreement, latency:<target> or size:<target>; repeatable. Default: top1, latency:onnx."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: reports/<recipe's name>-search.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="URL of a database that several workers share. Default: SQLite under --out.")
+    ] = None,
+) -> None:
+    """Search pruning, distillation and quantization settings; write the Pareto front and a recipe for each point.
+
+    Trials are judged on a held-out part of the training data. An interrupted search goes on when it is run again.
+    """
+    read = read_recipe(recipe)
+    from pipeline.search.objectives import parse_objective
+
+    objectives = [parse_objective(text) for text in objective or ("top1", "latency:onnx")]
+    from pipeline.execution.apply import run
+    from pipeline.search.study import search
+
+    folder = out or Path("reports") / f"{read.name}-search"
+    points = search(read, folder, run=run, trials=trials, objectives=objectives, root=recipe.parent, storage=storage)
+    for point in points:
+        typer.echo(f"trial {point.trial}: {', '.join(f'{name} {value:g}' for name, value in point.values.items())}")
+    typer.echo(f"front: {folder / 'front.html'}")

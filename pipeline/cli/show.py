@@ -1,0 +1,47 @@
+"""``edgewright show``: the headline of a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.report import units
+from pipeline.report.model import Report, read_report
+from pipeline.target import Measured
+
+
+def show(report: Annotated[Path, typer.Argument(help="A report.json.")]) -> None:
+    """Print the headline of a report."""
+    typer.echo(summary(read_report(report)))
+
+
+def summary(report: Report) -> str:
+    """The headline table: the original and every target, one line each."""
+    from pipeline.report.html import headline
+
+    rows = [("", report.budget.metric, "size", "latency", "vs FP32", "parity", "budget")]
+    for line in headline(report):
+        measured = line.latency if isinstance(line.latency, Measured) else None
+        speedup = measured.speedup_vs_fp32_same_runtime if measured else None
+        parity = line.parity.top1_agreement if line.parity else None
+        rows.append(
+            (
+                f"{line.name}, {line.detail}" if line.status in ("original", "ok") else f"{line.name}: {line.status}",
+                "-" if line.metric is None else units.percent(line.metric),
+                "-" if line.size_bytes is None else units.size(line.size_bytes),
+                "-" if measured is None else units.milliseconds(measured.median_ns),
+                "-" if speedup is None else units.times(speedup),
+                "-" if parity is None else units.percent(parity),
+                {True: "met", False: "exceeded", None: "-"}[line.within_budget],
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

@@ -1,0 +1,70 @@
+"""Opening samples: the one place that knows every format."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import DataError, Preprocessing, TensorSpec
+from pipeline.core.callables import import_callable
+from pipeline.data.dataset import DatasetSource
+from pipeline.data.folder import FolderSource
+from pipeline.data.npz import NpzSource
+from pipeline.data.samples import SampleSet, Source
+from pipeline.data.source import DataSource
+
+logger = logging.getLogger(__name__)
+
+
+def open_samples(
+    source: DataSource,
+    inputs: tuple[TensorSpec, ...],
+    preprocessing: Preprocessing,
+    *,
+    name: str,
+    root: Path = Path(),
+) -> SampleSet:
+    """Open the samples that a recipe names; ``root`` is what relative paths start from.
+
+    Raises:
+        DataError: The source is missing, unreadable, empty, or has the wrong arrays.
+    """
+    opened: Source
+    if source.npz is not None:
+        opened = NpzSource(root / source.npz, source.inputs, source.labels)
+    elif source.folder is not None:
+        opened = FolderSource(root / source.folder, channels=inputs[0].shape[0])
+    else:
+        assert source.factory is not None  # the recipe has checked that one of the three is there
+        factory = import_callable(source.factory, root)
+        opened = DatasetSource(factory(**source.kwargs), source.factory, len(inputs))
+    samples = from_source(opened, inputs, preprocessing, name=name)
+    samples = samples if source.limit is None else samples.take(source.limit)
+    logger.debug("opened %s: %d of %d samples of %s", name, len(samples), len(opened), opened.where)
+    return samples
+
+
+def from_source(
+    source: Source, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None = None, *, name: str = "samples"
+) -> SampleSet:
+    """All samples of a source.
+
+    Raises:
+        DataError: There are none, or not one array per model input.
+    """
+    if len(source) == 0:
+        raise DataError("holds no samples", where=source.where, fix="add samples, or name another source")
+    arrays, _ = source.read([0])
+    if len(arrays) != len(inputs):
+        raise DataError(
+            f"gives {len(arrays)} arrays per sample, but the model takes {len(inputs)} inputs",
+            where=source.where,
+            fix="list one array per model input in the recipe: inputs: [...]",
+        )
+    return SampleSet(name, source, inputs, preprocessing or Preprocessing(), tuple(range(len(source))))
+
+
+def from_dataset(dataset: Any, inputs: tuple[TensorSpec, ...], *, name: str = "samples") -> SampleSet:
+    """A `SampleSet` of a torch Dataset that already yields model inputs, for use as a library."""
+    return from_source(DatasetSource(dataset, type(dataset).__name__, len(inputs)), inputs, name=name)

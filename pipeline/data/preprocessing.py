@@ -1,0 +1,87 @@
+"""Preprocessing: from stored samples to model inputs, and back.
+
+>>> halved = Preprocessing(scale=0.5, mean=(1.0,), std=(2.0,))
+>>> normalise(torch.tensor([[[[6.0]]]]), halved), denormalise(torch.tensor([[[[1.0]]]]), halved)
+(tensor([[[[1.]]]]), tensor([[[[6.]]]]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.core import Preprocessing, TensorSpec
+from pipeline.core.arrays import Array
+
+
+def prepare(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> Tensor:
+    """The model input ``(N, …)`` of stored samples.
+
+    Args:
+        stored: ``(N, …)``, or ``(N,)`` of arrays of different sizes, which ``resize`` or ``crop`` brings to one size.
+        spec: The input; only its dtype and its number of channels are looked at.
+    """
+    if not spec.dtype.startswith("float"):
+        return torch.from_numpy(np.ascontiguousarray(stored)).to(getattr(torch, spec.dtype))
+    if stored.dtype == object:
+        return torch.cat([_prepare_floats(sample[None], spec, preprocessing) for sample in stored])
+    return _prepare_floats(stored, spec, preprocessing)
+
+
+def normalise(values: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """``(x * scale - mean) / std`` per channel of values ``(N, C, …)``."""
+    values = values * preprocessing.scale
+    if preprocessing.mean:
+        values = values - _per_channel(preprocessing.mean, values)
+    if preprocessing.std:
+        values = values / _per_channel(preprocessing.std, values)
+    return values
+
+
+def denormalise(values: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """``(x * std + mean) / scale`` per channel of values ``(N, C, …)``: the inverse of `normalise`."""
+    if preprocessing.std:
+        values = values * _per_channel(preprocessing.std, values)
+    if preprocessing.mean:
+        values = values + _per_channel(preprocessing.mean, values)
+    return values / preprocessing.scale
+
+
+def stored_pixels(values: Array, preprocessing: Preprocessing) -> Array:
+    """The pixels ``(N, C, H, W) uint8`` that preprocessing turns into ``values``, to the nearest level.
+
+    >>> stored_pixels(np.ones((1, 1, 1, 2), np.float32), Preprocessing(scale=1 / 255, mean=(0.25,), std=(0.5,)))
+    array([[[[191, 191]]]], dtype=uint8)
+    """
+    levels: Array = denormalise(torch.tensor(values), preprocessing).numpy()
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+def _prepare_floats(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(stored)).to(torch.float32)
+    if tensor.ndim == len(spec.shape) and len(spec.shape) == 3 and spec.shape[0] == 1:
+        tensor = tensor.unsqueeze(1)  # greyscale images stored without a channel axis
+    elif tensor.ndim == 4 and _is_nhwc(tensor, spec, preprocessing):
+        tensor = tensor.permute(0, 3, 1, 2)
+    if preprocessing.resize is not None:
+        tensor = functional.interpolate(tensor, preprocessing.resize, mode="bilinear", antialias=True)
+    if preprocessing.crop is not None:
+        height, width = preprocessing.crop
+        top, left = (tensor.shape[-2] - height) // 2, (tensor.shape[-1] - width) // 2
+        tensor = tensor[..., top : top + height, left : left + width]
+    return normalise(tensor, preprocessing)
+
+
+def _is_nhwc(tensor: Tensor, spec: TensorSpec, preprocessing: Preprocessing) -> bool:
+    if preprocessing.layout != "auto":
+        return preprocessing.layout == "nhwc"
+    return tensor.shape[1] != spec.shape[0] and tensor.shape[-1] == spec.shape[0]
+
+
+def _per_channel(constants: Sequence[float], values: Tensor) -> Tensor:
+    """One constant per channel as ``(1, C or 1, 1, …)``, on the device of ``values``."""
+    return torch.tensor(constants, device=values.device).view(1, -1, *(1,) * (values.ndim - 2))

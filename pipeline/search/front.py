@@ -1,0 +1,90 @@
+"""The Pareto front: the trials that no other beats in every objective, each with a recipe that can be run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from pipeline.recipe import Recipe
+from pipeline.search.objectives import Objective
+from pipeline.search.trials import CHOOSING_SHARE, as_written
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One trial that no other beats in every objective."""
+
+    trial: int
+    values: dict[str, float]
+    settings: dict[str, Any]
+    recipe: str
+
+
+def write_front(study: Study, recipe: Recipe, objectives: Sequence[Objective], root: Path, out: Path) -> list[Point]:
+    """Write ``front.json``, ``front.html`` and ``recipes/`` under ``out``; returns the points of the front."""
+    points = []
+    names = [objective.name for objective in objectives]
+    for trial in sorted(study.best_trials, key=lambda trial: trial.values):
+        path = Path("recipes") / f"{trial.number}.yaml"
+        settings = dict(trial.params)
+        _write(out / path, yaml.safe_dump(recipe_of(settings, recipe, root, out / "recipes"), sort_keys=False))
+        points.append(Point(trial.number, dict(zip(names, trial.values, strict=True)), settings, str(path)))
+    content = {
+        "recipe": recipe.name,
+        "judged_on": f"{CHOOSING_SHARE:.0%} of the training data",
+        "trials": {state.name.lower(): len(study.get_trials(deepcopy=False, states=(state,))) for state in TrialState},
+        "objectives": {objective.name: objective.direction for objective in objectives},
+        "front": [{"trial": p.trial, "values": p.values, "settings": p.settings, "recipe": p.recipe} for p in points],
+    }
+    _write(out / "front.json", json.dumps(content, indent=2) + "\n")
+    _write(out / "front.html", Environment(autoescape=True).from_string(_PAGE).render(content, names=names))
+    return points
+
+
+def recipe_of(settings: dict[str, Any], recipe: Recipe, root: Path, folder: Path) -> dict[str, Any]:
+    """A front point's recipe as YAML values, with paths that start from the folder it is written to."""
+    values = recipe.model_dump(mode="json", exclude_unset=True)
+    for key, value in settings.items():
+        index, stage, name = key.split(".")
+        values["stages"][int(index)][stage][name] = as_written(name, value)
+    students = [stage.get("distill", {}).get("student") or {} for stage in values["stages"]]
+    sources: Iterable[dict[str, Any]] = (values["model"], *values["data"].values(), *students)
+    for source in sources:
+        for key in ("checkpoint", "npz", "folder"):
+            if source.get(key) is not None:
+                source[key] = os.path.relpath((root / source[key]).resolve(), folder.resolve())
+    return values
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all: several workers may be finishing at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{{ recipe }}: Pareto front</title>
+<style>
+body { font: 15px system-ui; margin: 2rem }
+td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ccc }
+</style>
+<h1>{{ recipe }}: Pareto front</h1>
+<p>{{ trials.complete }} finished trials, {{ trials.fail }} failed; judged on {{ judged_on }}.</p>
+<table>
+<tr><th>trial</th>{% for name in names %}<th>{{ name }} ({{ objectives[name] }})</th>{% endfor %}<th>settings</th></tr>
+{% for point in front %}<tr><td><a href="{{ point.recipe }}">{{ point.trial }}</a></td>
+{% for name in names %}<td>{{ point["values"][name] }}</td>{% endfor %}
+<td>{% for key, value in point.settings.items() %}{{ key }}={{ value }} {% endfor %}</td></tr>
+{% endfor %}</table></html>
+"""

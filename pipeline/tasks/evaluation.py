@@ -1,0 +1,30 @@
+"""Evaluation: the metrics of a module on a sample set."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+
+from pipeline.data.samples import SampleSet
+from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.prediction import predictor
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    module: nn.Module, samples: SampleSet, *, reference: nn.Module | None = None, batch_size: int = 256
+) -> dict[str, float]:
+    """Top-1 on labelled samples and, where a reference is given, agreement with it."""
+    comparison = Comparison()
+    predict = predictor(module)
+    expect = predict if reference is None else predictor(reference)
+    for batch in samples.batches(batch_size):
+        outputs = predict(batch.inputs)
+        comparison.update(outputs, outputs if reference is None else expect(batch.inputs), batch.labels)
+    metrics = comparison.metrics()
+    if reference is None:
+        metrics.pop("agreement", None)
+    logger.debug("evaluated on %d samples of %s: %s", len(samples), samples.name, metrics)
+    return metrics

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.core import DataError
+from pipeline.data.source import DataSource
+from tests.pipeline.data.opening import COLOUR, open_set
+
+
+def test_folder_numbers_classes_in_sorted_order_when_images_differ_in_size(tmp_path: Path) -> None:
+    for name, size, value in (("dog", (9, 7), 200), ("cat", (5, 8), 40)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", size, (value, value, value)).save(tmp_path / name / "1.png")
+    samples = open_set(DataSource(folder=tmp_path), COLOUR, resize=(4, 4))
+    (batch,) = samples.batches(2)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [0, 1]
+    assert batch.inputs[0][:, 0, 0, 0].tolist() == pytest.approx([40, 200])
+
+
+def test_folder_names_the_file_when_it_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        open_set(DataSource(folder=tmp_path), COLOUR)

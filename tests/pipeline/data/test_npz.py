@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.core import DataError
+from pipeline.data.source import DataSource
+from tests.pipeline.data.opening import npz, open_set
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        pytest.param({"pictures": np.zeros((2, 4, 4))}, "has no array 'images'", id="other array names"),
+        pytest.param({"images": np.zeros((0, 4, 4))}, "holds no samples", id="empty"),
+        pytest.param({"images": np.zeros((2, 4, 4)), "labels": np.zeros(3)}, "different lengths", id="lengths"),
+        pytest.param({"images": np.zeros((2, 5, 4))}, r"shape \[1, 5, 4\] after preprocessing", id="shape"),
+        pytest.param({"images": np.full((2, 4, 4), np.nan)}, "sample 0 of 'image' holds NaN", id="NaN"),
+        pytest.param({"images": np.array([[[1.0]], [[np.inf]]]).repeat(4, 1).repeat(4, 2)}, "sample 1", id="infinity"),
+    ],
+)
+def test_open_samples_names_the_problem_when_the_archive_is_wrong(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        _ = open_set(npz(tmp_path, **arrays)).sha256
+    assert "set.npz" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04broken"])
+def test_open_samples_refuses_when_the_file_is_no_archive(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(DataError, match="not a readable npz"):
+        open_set(DataSource(npz=tmp_path / "set.npz"))
+
+
+def test_open_samples_refuses_pickles_when_an_archive_holds_objects(tmp_path: Path) -> None:
+    source = npz(tmp_path, images=np.array([{"any": "object"}], dtype=object))
+    with pytest.raises(DataError, match="not a readable npz"):
+        open_set(source)

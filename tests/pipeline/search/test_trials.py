@@ -1,0 +1,28 @@
+import optuna
+
+from pipeline.execution.apply import check
+from pipeline.recipe import parse_recipe
+from pipeline.search.trials import judged_on_training_data, propose
+from tests.pipeline.conftest import Project
+
+
+def test_judged_recipe_never_sees_the_evaluation_set_when_it_is_prepared(project: Project) -> None:
+    recipe = parse_recipe(project.recipe)
+    (project.folder / "test.npz").unlink()  # nothing may read it
+    prepared = check(judged_on_training_data(recipe, project.folder), project.folder)
+    assert len(prepared.evaluation) == 102  # a fifth of 512
+    fitted = {tensor.numpy().tobytes() for batch in prepared.train.batches(64) for tensor in batch.inputs[0]}
+    judged = {tensor.numpy().tobytes() for batch in prepared.evaluation.batches(64) for tensor in batch.inputs[0]}
+    assert fitted.isdisjoint(judged)
+
+
+def test_propose_replaces_only_what_is_searched_when_a_trial_suggests(project: Project) -> None:
+    recipe = parse_recipe(project.recipe)
+    settings = {"0.prune.macs_ratio": 0.3, "0.prune.importance": "taylor", "0.prune.allocation": "importance"}
+    settings |= {"1.distill.temperature": 8.0, "1.distill.alpha": 0.5, "1.distill.learning_rate": 0.1}
+    proposed = propose(recipe, optuna.trial.FixedTrial({**settings, "2.quantize.observers": "output_mse"}))
+    prune, distill, quantize = (step.config for step in proposed.stages)
+    assert (prune.macs_ratio, prune.importance, distill.temperature) == (0.3, "taylor", 8.0)
+    assert quantize.observers == ("output_mse",)
+    assert distill.epochs == recipe.stages[1].config.epochs
+    assert proposed.model_copy(update={"stages": recipe.stages}) == recipe
