@@ -18,6 +18,10 @@ from pipeline.core import PositiveInt, Preprocessing, RecipeError, Setting, Tens
 from pipeline.data.source import DataSource
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
+Metric = Literal["top1", "agreement"]
+TargetName = Literal["onnx", "tflite", "coreml"]
+RangeMethod = Literal["minmax", "moving_average", "percentile", "mse", "entropy", "output_mse"]
+Importance = Literal["l1", "l2", "bn_scale", "taylor", "activation"]
 
 
 class ModelSource(Setting):
@@ -104,9 +108,6 @@ class TeacherConfig(TrainingConfig):
         return self
 
 
-Importance = Literal["l1", "l2", "bn_scale", "taylor", "activation"]
-
-
 class Sparsity(Setting):
     """Single weights at zero, which no runtime here turns into size or speed: the smallest of every layer."""
 
@@ -139,7 +140,7 @@ class PruneConfig(Setting):
     max_parameters: PositiveInt | None = None
     max_size_bytes: PositiveInt | None = None
     max_latency_ns: PositiveInt | None = Field(None, description="FP32, one thread, batch 1, on this machine")
-    latency_target: Literal["onnx", "tflite", "coreml"] | None = Field(None, description="where latency is measured")
+    latency_target: TargetName | None = Field(None, description="where latency is measured")
     importance: Importance = Field("l2", description="what a channel is judged by")
     allocation: Literal["importance", "sensitivity"] = Field(
         "importance", description="how layers share the loss: by the importance of channels, or by measured sensitivity"
@@ -216,7 +217,7 @@ class QatConfig(TeacherConfig):
 class QuantizeConfig(Setting):
     """Static INT8 quantization, calibrated on real data."""
 
-    observers: tuple[Literal["minmax", "moving_average", "percentile", "mse", "entropy", "output_mse"], ...] = Field(
+    observers: tuple[RangeMethod, ...] = Field(
         ("minmax", "output_mse"), min_length=1, description="calibration candidates, tried in this order"
     )
     bias_correction: bool = Field(
@@ -333,7 +334,7 @@ class TfliteConfig(Setting):
 class Budget(Setting):
     """How much accuracy the whole run may cost."""
 
-    metric: Literal["top1", "agreement"] = "top1"
+    metric: Metric = "top1"
     max_drop: float = Field(0.01, ge=0, le=1, description="absolute, as a ratio: 0.01 is one percentage point")
 
 

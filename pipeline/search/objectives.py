@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pipeline.core import RecipeError, Setting
+from pipeline.recipe import Metric
 from pipeline.report.model import Report
 from pipeline.target import Measured
+
+METRICS: tuple[str, ...] = get_args(Metric)
+OF_A_TARGET = ("latency", "size")
 
 
 class Objective(Setting):
@@ -23,7 +27,7 @@ class Objective(Setting):
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
         """What Optuna is told."""
-        return "minimize" if self.kind in ("latency", "size") else "maximize"
+        return "minimize" if self.kind in OF_A_TARGET else "maximize"
 
     def value(self, report: Report) -> float:
         """The objective's value in a report: a ratio, nanoseconds or bytes.
@@ -56,10 +60,10 @@ def parse_objective(text: str) -> Objective:
     'minimize'
     """
     kind, _, target = text.partition(":")
-    if kind not in ("top1", "agreement", "latency", "size") or (kind in ("latency", "size") and not target):
+    if kind not in METRICS and not (kind in OF_A_TARGET and target):
         raise RecipeError(
             f"there is no objective {text!r}",
             where="search",
-            fix="use top1, agreement, latency:<target> or size:<target>",
+            fix=f"use {', '.join(METRICS)}, latency:<target> or size:<target>",
         )
     return Objective(kind=kind, target=target or None)
