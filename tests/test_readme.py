@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.cli import summary
+from pipeline.cli.show import summary
 from pipeline.recipe import parse_recipe
 from pipeline.report.model import read_report
 from tests.architecture_table import read_rows

@@ -22,7 +22,7 @@ from pipeline.data.open import from_dataset
 from pipeline.execution.deployed import TARGET_OF
 from pipeline.recipe import Importance, Metric, OnnxProvider, RangeMethod, StageStep, TargetName, TargetStep
 from pipeline.report import units
-from pipeline.report.html import METRIC_NAMES
+from pipeline.report.headline import METRIC_NAMES
 from pipeline.search.objectives import parse_objective
 from pipeline.search.trials import SPACE, as_written
 from pipeline.stages.prune.channels import coupled_channels, traceable_copy

@@ -19,7 +19,7 @@ def show(report: Annotated[Path, typer.Argument(help="A report.json.")]) -> None
 
 def summary(report: Report) -> str:
     """The headline table: the original and every target, one line each."""
-    from pipeline.report.html import headline
+    from pipeline.report.headline import headline
 
     rows = [("", report.budget.metric, "size", "latency", "vs FP32", "parity", "budget")]
     for line in headline(report):

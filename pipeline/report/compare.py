@@ -51,7 +51,7 @@ class Change(Record):
     note: str = ""
 
 
-class Comparison(Record):
+class ReportComparison(Record):
     """What changed from one report to another.
 
     Attributes:
@@ -69,22 +69,24 @@ class Comparison(Record):
         return tuple(change for change in self.changes if change.verdict == "worse")
 
 
-def compare(before: Report, after: Report, tolerances: Tolerances | None = None) -> Comparison:
+def compare(before: Report, after: Report, tolerances: Tolerances | None = None) -> ReportComparison:
     """Compare every figure that two reports share; a target of only one of them is listed as such."""
     limits = tolerances or Tolerances()
     old, new = ({target.target: target for target in report.targets} for report in (before, after))
     changes = [*_model_changes(before, after, limits)]
     for name in dict.fromkeys((*old, *new)):
         changes += _target_changes(name, old.get(name), new.get(name), before, after, limits)
-    return Comparison(before=before.run.id, after=after.run.id, caveats=_caveats(before, after), changes=tuple(changes))
+    return ReportComparison(
+        before=before.run.id, after=after.run.id, caveats=_caveats(before, after), changes=tuple(changes)
+    )
 
 
-def render_html(comparison: Comparison) -> str:
+def render_html(comparison: ReportComparison) -> str:
     """The comparison as one self-contained page."""
     return page_template("compare.html.j2").render(comparison=comparison, rows=_printed(comparison))
 
 
-def render_text(comparison: Comparison) -> str:
+def render_text(comparison: ReportComparison) -> str:
     """The comparison as a plain table for a terminal or a CI log."""
     table = [("", "", "before", "after", "change", ""), *_printed(comparison)]
     widths = [max(len(row[column]) for row in table) for column in range(5)]
@@ -288,7 +290,7 @@ def _caveats(before: Report, after: Report) -> tuple[str, ...]:
     return tuple(filter(None, found))
 
 
-def _printed(comparison: Comparison) -> list[tuple[str, str, str, str, str, str]]:
+def _printed(comparison: ReportComparison) -> list[tuple[str, str, str, str, str, str]]:
     """Subject, quantity, before, after, change and verdict with its note, rounded for the screen."""
     return [
         (

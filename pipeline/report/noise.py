@@ -21,6 +21,18 @@ def spread(samples: Sequence[int]) -> float:
     return statistics.stdev(samples) / statistics.fmean(samples) if len(samples) > 1 else 0.0
 
 
+def percentile(samples: Sequence[int], rank: int) -> float:
+    """The inclusive percentile, interpolated between neighbours.
+
+    >>> percentile([100, 200, 300], 10)
+    120.0
+    """
+    position = (len(samples) - 1) * rank / 100
+    low, ordered = int(position), sorted(samples)
+    high = min(low + 1, len(samples) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
 def all_latencies(report: Report) -> Iterator[tuple[str, Latency]]:
     """Every latency of a report under the model's name, the original's first."""
     yield from (("original", latency) for latency in report.original.latency)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core import SkippedLayer, StageRecord
 from pipeline.report import html
-from pipeline.report.html import details, render, verdict
+from pipeline.report.html import render
 from pipeline.report.model import (
     ArtifactRecord,
     BudgetRecord,
@@ -285,27 +285,6 @@ def test_nothing_breaks_out_when_every_text_of_the_report_is_hostile(report: Rep
     assert page.text.count("<script>alert(1)</script>") > 20  # shown as text
 
 
-@pytest.mark.parametrize(
-    ("met", "statuses", "tone", "sentence"),
-    [
-        pytest.param({"onnx": True}, {"onnx": "ok"}, "good", "Accuracy budget met on onnx: within", id="met"),
-        pytest.param({"onnx": True, "a": True, "b": True}, {}, "good", "met on onnx, a and b:", id="three met"),
-        pytest.param({"onnx": True, "tflite": False}, {}, "bad", "exceeded on tflite: more than", id="one exceeded"),
-        pytest.param({"onnx": True}, {"coreml": "skipped"}, "good", "Not judged here: coreml.", id="one not judged"),
-        pytest.param({"onnx": True}, {"tflite": "failed"}, "bad", "Failed: tflite.", id="one failed"),
-        pytest.param({}, {"coreml": "ok"}, "open", "Not judged here: coreml.", id="none judged"),
-        pytest.param({}, {}, "open", "The recipe names no target.", id="no targets"),
-    ],
-)
-def test_verdict_tells_good_from_bad_when_targets_were_judged(
-    report: Report, met: dict[str, bool], statuses: dict[str, Any], tone: str, sentence: str
-) -> None:
-    targets = tuple(TargetRecord(target=name, status=status) for name, status in statuses.items())
-    found = verdict(changed(report, budget=BudgetRecord(metric="top1", max_drop=0.01, met=met), targets=targets))
-    assert found.tone == tone
-    assert sentence in found.sentence
-
-
 def test_page_renders_when_a_run_had_no_stage_no_target_and_no_labels(report: Report) -> None:
     original = report.original.model_copy(update={"metrics": {}, "latency": ()})
     bare = changed(report, stages=(), targets=(), data={}, original=original)
@@ -323,29 +302,6 @@ def test_page_renders_with_the_reason_when_a_target_failed_or_was_skipped(report
     page = Page(render(changed(report, targets=targets)))
     assert "onnx failed: operator Foo has no form on this target" in page.text
     assert "tflite skipped: install edgewright[tflite]" in page.text
-
-
-def test_details_become_texts_and_tables_when_they_have_those_shapes() -> None:
-    scalar, short, table, mapping, nested, nothing, none, few, rounds = details(
-        {
-            "chosen": "mse",
-            "observers": ["minmax", "mse"],
-            "trials": [{"name": "a", "top1": 0.5}, {"name": "b", "duration_s": 2.0}],
-            "channels": {"conv1": [16, 8], "conv2": [32, 24]},
-            "by_layer": {"conv1": {"sqnr_db": 20.0}},
-            "float_kernels": {},
-            "heads": [],
-            "held_out": {"samples": 20, "metric": "top1"},
-            "rounds": [{"budgets": {"macs": 0.5, "parameters": 0.25}, "recovery": []}],
-        }
-    )
-    assert (scalar.text, short.text) == ("mse", "minmax, mse")
-    assert table.columns == ("name", "top1", "duration")
-    assert table.rows == (("a", "50.00\N{NO-BREAK SPACE}%", "–"), ("b", "–", "2.00\N{NO-BREAK SPACE}s"))
-    assert mapping.rows == (("conv1", "16, 8"), ("conv2", "32, 24"))
-    assert nested.rows == (("conv1", "20.0\N{NO-BREAK SPACE}dB"),)
-    assert (nothing.text, none.text, few.text) == ("–", "–", "samples: 20; metric: top1")
-    assert rounds.rows == (("macs: 0.5; parameters: 0.25", "–"),)
 
 
 def luminance(colour: str) -> float:

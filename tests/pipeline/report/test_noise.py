@@ -4,9 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.html import percentile
 from pipeline.report.model import Report
-from pipeline.report.noise import spread, unstable
+from pipeline.report.noise import percentile, spread, unstable
 
 samples = st.lists(st.integers(1, 10**9), min_size=2, max_size=50)
 

@@ -1,0 +1,64 @@
+"""What only one stage knows, as texts and tables: any JSON values, shown by their shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report import units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detail:
+    """What a stage alone knows, ready to print: a single text, or a table.
+
+    Attributes:
+        numbers: Which columns hold nothing but numbers.
+    """
+
+    name: str
+    text: str = ""
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    numbers: tuple[bool, ...] = ()
+
+
+def details(values: dict[str, Any]) -> list[Detail]:
+    """A stage's details by their shape: scalars and short lists as text, records and mappings as tables."""
+    return [_detail(name, value) for name, value in values.items()]
+
+
+def _detail(name: str, value: Any) -> Detail:
+    title = units.heading(name)
+    if isinstance(value, list | tuple) and value and all(isinstance(entry, dict) for entry in value):
+        columns = tuple(dict.fromkeys(key for entry in value for key in entry))
+        rows = tuple(tuple(cell(key, entry.get(key)) for key in columns) for entry in value)
+        numbers = tuple(_numeric([entry.get(key) for entry in value]) for key in columns)
+        return Detail(name=title, columns=tuple(map(units.heading, columns)), rows=rows, numbers=numbers)
+    if isinstance(value, dict) and value:
+        if len(value) <= 6 and not any(isinstance(entry, dict | list | tuple) for entry in value.values()):
+            return Detail(name=title, text=cell(name, value))
+        entries = {key: entry if isinstance(entry, dict) else {"value": entry} for key, entry in value.items()}
+        inner = tuple(dict.fromkeys(key for entry in entries.values() for key in entry))
+        rows = tuple((key, *(cell(column, entry.get(column)) for column in inner)) for key, entry in entries.items())
+        numbers = (False, *(_numeric([entry.get(column) for entry in entries.values()]) for column in inner))
+        return Detail(name=title, columns=("name", *map(units.heading, inner)), rows=rows, numbers=numbers)
+    return Detail(name=title, text=cell(name, value))
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
+
+
+def cell(name: str, value: Any) -> str:
+    """Any JSON value on one line."""
+    if not isinstance(value, dict | list | tuple):
+        return units.by_name(name, value)
+    entries = value.values() if isinstance(value, dict) else value
+    if any(isinstance(entry, dict | list | tuple) for entry in entries):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        return "; ".join(f"{units.heading(key)}: {cell(key, entry)}" for key, entry in value.items()) or "–"
+    return ", ".join(units.by_name(name, entry) for entry in value) or "–"

@@ -1,0 +1,144 @@
+"""The headline of a report: one line a model, the verdict, and what is missing. A page and a terminal show it first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.report import units
+from pipeline.report.model import Parity, Report, TargetRecord
+from pipeline.target import Estimated, Latency, Measured
+
+Tone = Literal["good", "bad", "open"]
+METRIC_NAMES = {"top1": "Top-1 accuracy", "agreement": "Agreement with the original"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One model in the headline table; None stands for what is not known.
+
+    Attributes:
+        metric: Of the budget, on the evaluation set; a ratio.
+        drop: Original's metric minus this one's; a ratio.
+        latency: One sample on one thread.
+        within_budget: None where the metric could not be had.
+    """
+
+    name: str
+    detail: str
+    status: Literal["original", "ok", "skipped", "failed"]
+    metric: float | None
+    metric_source: str | None
+    drop: float | None
+    size_bytes: int | None
+    latency: Latency | None
+    parity: Parity | None
+    within_budget: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The one sentence a reader takes away, and whether it is good news."""
+
+    tone: Tone
+    sentence: str
+
+
+def headline(report: Report) -> list[Line]:
+    """The original, then every target, as the headline table shows them."""
+    original = report.original
+    return [
+        Line(
+            name="original",
+            detail=_detail_of("FP32", original.latency),
+            status="original",
+            metric=original_metric(report),
+            metric_source=None,
+            drop=None,
+            size_bytes=original.size_bytes,
+            latency=single_thread(original.latency),
+            parity=None,
+            within_budget=None,
+        ),
+        *(_line(target, report) for target in report.targets),
+    ]
+
+
+def _line(target: TargetRecord, report: Report) -> Line:
+    metric, baseline = (target.metrics or {}).get(report.budget.metric), original_metric(report)
+    return Line(
+        name=target.target,
+        detail=_detail_of(variant(report), target.latency),
+        status=target.status,
+        metric=metric,
+        metric_source=target.metrics_source,
+        drop=None if metric is None or baseline is None else baseline - metric,
+        size_bytes=None if target.artifact is None else target.artifact.size_bytes,
+        latency=single_thread(target.latency),
+        parity=target.parity,
+        within_budget=report.budget.met.get(target.target),
+    )
+
+
+def _detail_of(kind: str, latencies: Sequence[Latency]) -> str:
+    """What an artifact is, and what runs it."""
+    quoted = single_thread(latencies)
+    return f"{kind}, {quoted.runtime}" if isinstance(quoted, Measured) else kind
+
+
+def verdict(report: Report) -> Verdict:
+    """Whether every target met the accuracy budget, and which did not or could not be judged."""
+    met = report.budget.met
+    allowed = f"the allowed drop of {units.points(report.budget.max_drop).lstrip('+')}"
+    kept, exceeded = ([name for name, within in met.items() if within is wanted] for wanted in (True, False))
+    failed = [target.target for target in report.targets if target.status == "failed"]
+    unjudged = [target.target for target in report.targets if target.target not in {*met, *failed}]
+    sentences = (
+        f"Accuracy budget exceeded on {_listed(exceeded)}: more than {allowed}." if exceeded else None,
+        f"Accuracy budget met on {_listed(kept)}: within {allowed}." if kept else None,
+        f"Failed: {_listed(failed)}." if failed else None,
+        f"Not judged here: {_listed(unjudged)}." if unjudged else None,
+        None if report.targets else "The recipe names no target.",
+    )
+    tone: Tone = "bad" if exceeded or failed else "good" if kept else "open"
+    return Verdict(tone, " ".join(filter(None, sentences)))
+
+
+def reasons(report: Report) -> Iterator[tuple[str, str]]:
+    """Everything that was skipped or failed, with the reason, in the order of the targets."""
+    for target in report.targets:
+        if target.status != "ok":
+            yield f"{target.target} {target.status}", target.reason or "no reason was recorded"
+        if target.metrics_skipped:
+            yield f"{target.target} metrics", target.metrics_skipped
+        for latency in (*target.fp32_latency, *target.latency):
+            if latency.kind == "skipped":
+                yield f"{target.target} latency, {latency.runtime}, {latency.device}", latency.reason
+
+
+def original_metric(report: Report) -> float | None:
+    """The original's value of the budget's metric; it agrees with itself everywhere."""
+    return report.original.metrics.get(report.budget.metric, 1.0 if report.budget.metric == "agreement" else None)
+
+
+def metric_name(metric: str) -> str:
+    """A metric as a heading."""
+    return METRIC_NAMES.get(metric, metric)
+
+
+def variant(report: Report) -> str:
+    """What the targets' artifacts are."""
+    return "INT8" if any(stage.stage == "quantize" for stage in report.stages) else "optimized, FP32"
+
+
+def single_thread(latencies: Sequence[Latency]) -> Latency | None:
+    """The latency that a headline quotes: measured on one thread, else estimated, else why there is none."""
+    measured = [latency for latency in latencies if isinstance(latency, Measured) and latency.threads == 1]
+    estimated = [latency for latency in latencies if isinstance(latency, Estimated)]
+    return next(iter((*measured, *estimated, *latencies)), None)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: ``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
