@@ -1,4 +1,4 @@
-"""This machine, as measurements name it. Never its host name, its user or a path."""
+"""This machine, as measurements describe it: never by host name, user name or path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar with rate, ETA and figures on a terminal, plain lines elsewhere."""
+"""Progress of long work on standard error: a bar with ETA and figures on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

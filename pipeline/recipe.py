@@ -6,6 +6,7 @@ Schema, an editor can complete it, and an unknown key is refused with the neares
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,10 +18,12 @@ from pydantic_core import CoreSchema
 from pipeline.core import PositiveInt, Preprocessing, RecipeError, Setting, TensorSpec
 from pipeline.data.source import DataSource
 
+logger = logging.getLogger(__name__)
+
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Metric = Literal["top1", "agreement"]
 TargetName = Literal["onnx", "tflite", "coreml"]
-RangeMethod = Literal["minmax", "moving_average", "percentile", "mse", "entropy", "output_mse"]
+Observer = Literal["minmax", "moving_average", "percentile", "mse", "entropy", "output_mse"]
 Importance = Literal["l1", "l2", "bn_scale", "taylor", "activation"]
 
 
@@ -47,7 +50,7 @@ class ModelSource(Setting):
 
 
 class DataConfig(Setting):
-    """The three roles of data. Only ``evaluation`` is reported on, and nothing is ever chosen by it."""
+    """The three sets of samples. Only ``evaluation`` is reported on, and it never influences a choice."""
 
     preprocessing: Preprocessing = Preprocessing()
     train: DataSource | None = None
@@ -60,37 +63,41 @@ class Augmentation(Setting):
 
     horizontal_flip: bool = False
     shift: int = Field(0, ge=0, description="pixels of zero padding around a random crop of the original size")
-    rotation: float = Field(0.0, ge=0, le=180, description="degrees to either side, at most")
+    rotation: float = Field(0.0, ge=0, le=180, description="largest rotation in degrees, in either direction")
     color_jitter: float = Field(
-        0.0, ge=0, le=1, description="brightness, contrast and saturation change by this share, at most"
+        0.0, ge=0, le=1, description="largest relative change of brightness, contrast and saturation"
     )
-    erasing: float = Field(0.0, ge=0, le=1, description="share of the images that lose a random rectangle")
-    mixup: float = Field(0.0, ge=0, le=1, description="share of the batches whose images are blended in pairs")
-    cutmix: float = Field(0.0, ge=0, le=1, description="share of the batches whose images swap a rectangle in pairs")
+    erasing: float = Field(0.0, ge=0, le=1, description="share of images in which a random rectangle is erased")
+    mixup: float = Field(0.0, ge=0, le=1, description="share of batches whose images are blended in pairs")
+    cutmix: float = Field(0.0, ge=0, le=1, description="share of batches whose images exchange a rectangle in pairs")
 
     @model_validator(mode="after")
     def _mixed_at_most_once(self) -> Augmentation:
         if self.mixup + self.cutmix > 1:
-            raise ValueError("a batch is mixed in one way at most: mixup and cutmix add up to 1, or less")
+            raise ValueError("a batch is mixed in at most one way: mixup and cutmix must add up to 1 or less")
         return self
 
 
 class TrainingConfig(Setting):
-    """The one training loop's settings, shared by every stage that trains."""
+    """Settings of the training loop, shared by every stage that trains."""
 
     epochs: PositiveInt = 3
     batch_size: PositiveInt = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(0.05, gt=0, description="peak of the one-cycle schedule; AdamW wants about 0.001")
-    momentum: float = Field(0.9, gt=0, lt=1, description="middle of the cycle, in which it swings by 0.05")
+    learning_rate: float = Field(0.05, gt=0, description="peak of the one-cycle schedule; AdamW needs about 0.001")
+    momentum: float = Field(
+        0.9, gt=0, lt=1, description="mean momentum; the one-cycle schedule varies it by 0.05 in either direction"
+    )
     weight_decay: float = Field(5e-4, ge=0)
-    warmup_ratio: float = Field(0.2, ge=0, lt=1, description="share of all steps in which the rate rises")
+    warmup_ratio: float = Field(0.2, ge=0, lt=1, description="share of all steps during which the learning rate rises")
     max_grad_norm: float | None = Field(5.0, gt=0)
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, per step")
     early_stop: PositiveInt | None = Field(
         None, description="stop after this many epochs without a better held-out metric, and keep the best epoch"
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: mixed precision, where the device has it")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: mixed precision, where the device supports it"
+    )
     checkpoint_minutes: float = Field(5.0, ge=0, description="how often the state of a long training is saved")
     augment: Augmentation = Augmentation()
 
@@ -99,21 +106,23 @@ class TeacherConfig(TrainingConfig):
     """Training with the original as teacher (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)."""
 
     temperature: float = Field(4.0, gt=0)
-    alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's loss; the rest is the labels'")
+    alpha: float = Field(
+        0.9, ge=0, le=1, description="weight of the loss against the teacher; the loss against the labels gets the rest"
+    )
 
     @model_validator(mode="after")
     def _mixed_images_need_the_teacher(self) -> TeacherConfig:
         if self.alpha == 0 and self.augment.mixup + self.augment.cutmix > 0:
-            raise ValueError("only the teacher can label mixed images: raise alpha, or leave mixup and cutmix out")
+            raise ValueError("only the teacher can label mixed images: raise alpha, or remove mixup and cutmix")
         return self
 
 
 class Sparsity(Setting):
-    """Single weights at zero, which no runtime here turns into size or speed: the smallest of every layer."""
+    """The smallest weights of every layer are set to zero. No runtime here gains size or speed from the zeros."""
 
     ratio: float | None = Field(None, gt=0, lt=1, description="share of zeros in every layer")
     pattern: tuple[PositiveInt, PositiveInt] | None = Field(
-        None, description="[2, 4]: the 2 largest of every 4 neighbours along the inputs stay"
+        None, description="[2, 4]: keep the 2 largest of every 4 consecutive weights along the input axis"
     )
 
     @model_validator(mode="after")
@@ -121,15 +130,16 @@ class Sparsity(Setting):
         if (self.ratio is None) == (self.pattern is None):
             raise ValueError("give either ratio or pattern")
         if self.pattern is not None and self.pattern[0] >= self.pattern[1]:
-            raise ValueError("pattern: [N, M] keeps N of M, and N must be the smaller")
+            raise ValueError("pattern: [N, M] keeps N of M, so N must be smaller than M")
         return self
 
 
 class PruneConfig(Setting):
     """Structured pruning: whole channels are removed until every budget is met. Ratios are shares of the original.
 
-    Residual blocks leave first (``blocks_ratio``), then channels, then single weights become zero (``sparsity``). With
-    ``iterations`` the budgets are approached in equal relative steps, with ``recover`` training after each.
+    Residual blocks are removed first (``blocks_ratio``), then channels; then single weights are set to zero
+    (``sparsity``). With ``iterations``, the budgets are reached in equal relative steps, each followed by training
+    (``recover``).
     """
 
     macs_ratio: Ratio | None = Field(None, description="multiply-accumulates to keep")
@@ -140,20 +150,21 @@ class PruneConfig(Setting):
     max_parameters: PositiveInt | None = None
     max_size_bytes: PositiveInt | None = None
     max_latency_ns: PositiveInt | None = Field(None, description="FP32, one thread, batch 1, on this machine")
-    latency_target: TargetName | None = Field(None, description="where latency is measured")
-    importance: Importance = Field("l2", description="what a channel is judged by")
+    latency_target: TargetName | None = Field(None, description="target on which latency is measured")
+    importance: Importance = Field("l2", description="how the importance of a channel is measured")
     allocation: Literal["importance", "sensitivity"] = Field(
-        "importance", description="how layers share the loss: by the importance of channels, or by measured sensitivity"
+        "importance",
+        description="what decides how much each layer loses: its channels' importance or its measured sensitivity",
     )
-    round_to: PositiveInt = Field(8, description="kept channels are a multiple of this")
+    round_to: PositiveInt = Field(8, description="the number of kept channels is a multiple of this")
     max_layer_ratio: Ratio = Field(0.9, description="never remove more than this share of one layer")
     blocks_ratio: Ratio | None = Field(
-        None, description="share of the residual blocks to remove whole: those that move the outputs least"
+        None, description="share of residual blocks to remove entirely: those that affect the outputs least"
     )
     sparsity: Sparsity | None = None
     iterations: PositiveInt = Field(1, description="reach the budgets in this many rounds")
     recover: TeacherConfig | None = Field(None, description="training after every round, with the original as teacher")
-    skip: tuple[str, ...] = Field((), description="names of modules to leave alone")
+    skip: tuple[str, ...] = Field((), description="names of modules that are not pruned")
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> PruneConfig:
@@ -164,33 +175,35 @@ class PruneConfig(Setting):
         if not timed and all(wanted is None for wanted in (*counted, *limits, *others)):
             raise ValueError("give a budget, such as macs_ratio")
         if self.iterations > 1 and self.recover is None:
-            raise ValueError("rounds without training between them are one: add recover: {epochs: 1}")
+            raise ValueError("without training, several iterations equal one: add recover: {epochs: 1}")
         if timed and self.latency_target is None:
             raise ValueError("say where latency is measured: latency_target: onnx")
         return self
 
 
 class Features(Setting):
-    """A loss on what layers of the student and the teacher put out, beside the one on their answers."""
+    """A loss on features (outputs of layers) of student and teacher, in addition to the loss on their outputs."""
 
     kind: Literal["attention", "hint"] = Field(
-        "attention", description="where the energy lies, or the features themselves through a learned 1x1 projection"
+        "attention",
+        description="attention compares attention maps; hint compares features through a learned 1x1 projection",
     )
     weight: float = Field(1.0, gt=0)
     layers: dict[str, str] | tuple[str, ...] = Field(
-        (), description="names of modules, or student: teacher; the last that both have at each resolution when absent"
+        (),
+        description="names of modules, or {student: teacher}; by default the last common one at each resolution",
     )
 
 
 class Relations(Setting):
-    """A loss on how the samples of a batch lie to each other (Park et al. 2019, https://arxiv.org/abs/1904.05068)."""
+    """A loss on the relations between the samples of a batch (Park et al. 2019, https://arxiv.org/abs/1904.05068)."""
 
     distance: float = Field(1.0, ge=0, description="weight of the loss on distances of pairs")
     angle: float = Field(2.0, ge=0, description="weight of the loss on angles of triplets")
 
 
 class StudentSource(Setting):
-    """A network of its own, to be taught in the current model's place."""
+    """Another network, which is trained in place of the current model."""
 
     factory: str = Field(pattern=r"^[\w.]+:[\w.]+$", description="module:callable that builds the network")
     kwargs: dict[str, Any] = {}
@@ -211,30 +224,36 @@ class QatConfig(TeacherConfig):
     epochs: PositiveInt = 1
     learning_rate: float = Field(0.01, gt=0, description="peak of the one-cycle schedule")
     weight_decay: float = Field(0.0, ge=0)
-    freeze_ratio: float = Field(0.5, ge=0, le=1, description="share of the steps after which ranges no longer move")
+    freeze_ratio: float = Field(0.5, ge=0, le=1, description="share of the steps after which ranges are frozen")
 
 
 class QuantizeConfig(Setting):
     """Static INT8 quantization, calibrated on real data."""
 
-    observers: tuple[RangeMethod, ...] = Field(
+    observers: tuple[Observer, ...] = Field(
         ("minmax", "output_mse"), min_length=1, description="calibration candidates, tried in this order"
     )
     bias_correction: bool = Field(
-        True, description="let biases take back the mean error of rounding, by the better of two methods"
+        True, description="correct biases by the mean rounding error, with the better of two methods"
     )
-    equalisation: bool = Field(True, description="try channels of like range, and keep them where held-out SQNR gains")
-    smoothquant: bool = Field(True, description="the same for what layer norms give to linear layers")
+    equalisation: bool = Field(
+        True, description="try to equalise the ranges of channels; kept where it improves SQNR on held-out samples"
+    )
+    smoothquant: bool = Field(True, description="the same for linear layers behind layer norms")
     batch_norm: bool = Field(
-        False, description="estimate batch norms' statistics anew on the calibration samples, as after pruning"
+        False, description="re-estimate the statistics of batch norms on the calibration samples; useful after pruning"
     )
-    adaround: bool = Field(False, description="round weights up or down by what the layers give; takes minutes")
-    mixed_precision: bool = Field(True, description="leave the most sensitive layers in float where the budget asks")
+    adaround: bool = Field(
+        False, description="learn whether each weight is rounded up or down from its layer's outputs; takes minutes"
+    )
+    mixed_precision: bool = Field(
+        True, description="keep the most sensitive layers in float where the budget requires it"
+    )
     sensitivity: bool = Field(False, description="measure every layer's sensitivity even where the budget is met")
     sensitivity_samples: PositiveInt = Field(64, description="held-out samples to measure sensitivities on")
-    qat: QatConfig | None = Field(None, description="train with rounding afterwards; needs training data")
+    qat: QatConfig | None = Field(None, description="quantization-aware training afterwards; needs training data")
     batch_size: PositiveInt = Field(64, description="samples run at once; fewer where activations are large")
-    skip: tuple[str, ...] = Field((), description="names of modules to leave in float")
+    skip: tuple[str, ...] = Field((), description="names of modules that stay in float")
 
 
 OnnxProvider = Literal["cpu", "coreml", "nnapi", "xnnpack", "qnn", "cuda", "tensorrt"]
@@ -260,10 +279,10 @@ class CoremlConfig(Setting):
     """The Core ML target's options."""
 
     deployment_target: Literal["iOS17", "iOS18", "macOS14", "macOS15"] = Field(
-        "iOS18", description="the oldest system the model has to load on"
+        "iOS18", description="the oldest operating system that must be able to load the model"
     )
     batch_sizes: tuple[PositiveInt, ...] = Field(
-        (1, 32), min_length=1, description="batch sizes the model takes, where its code leaves the batch open"
+        (1, 32), min_length=1, description="batch sizes that the model takes, unless its code fixes the batch"
     )
     compute_units: Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"] = Field(
         "all", description="processors that Core ML may use when it runs here, on macOS"
@@ -271,12 +290,12 @@ class CoremlConfig(Setting):
     precision: Literal["float16", "float32"] = Field(
         "float16",
         description="arithmetic between an int8 model's integer operators; float32 follows the quantized program "
-        "exactly, but keeps it off the Neural Engine",
+        "exactly, but cannot run on the Neural Engine",
     )
     image_input: bool = Field(
         False, description="take images, and do the preprocessing (scale, mean, std) in the model; batch 1"
     )
-    classifier: bool = Field(False, description="give the class label and probabilities beside the outputs; batch 1")
+    classifier: bool = Field(False, description="also return the class label and probabilities; batch 1")
     variants: tuple[Literal["fp16", "int8_weights", "palettized_6bit", "palettized_4bit"], ...] = Field(
         (), description="forms of the original to compare with, beside FP32"
     )
@@ -309,20 +328,22 @@ class TfliteConfig(Setting):
     """The TFLite target's options."""
 
     npu: tuple[EthosU, ...] = Field(
-        (), description="Arm Ethos-U configurations to compile for; they get the NPU's forms"
+        (), description="Arm Ethos-U configurations to compile for, with operators in the NPU's forms"
     )
     optimize_for: Literal["cpu", "npu"] = Field(
-        "cpu", description="form of the operators that a phone's CPU delegate and an NPU want differently (hardswish)"
+        "cpu", description="form of operators for which a CPU delegate and an NPU need different ones (hardswish)"
     )
-    io: Literal["int8", "uint8", "float32"] = Field("int8", description="numbers that an int8 model takes and gives")
+    io: Literal["int8", "uint8", "float32"] = Field(
+        "int8", description="number type of an int8 model's inputs and outputs"
+    )
     input_layout: Literal["nchw", "nhwc"] = Field("nchw", description="order of an image's axes at the model's inputs")
     reference_kernels: bool | None = Field(
         None,
-        description="also score with the plain kernels that NPUs follow, some 30 times slower than XNNPACK; "
-        "where absent, when a sample takes them less than 20 ms",
+        description="also evaluate with the reference kernels, whose rounding NPUs follow; about 30 times slower than "
+        "XNNPACK; by default only where they take less than 20 ms for a sample",
     )
-    gpu: bool = Field(False, description="note what LiteRT's analyzer says of its GPU delegate; it says little")
-    android: AndroidConfig | None = Field(None, description="time the model on a phone")
+    gpu: bool = Field(False, description="report what LiteRT's analyzer says about its GPU delegate")
+    android: AndroidConfig | None = Field(None, description="a phone to time the model on")
     aot: tuple[Annotated[str, Field(pattern=r"^\w+:\w+$")], ...] = Field(
         (), description="chips to compile for ahead of time: qualcomm:SM8650, mediatek:MT6989, google_tensor:Tensor_G5"
     )
@@ -435,6 +456,7 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"is not YAML: {' '.join(str(error).split())}", where=str(path)) from None
     if not isinstance(values, dict):
         raise RecipeError("is empty or not a mapping", where=str(path), fix="see 'edgewright schema recipe'")
+    logger.debug("read %s: keys %s", path, ", ".join(map(str, values)))
     return parse_recipe(values, where=str(path))
 
 

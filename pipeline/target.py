@@ -1,7 +1,7 @@
-"""What a deployment target must offer, and the records of what was measured, estimated or skipped on it.
+"""What a deployment target must provide, and the records of what was measured, estimated or skipped on it.
 
 A target turns one program into the file a device loads (`Target.lower`), runs it (`Target.load`) and says which
-operators leave the accelerator (`Target.placement`). Only ``targets/<name>`` imports that target's SDK.
+operators do not run on the accelerator (`Target.placement`). Only ``targets/<name>`` imports that target's SDK.
 This module imports no torch.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.core.arrays import Array as Array
 
 Variant = Literal["fp32", "int8", "fp16", "int8_weights", "int8_dynamic", "palettized_6bit", "palettized_4bit"]
-"""How an artifact holds and computes its numbers; beside the first two, forms that vendors offer, for comparison."""
+"""How an artifact stores and computes numbers. All but the first two are forms that vendors offer, for comparison."""
 
 
 class Capability(Record):
@@ -42,7 +42,7 @@ class Capabilities(Record):
 
 
 class Fallback(Record):
-    """Operators that do not run on the accelerator, or not as integers, and why."""
+    """Operators that do not run on the accelerator, or do not run as integers, and why."""
 
     op: str
     count: int
@@ -68,9 +68,9 @@ class Placement(Record):
     Attributes:
         operators: All operators in the deployed graph.
         accelerated: How many of them run as integer kernels, in the delegate, or on the accelerator.
-        source: Who says so: a runtime's optimized graph, a compiler's report, or published rules.
-        slowest: The operators that take longest, where the runtime tells.
-        before: Where the operators would run had the target not rewritten the program.
+        source: What this is known from: a runtime's optimized graph, a compiler's report, or published rules.
+        slowest: The operators that take longest, where the runtime reports it.
+        before: Where the operators would run if the target had not rewritten the program.
     """
 
     operators: int
@@ -89,7 +89,7 @@ class Lowered:
         path: A file, or a folder such as ``.mlpackage``.
         batch_size: The one batch size it takes; None where the batch is dynamic.
         inputs: The original model's inputs, in order.
-        notes: What a reader of the report should know: operators left in float, encodings chosen …
+        notes: What a reader of the report should know: operators kept in float, encodings chosen …
     """
 
     path: Path
@@ -106,7 +106,7 @@ class Lowered:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The files of an artifact, in a fixed order: a folder's, or the file and the weights that lie beside it.
+    """The files of an artifact, in a fixed order: a folder's, or the file and the weights stored beside it.
 
     ONNX stores weights that do not fit into one file as ``<file>.data``.
     """
@@ -117,13 +117,13 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 class Session(Protocol):
-    """A loaded artifact. Takes and gives the float values of the original model's interface.
+    """A loaded artifact. Its inputs and outputs are the float values of the original model's interface.
 
     Attributes:
         runtime: Name and version of what executes the artifact.
         device: The processor it runs on.
-        metrics_source: ``measured`` where the target's own runtime runs it; ``reference`` where our interpreter stands
-            in for a runtime that is not here, whose time must never be quoted as the target's latency.
+        metrics_source: ``measured`` where the target's own runtime runs it; ``reference`` where our interpreter
+            replaces a runtime that is not available here. Its time must never be quoted as the target's latency.
         batch_size: The one batch size it takes; None where it takes any.
     """
 
@@ -147,11 +147,11 @@ class Target(Protocol):
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """The forms of the original that are wanted for comparison, beside FP32."""
+        """The forms of the original, other than FP32, that the recipe asks to compare with."""
         ...
 
     def missing_package(self) -> str | None:
-        """The extra to install where the SDK for lowering is absent: ``edgewright[onnx]``."""
+        """The extra to install where the SDK for lowering is missing: ``edgewright[onnx]``."""
         ...
 
     def cannot_run(self) -> str | None:
@@ -166,12 +166,12 @@ class Target(Protocol):
             variant: One of `variants`, for a float model.
 
         Raises:
-            TargetError: An operator, rank or dtype has no form on this target.
+            TargetError: An operator, rank or dtype is not supported on this target.
         """
         ...
 
     def open(self, path: Path) -> Lowered:
-        """An artifact that was written earlier, by anyone: its interface is read from the file itself.
+        """An existing artifact, whoever wrote it: its interface is read from the file itself.
 
         Raises:
             TargetError: The file is missing, or not one of this target's.
@@ -179,8 +179,8 @@ class Target(Protocol):
         ...
 
     def estimates(self, lowered: Lowered) -> tuple[Latency, ...]:
-        """Latency beside the session's: predicted by a named method for devices that are not here, measured on other
-        processors of this machine, or skipped with the reason.
+        """Latencies in addition to the session's: predicted by a named method for devices that are not available here,
+        measured on other processors of this machine, or skipped with the reason.
         """
         ...
 
@@ -189,11 +189,11 @@ class Target(Protocol):
         ...
 
     def cross_checks(self, lowered: Lowered) -> tuple[Session | Skipped, ...]:
-        """Other runtimes or precisions that execute the same artifact here: for its accuracy, never for its time."""
+        """Other runtimes or precisions that execute the same artifact here: checks of accuracy, never of time."""
         ...
 
     def placement(self, lowered: Lowered) -> Placement | None:
-        """Which operators run accelerated; None where nothing here can tell."""
+        """Which operators run accelerated; None where nothing on this machine knows."""
         ...
 
 
@@ -204,7 +204,7 @@ class Exported:
     Attributes:
         optimized: The optimized model's artifact; None unless ``status`` is ``ok``.
         original: The FP32 original's artifact, for comparison in the same runtime.
-        variants: The original in the other forms that were asked for, or why there is none.
+        variants: The original in each other form that was asked for, or why it is missing.
         reason: Why there is no artifact.
     """
 
@@ -234,11 +234,11 @@ class Measured(Record):
 
 
 class Estimated(Record):
-    """Latency that a named method predicts for a device that is not here.
+    """Latency that a named method predicts for a device that is not available here.
 
     Attributes:
-        placement: Where the operators would run on that device, where the method tells.
-        figures: What else the method predicts, units in the names: cycles, memory in bytes …
+        placement: Where the operators would run on that device, if the method reports it.
+        figures: What else the method predicts, with units in the names: cycles, memory in bytes …
     """
 
     kind: Literal["estimated"] = "estimated"
@@ -253,7 +253,7 @@ class Estimated(Record):
 
 
 class Skipped(Record):
-    """What cannot be had here, a latency or a cross-check, and why."""
+    """A latency or a cross-check that is not available here, and why."""
 
     kind: Literal["skipped"] = "skipped"
     runtime: str

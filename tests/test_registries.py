@@ -20,7 +20,7 @@ import targets
 from pipeline.core import Setting, TensorSpec
 from pipeline.data.open import from_dataset
 from pipeline.execution.deployed import TARGET_OF
-from pipeline.recipe import Importance, Metric, OnnxProvider, RangeMethod, StageStep, TargetName, TargetStep
+from pipeline.recipe import Importance, Metric, Observer, OnnxProvider, StageStep, TargetName, TargetStep
 from pipeline.report import units
 from pipeline.report.headline import METRIC_NAMES
 from pipeline.search.objectives import parse_objective
@@ -45,11 +45,11 @@ def options_of(step: type[BaseModel], name: str) -> type[Setting]:
 
 
 def test_every_range_method_of_the_recipe_has_its_function() -> None:
-    assert set(get_args(RangeMethod)) == {*METHODS, OUTPUT_MSE}
+    assert set(get_args(Observer)) == {*METHODS, OUTPUT_MSE}
 
 
 def test_readme_counts_the_range_methods() -> None:
-    assert f"Of the {NUMBERS[len(get_args(RangeMethod))]} range methods" in README
+    assert f"Of the {NUMBERS[len(get_args(Observer))]} range methods" in README
 
 
 def test_every_importance_of_the_recipe_judges_channels_in_its_own_way() -> None:

@@ -1,4 +1,4 @@
-"""The nouns every other module speaks: tensors, artifacts, stage records and errors.
+"""The types that all modules share: models, tensors, stage records and errors.
 
 Nothing here imports torch: reading a report, printing ``--help`` or refusing a bad recipe must be instant.
 """
@@ -19,7 +19,7 @@ DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 
 
 class EdgewrightError(Exception):
-    """A mistake its user can mend. The command line prints it in one piece and exits with code 2.
+    """A mistake that the user can correct. The command prints it as one message and exits with code 2.
 
     Args:
         problem: What is wrong, in one sentence.
@@ -50,7 +50,7 @@ class DataError(EdgewrightError):
 
 
 class StageError(EdgewrightError):
-    """A stage cannot treat this model, or broke its own contract."""
+    """A stage cannot process this model, or broke its own contract."""
 
 
 class TargetError(EdgewrightError):
@@ -90,7 +90,7 @@ class Setting(BaseModel):
 
 
 class TensorSpec(Setting):
-    """One named input of a model. ``shape`` leaves the batch dimension out; its units are elements."""
+    """One named input of a model. ``shape`` excludes the batch dimension; its units are elements."""
 
     name: str
     shape: tuple[int, ...]
@@ -112,7 +112,7 @@ class Preprocessing(Setting):
 
 
 class SkippedLayer(Record):
-    """A layer that a stage left as it was, and why."""
+    """A layer that a stage did not change, and why."""
 
     layer: str
     reason: str
@@ -125,7 +125,7 @@ class StageRecord(Record):
         parameters: Elements in all weights and biases after the stage.
         macs: Multiply-accumulates of one sample's forward pass after the stage.
         metrics: The task metric on the evaluation set after the stage, such as ``{"top1": 0.93}``; ratios in [0, 1].
-        details: What only this stage knows (loss curve, chosen configuration, removed channels …); JSON values.
+        details: Anything specific to this stage (loss curve, chosen configuration, removed channels …); JSON values.
     """
 
     stage: str
@@ -174,4 +174,4 @@ class Model:
 
 
 ModelArtifact = Model
-"""The name that this class had first; an artifact now always means a file that a device loads."""
+"""The former name of `Model`; an artifact is now always a file that a device loads."""

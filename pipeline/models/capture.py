@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -13,6 +14,8 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.core import StageError, TensorSpec, first_line
+
+logger = logging.getLogger(__name__)
 
 
 def example_inputs(inputs: tuple[TensorSpec, ...], batch_size: int = 1) -> tuple[Tensor, ...]:
@@ -38,8 +41,8 @@ def capture(
     Args:
         batch_size: The one batch size of the program; None asks for a dynamic batch, and falls back to batch 1 for a
             module whose own code fixes the batch.
-        dynamic: Per input, axes beside the batch whose size may vary. Where the module's own code fixes one, it stays
-            as it is.
+        dynamic: Per input, axes other than the batch whose size may vary. An axis that the module's own code fixes
+            stays fixed.
 
     Raises:
         StageError: torch.export cannot trace the module.
@@ -57,6 +60,7 @@ def capture(
             fix="make forward traceable: https://docs.pytorch.org/docs/stable/export.html",
         ) from error
     if batch_size is None and fixed_batch_size(program) is not None:
+        logger.debug("the code of %s fixes the batch: captured again with batch 1", type(module).__name__)
         return capture(module, inputs, batch_size=1, dynamic=dynamic)
     return program
 
@@ -65,7 +69,7 @@ def fixed_batch_size(program: ExportedProgram) -> int | None:
     """The one batch size a program takes, or None where its batch is dynamic."""
     names = set(program.graph_signature.user_inputs)
     first = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name in names)
-    size = first.meta["val"].shape[0]  # a symbol may stand for one number, where code that was traced needs just that
+    size = first.meta["val"].shape[0]  # a symbol may stand for a single number that the traced code requires
     return int(size) if is_concrete_int(size) else None
 
 
@@ -77,10 +81,10 @@ def count_parameters(module: nn.Module) -> int:
 def count_macs(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> int:
     """Multiply-accumulates of one sample's forward pass: convolutions, matrix products and attention.
 
-    Without oneDNN, whose LSTM is one operator that the counter knows nothing about.
+    Runs without oneDNN, whose LSTM is a single operator that the counter does not know.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration")  # torch means Intel's GPUs, not us
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # about Intel's GPUs, which this does not use
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter, torch.no_grad():
             module(*example_inputs(inputs))
     return int(counter.get_total_flops()) // 2

@@ -1,4 +1,4 @@
-"""Digests: what results are stored under, and models compared by."""
+"""Digests, which identify stored results and models."""
 
 from __future__ import annotations
 

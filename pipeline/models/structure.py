@@ -1,6 +1,6 @@
-"""Modules on disk after their layers have changed size: weights and widths, put back onto the factory's own module.
+"""Storage of modules whose layers have changed size: weights and sizes, restored onto the factory's own module.
 
-A file is a plain safetensors file. Its header says, per submodule, which integers size it (``in_channels``,
+A file is a plain safetensors file. Its header says, per submodule, which integers set its size (``in_channels``,
 ``groups``, ``num_features``, ``normalized_shape`` …), and which submodules are `nn.Identity`: a block that was removed
 is one. Reading a file runs no code from it: nothing is unpickled.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from pipeline.core import CheckpointError
 
+logger = logging.getLogger(__name__)
+
 _KEY = "edgewright.structure"
 
 
 def save_module(module: nn.Module, path: Path) -> None:
-    """Write a module's tensors and the integers that size its layers; the file appears complete or not at all."""
+    """Write a module's tensors and the integers that set the sizes of its layers, completely or not at all."""
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     names: dict[int, str] = {}
@@ -40,6 +43,7 @@ def save_module(module: nn.Module, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     save_file(kept, partial, metadata={_KEY: json.dumps(structure, separators=(",", ":"))})
     partial.replace(path)
+    logger.debug("saved %d tensors of %s to %s", len(kept), type(module).__name__, path)
 
 
 def restore_module(reference: nn.Module, path: Path) -> nn.Module:
@@ -49,11 +53,11 @@ def restore_module(reference: nn.Module, path: Path) -> nn.Module:
         reference: A module of the same architecture, of any width: what the factory builds.
 
     Raises:
-        CheckpointError: The file is no such file, or belongs to another architecture.
+        CheckpointError: The file was not written by `save_module`, or belongs to another architecture.
     """
     tensors, structure = _read(path)
     module = copy.deepcopy(reference)
-    for name in structure.get("identities", ()):  # files from before blocks could leave have none
+    for name in structure.get("identities", ()):  # files written before blocks could be removed have none
         if name and name in dict(module.named_modules()):
             module.set_submodule(name, nn.Identity())
     parts = dict(module.named_modules())
@@ -88,7 +92,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _sizes(part: nn.Module) -> dict[str, Any]:
-    """A submodule's public integers and tuples of integers: all that can size a layer."""
+    """A submodule's public integers and tuples of integers: everything that can set a layer's size."""
 
     def is_size(value: object) -> bool:
         if isinstance(value, tuple | list):

@@ -1,7 +1,7 @@
-"""The report's pictures, as inline SVG: text stays text, colours are the page's CSS variables, no byte depends on the
-day or the machine.
+"""The report's pictures, as inline SVG: text stays text, colours are the page's CSS variables, and the bytes depend
+on neither the date nor the machine.
 
-Every row of a bar chart carries its name above its bar, so that one drawing serves a wide screen and a phone.
+Every row of a bar chart has its name above its bar, so that one drawing fits a wide screen and a phone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Row:
 
     Attributes:
         value: In the chart's unit; None where there is none.
-        text: What stands at the row's right end: the rounded value, or why there is none.
+        text: The text at the row's right end: the rounded value, or why there is none.
         kind: ``before`` and ``after`` are measured models; ``estimated`` is drawn hollow, ``none`` not at all.
         span: From the 10th to the 90th percentile, where samples exist.
     """
@@ -65,7 +65,7 @@ class Row:
 
 
 def bars(rows: Sequence[Row], *, name: str, alt: str) -> str:
-    """Horizontal bars from zero, with the samples' span where there is one; an arrow where the span leaves the chart.
+    """Horizontal bars from zero, with the samples' span where there is one. An arrow marks a span beyond the chart.
 
     The longest value sets the scale, not the longest span: one disturbed measurement must not shrink all others.
     """
@@ -90,7 +90,7 @@ def bars(rows: Sequence[Row], *, name: str, alt: str) -> str:
 
 
 def dots(rows: Sequence[Row], *, allowed: tuple[float, float] | None, name: str, alt: str) -> str:
-    """Ratios as dots on a cut-out of the scale; ``allowed`` (lowest, original) is the shaded band of the budget."""
+    """Ratios as dots on a part of the scale; ``allowed`` (lowest, original) is the shaded band of the budget."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _rows(rows, foot_in=0.3)
@@ -138,7 +138,7 @@ def _settings() -> AbstractContextManager[None]:
 
 
 def _rows(rows: Sequence[Row], *, foot_in: float) -> tuple[Figure, Axes]:
-    """A figure with one row per entry, top to bottom; names and values stand above the (still empty) row's line.
+    """A figure with one row per entry, top to bottom; names and values are above the row's line, which is still empty.
 
     Args:
         foot_in: Room for a scale below the rows, in inches.
@@ -160,7 +160,7 @@ def _rows(rows: Sequence[Row], *, foot_in: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, *, name: str, alt: str) -> str:
-    """A figure as one ``<svg>`` element that can stand beside others: only ids that are used, under a prefix."""
+    """A figure as one ``<svg>`` element that can share a page with others: only ids in use, each with a prefix."""
     buffer = io.StringIO()
     with _settings():
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}

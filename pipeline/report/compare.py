@@ -1,8 +1,8 @@
 """Two reports side by side: what got better, what got worse, and what cannot be compared.
 
-Accuracy and size are exact, so small tolerances do. Latency is not: a verdict needs a change beyond the tolerance and
-beyond the medians' confidence intervals, after the drift of the machine is taken out. The drift is what happened to
-the original in PyTorch, which is the same program in both runs and was timed in turns with every candidate.
+Accuracy and size are exact, so small tolerances suffice. Latency is not: a change counts when it exceeds both the
+tolerance and the medians' confidence intervals, after correction for the drift of the machine. The original in PyTorch
+shows that drift: it is the same program in both runs and was timed in turns with every candidate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.report.model import Report, TargetRecord
 from pipeline.report.noise import NOISY, spread
 from pipeline.target import Estimated, Latency, Measured
 
-Verdict = Literal["better", "worse", "same", "incomparable"]
+Outcome = Literal["better", "worse", "same", "incomparable"]
 Tolerance = Annotated[float, Field(ge=0)]
 
 
@@ -30,7 +30,7 @@ class Tolerances(Setting):
     Attributes:
         metric: Absolute, as a ratio: 0.001 is 0.1 percentage points (10 of 10,000 samples).
         size: Relative growth of artifacts, parameters and multiply-accumulates.
-        latency: Relative growth of a median after the machine's drift is taken out.
+        latency: Relative growth of a median, corrected for the machine's drift.
         sqnr_db: Loss of parity in dB.
     """
 
@@ -41,13 +41,13 @@ class Tolerances(Setting):
 
 
 class Change(Record):
-    """One figure in both reports; its name says its unit. None is not known, or, for an SQNR, without any noise."""
+    """One figure in both reports; its name says its unit. None means unknown or, for an SQNR, no noise at all."""
 
     subject: str
     quantity: str
     before: int | float | str | None
     after: int | float | str | None
-    verdict: Verdict
+    verdict: Outcome
     note: str = ""
 
 
@@ -55,7 +55,7 @@ class ReportComparison(Record):
     """What changed from one report to another.
 
     Attributes:
-        caveats: Differences between the runs that bear on every figure.
+        caveats: Differences between the runs that affect every figure.
     """
 
     before: str
@@ -70,7 +70,7 @@ class ReportComparison(Record):
 
 
 def compare(before: Report, after: Report, tolerances: Tolerances | None = None) -> ReportComparison:
-    """Compare every figure that two reports share; a target of only one of them is listed as such."""
+    """Compare every figure that two reports share; a target that only one of them has is listed as such."""
     limits = tolerances or Tolerances()
     old, new = ({target.target: target for target in report.targets} for report in (before, after))
     changes = [*_model_changes(before, after, limits)]
@@ -128,7 +128,7 @@ def _target_changes(
     if old is None or new is None or was != now:
         lost = was == "ok" and now == "failed"
         gained = was == "failed" and now == "ok"
-        verdict: Verdict = "worse" if lost else "better" if gained else "incomparable"
+        verdict: Outcome = "worse" if lost else "better" if gained else "incomparable"
         note = (new.reason or "") if new is not None else "not in the newer run"
         yield Change(subject=name, quantity="status", before=was, after=now, verdict=verdict, note=note)
     if old is None or new is None:
@@ -164,7 +164,7 @@ def _metric_changes(
 ) -> Iterator[Change]:
     for metric in dict.fromkeys((*old, *new)):
         first, second = old.get(metric), new.get(metric)
-        verdict: Verdict = "incomparable"
+        verdict: Outcome = "incomparable"
         note = "" if same_data else "other evaluation samples"
         if same_data and first is not None and second is not None:
             verdict = _verdict(first, second, limits.metric)
@@ -220,7 +220,7 @@ def drift(before: Report, after: Report, threads: int) -> tuple[Measured, Measur
 
 def _latency_verdict(
     first: Measured, second: Measured, control: tuple[Measured, Measured] | None, tolerance: float
-) -> tuple[Verdict, str]:
+) -> tuple[Outcome, str]:
     change = math.log(second.median_ns / first.median_ns)
     involved = [first, second]
     note = "the machine's drift is not known"
@@ -237,7 +237,7 @@ def _latency_verdict(
 def median_uncertainty(samples: Sequence[int]) -> float:
     """Half the width of the median's 95 % confidence interval, relative to the median; infinite below six samples.
 
-    The interval is free of any distribution: between the order statistics ``n/2 ± 1.96·√n/2``
+    The interval assumes no distribution. It lies between the order statistics ``n/2 ± 1.96·√n/2``
     (Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2).
 
     >>> median_uncertainty(range(1, 101))  # the 40th and the 61st of 1 … 100: (61 - 40) / 2 / 50.5
@@ -259,8 +259,8 @@ def _relative(subject: str, quantity: str, old: float, new: float, tolerance: fl
     return Change(subject=subject, quantity=quantity, before=old, after=new, verdict=verdict)
 
 
-def _verdict(old: float, new: float, tolerance: float) -> Verdict:
-    """More is better; a difference up to the tolerance is none (with room for the rounding of binary fractions)."""
+def _verdict(old: float, new: float, tolerance: float) -> Outcome:
+    """More is better; a difference within the tolerance is ignored (with room for the rounding of binary fractions)."""
     if old == new or abs(new - old) <= tolerance * (1 + 1e-9):
         return "same"
     return "better" if new > old else "worse"

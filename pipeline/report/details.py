@@ -1,4 +1,4 @@
-"""What only one stage knows, as texts and tables: any JSON values, shown by their shape."""
+"""A stage's own details: any JSON values as texts and tables, by their shape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.report import units
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detail:
-    """What a stage alone knows, ready to print: a single text, or a table.
+    """One of a stage's own details, ready to print: a single text, or a table.
 
     Attributes:
         numbers: Which columns hold nothing but numbers.

@@ -16,13 +16,13 @@ METRIC_NAMES = {"top1": "Top-1 accuracy", "agreement": "Agreement with the origi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One model in the headline table; None stands for what is not known.
+    """One model in the headline table; None means unknown.
 
     Attributes:
         metric: Of the budget, on the evaluation set; a ratio.
         drop: Original's metric minus this one's; a ratio.
         latency: One sample on one thread.
-        within_budget: None where the metric could not be had.
+        within_budget: None where there is no metric.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The one sentence a reader takes away, and whether it is good news."""
+    """The conclusion in one or two sentences, and whether it is good news."""
 
     tone: Tone
     sentence: str
@@ -118,7 +118,7 @@ def reasons(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def original_metric(report: Report) -> float | None:
-    """The original's value of the budget's metric; it agrees with itself everywhere."""
+    """The original's value of the budget's metric; its agreement with itself is 1."""
     return report.original.metrics.get(report.budget.metric, 1.0 if report.budget.metric == "agreement" else None)
 
 
@@ -128,7 +128,7 @@ def metric_name(metric: str) -> str:
 
 
 def variant(report: Report) -> str:
-    """What the targets' artifacts are."""
+    """The number format of the targets' artifacts."""
     return "INT8" if any(stage.stage == "quantize" for stage in report.stages) else "optimized, FP32"
 
 

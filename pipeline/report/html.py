@@ -1,6 +1,6 @@
-"""The report as one HTML file that needs nothing else: no network, no script, no font, and no clock or machine either.
+"""The report as one HTML file that needs nothing else: no network, no script, no font.
 
-Same report in, same bytes out. All text is escaped by the template engine; only our own SVG and CSS are not.
+The same report always gives the same bytes. The template engine escapes all text, except our own SVG and CSS.
 """
 
 from __future__ import annotations

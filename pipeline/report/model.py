@@ -1,6 +1,6 @@
-"""The JSON report, version 1.0: everything a run found out, in units that stand in the names; ratios are in [0, 1].
+"""The JSON report, version 1.0: everything that a run measured. Units are part of the names; ratios are in [0, 1].
 
-Fields may be added; none is renamed or removed, so that an old report loads for ever. This package imports no torch.
+Fields may be added, but none is renamed or removed, so old reports always load. This package imports no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SCHEMA_VERSION: Literal["1.0"] = "1.0"
 
 
 class Environment(Record):
-    """Where the run took place. Holds no host name, user name or path."""
+    """The machine and the software of a run. Holds no host name, user name or path."""
 
     packages: dict[str, str]
     cpu: str
@@ -90,7 +90,7 @@ class CrossCheck(Record):
 
 
 class VariantRecord(Record):
-    """The original in another form that the target offers, beside FP32: what the vendor's own means give."""
+    """The original in another form that the vendor's own tools make, for comparison."""
 
     variant: Variant
     status: Literal["ok", "skipped"]
@@ -102,7 +102,7 @@ class VariantRecord(Record):
 
 
 class TargetRecord(Record):
-    """One target's artifact and everything known of it."""
+    """One target's artifact and everything known about it."""
 
     target: str
     status: Literal["ok", "skipped", "failed"]

@@ -1,4 +1,4 @@
-"""How far latency samples scatter, and which measurements a reader should not lean on."""
+"""How much latency samples vary, and which measurements are unreliable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.report.model import Report
 from pipeline.target import Latency, Measured
 
 NOISY = 0.10
-"""A spread from which a measurement is called unstable (the rule of https://pyperf.readthedocs.io/en/latest/analyze.html)."""
+"""From this spread on, a measurement is called unstable (the rule of https://pyperf.readthedocs.io/en/latest/analyze.html)."""
 
 
 def spread(samples: Sequence[int]) -> float:

@@ -16,8 +16,8 @@ from pipeline.target import Estimated, Latency, Measured
 
 Kind = Literal["before", "after"]
 ONE_THREAD, ESTIMATED = "Latency on one thread", "Estimated latency"
-FROM_SAMPLES = "One sample. Bar: median. Line: from the 10th to the 90th percentile; an arrow where it goes on."
-FROM_METHOD = "One sample. Hatched: estimated, not measured; the method stands in the table below."
+FROM_SAMPLES = "One sample. Bar: median. Line: from the 10th to the 90th percentile; an arrow means that it continues."
+FROM_METHOD = "One sample. Hatched: estimated, not measured; the table below names the method."
 
 
 def pictures(report: Report) -> list[tuple[str, Markup, str]]:
@@ -37,9 +37,9 @@ def pictures(report: Report) -> list[tuple[str, Markup, str]]:
         size = None if target.artifact is None else target.artifact.size_bytes
         sizes.append(_bar(f"{target.target} · {after}", size, "after"))
     allowed = None if baseline is None else (baseline - report.budget.max_drop, baseline)
-    cut_out = "The scale is a cut-out. Band: what the budget allows."
+    scale = "The axis does not start at zero. Band: what the budget allows."
     return [
-        (name, Markup(charts.dots(accuracy, allowed=allowed, name="accuracy", alt=_spoken(name, accuracy))), cut_out),
+        (name, Markup(charts.dots(accuracy, allowed=allowed, name="accuracy", alt=_spoken(name, accuracy))), scale),
         ("Size", Markup(charts.bars(sizes, name="size", alt=_spoken("Size", sizes))), "Bytes of the file or package."),
         *(
             (heading, Markup(charts.bars(rows, name=f"latency-{index}", alt=_spoken(heading, rows))), caption)
@@ -49,7 +49,7 @@ def pictures(report: Report) -> list[tuple[str, Markup, str]]:
 
 
 def _latency_groups(report: Report) -> Iterator[tuple[str, list[charts.Row], str]]:
-    """One picture per number of threads, and one for estimates: they share no scale."""
+    """One picture per number of threads, and one for estimates, each with its own scale."""
     groups: dict[str, list[charts.Row]] = {}
     after = variant(report)
     models: list[tuple[str, Kind, tuple[Latency, ...]]] = [("original · FP32", "before", report.original.latency)]
@@ -106,7 +106,7 @@ def training_curve(stage: StageRecord, index: int) -> Markup | None:
         known = [(epoch, 100 * value) for epoch, value in metrics if value is not None]
         if known:
             series.append(("Held-out metric, %", [epoch for epoch, _ in known], [value for _, value in known]))
-        alt = f"Training of {stage.stage} over {len(log)} epochs; the same figures stand in the table below."
+        alt = f"Training of {stage.stage} over {len(log)} epochs; the table below has the same figures."
         return Markup(charts.curves(series, x_label="epoch", name=f"training-{index}", alt=alt))
     return None
 

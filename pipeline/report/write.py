@@ -1,7 +1,8 @@
-"""Reports on disk: ``report.json`` and ``report.html``, each complete or not there at all."""
+"""Reports on disk: ``report.json`` and ``report.html``, each written completely or not at all."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -9,23 +10,26 @@ from pathlib import Path
 from pipeline.report.html import render
 from pipeline.report.model import Report
 
+logger = logging.getLogger(__name__)
+
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
-    """Write ``report.json`` and ``report.html`` into ``folder``, which is made where it is missing.
+    """Write ``report.json`` and ``report.html`` into ``folder``, which is created if missing.
 
-    Both are rendered before the first is written, so that no half of a pair can appear.
+    Both are rendered before either is written, so that one cannot appear without the other.
 
     Returns:
         The two paths.
 
     Raises:
-        ValidationError: The report would not load again, as with a metric that is not finite.
+        ValidationError: The report would not load again, for example because a metric is not finite.
     """
     json_text, html_text = to_json(report), render(report)
     folder.mkdir(parents=True, exist_ok=True)
     json_path, html_path = folder / "report.json", folder / "report.html"
     _write(json_path, json_text)
     _write(html_path, html_text)
+    logger.debug("wrote %s and %s", json_path, html_path)
     return json_path, html_path
 
 

@@ -26,7 +26,7 @@ class Objective(Setting):
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
-        """What Optuna is told."""
+        """The direction, as Optuna calls it."""
         return "minimize" if self.kind in OF_A_TARGET else "maximize"
 
     def value(self, report: Report) -> float:

@@ -54,8 +54,8 @@ def search(
 ) -> list[Point]:
     """Run trials until the study has ``trials`` finished ones, and write its Pareto front.
 
-    Interrupted and run again, or run by several workers at once, it goes on with the same study: a trial whose worker
-    died is given out again, and none is run twice.
+    A search that is interrupted and run again, or run by several workers at once, continues the same study: a trial
+    whose worker died is queued again, and no trial is run twice.
 
     Args:
         run: Applies the recipe of a trial.
@@ -97,9 +97,9 @@ def search(
 
 
 def open_storage(url: str) -> RDBStorage:
-    """The database of a study, its tables made where they are missing.
+    """The database of a study; its tables are created where they are missing.
 
-    Workers that start together all find the tables missing, and all but one fail to make them: those look again.
+    When workers start together, all find the tables missing, and all but one fail to create them. They try again.
 
     Raises:
         RecipeError: There is no such database, or no driver for it.
@@ -111,20 +111,22 @@ def open_storage(url: str) -> RDBStorage:
                 url,
                 heartbeat_interval=_HEARTBEAT_S,
                 grace_period=2 * _HEARTBEAT_S,
-                heartbeat_stale_trial_callback=_give_out_again,
+                heartbeat_stale_trial_callback=_queue_again,
             )
         except (DBAPIError, StorageInternalError) as error:
             failures += 1
             if failures == _OPENINGS:
                 problem = f"the study's database cannot be opened: {' '.join(str(error).split())}"
-                raise RecipeError(problem, where="search", fix="check the storage's URL, and that it runs") from error
+                raise RecipeError(
+                    problem, where="search", fix="check the storage's URL, and that the database runs"
+                ) from error
             time.sleep(0.1 * failures)
         except (SQLAlchemyError, ImportError) as error:
             fix = "PostgreSQL: pip install edgewright[search], then postgresql+psycopg://user@host/database"
             raise RecipeError(f"no driver for such a database: {error}", where="search", fix=fix) from error
 
 
-def _give_out_again(study: Study, trial: FrozenTrial) -> None:
+def _queue_again(study: Study, trial: FrozenTrial) -> None:
     """Queue the settings of a trial whose worker died."""
     if trial.params:
         study.enqueue_trial(trial.params, user_attrs={"instead_of": trial.number})

@@ -16,11 +16,11 @@ from pipeline.recipe import Augmentation
 def augmentation(config: Augmentation, preprocessing: Preprocessing | None = None) -> Callable[[Batch], Batch]:
     """The changes that a recipe asks for, on batches whose first input is images ``(N, C, H, W) float32``.
 
-    A batch of mixed images (mixup https://arxiv.org/abs/1710.09412, CutMix https://arxiv.org/abs/1905.04899) loses its
-    labels: what a mixed image shows is the teacher's to say.
+    A batch of mixed images (mixup https://arxiv.org/abs/1710.09412, CutMix https://arxiv.org/abs/1905.04899) has no
+    labels: only the teacher can label a mixed image.
 
     Args:
-        preprocessing: How the images were normalised, so that colours are changed on a scale from 0 to 1.
+        preprocessing: How the images were normalised, so that colours are changed in the range [0, 1].
     """
     if config == Augmentation():
         return lambda batch: batch
@@ -32,13 +32,13 @@ def augmentation(config: Augmentation, preprocessing: Preprocessing | None = Non
             raise StageError(
                 f"augment changes images (N, C, H, W), but the first input is {list(images.shape)}",
                 where="augment",
-                fix="leave augment out",
+                fix="remove augment",
             )
         images, labels = change(images), batch.labels
         mix = _drawn_mix(config)
         if mix is not None:
             if others:
-                raise StageError("mixup and cutmix mix the first input only", where="augment", fix="leave them out")
+                raise StageError("mixup and cutmix mix the first input only", where="augment", fix="remove them")
             images, labels = mix(images), None
         return Batch((images, *others), labels)
 
@@ -46,7 +46,7 @@ def augmentation(config: Augmentation, preprocessing: Preprocessing | None = Non
 
 
 def _changes(config: Augmentation, preprocessing: Preprocessing) -> list[nn.Module]:
-    """One module per change, from images ``(N, C, H, W)`` to such."""
+    """One module per change; each maps images ``(N, C, H, W)`` to images of the same shape."""
     import kornia.augmentation as K
 
     changes: list[nn.Module] = []

@@ -1,12 +1,12 @@
-"""What layers of a student and its teacher put out, compared: attention transfer and hints.
+"""Feature losses, which compare outputs of layers of a student and its teacher: attention transfer and hints.
 
-Features of any kind are seen as maps ``(N, C, P)``: images ``(N, C, H, W)`` have ``P = H * W`` positions, tokens
+Features of any kind are treated as maps ``(N, C, P)``: images ``(N, C, H, W)`` have ``P = H * W`` positions, tokens
 ``(N, P, C)`` have P, and vectors ``(N, C)`` have one.
 
-- ``attention`` (Zagoruyko and Komodakis 2017, https://arxiv.org/abs/1612.03928, equation 2): where the energy lies,
+- ``attention`` (Zagoruyko and Komodakis 2017, https://arxiv.org/abs/1612.03928, equation 2): where the energy is,
   ``|| q(s) / ||q(s)|| - q(t) / ||q(t)|| ||^2`` with ``q(a) = sum over channels of a^2``, averaged over samples. Widths
-  need not agree.
-- ``hint`` (Romero et al. 2015, https://arxiv.org/abs/1412.6550): the squared error of the student's features, brought
+  may differ.
+- ``hint`` (Romero et al. 2015, https://arxiv.org/abs/1412.6550): the squared error of the student's features, mapped
   to the teacher's width by a learned 1x1 projection, relative to the teacher's mean square.
 """
 
@@ -29,14 +29,14 @@ from pipeline.training.loop import StepLoss
 
 
 class FeatureLoss(nn.Module):
-    """A loss with one on features added; its parameters are the projections, which are trained with the student.
+    """A loss on outputs plus a loss on features. Its parameters are the projections, trained with the student.
 
     Args:
-        base: The loss on the answers; it runs the student once, and the teacher at most once.
-        inputs: One batch, to find the layers and their widths by.
+        base: The loss on outputs; it runs the student once, and the teacher at most once.
+        inputs: One batch, which is run to find the layers and their widths.
 
     Raises:
-        StageError: A layer is not there, or the two layers of a pair cannot be compared.
+        StageError: A layer does not exist, or the two layers of a pair cannot be compared.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class FeatureLoss(nn.Module):
             _watched(teacher, self.layers.values()) as taught,
         ):
             loss = self._base(student, batch)
-            if not taught:  # labels alone do not ask the teacher
+            if not taught:  # a loss on labels alone does not run the teacher
                 with torch.no_grad():
                     teacher(*batch.inputs)
         pairs = [(_as_map(own[name]), _as_map(taught[twin])) for name, twin in self.layers.items()]
@@ -133,7 +133,7 @@ def _names(module: nn.Module) -> list[str]:
 
 
 def _maps(module: nn.Module, names: Iterable[str], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Feature maps ``(N, C, P)`` by layer, in the order in which the layers finish; what is no map is left out."""
+    """Feature maps ``(N, C, P)`` by layer, in the order in which the layers finish; other outputs are left out."""
     was_training = module.training
     with torch.no_grad(), _watched(module.eval(), names) as seen:
         module(*inputs)
@@ -143,7 +143,7 @@ def _maps(module: nn.Module, names: Iterable[str], inputs: tuple[Tensor, ...]) -
 
 @contextmanager
 def _watched(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """What these layers return from now on; of several tensors, the first."""
+    """A mapping that collects what these layers return inside the block; of several tensors, the first."""
     seen: dict[str, Any] = {}
 
     def watch(name: str) -> Any:
@@ -176,6 +176,4 @@ def _refuse_mismatch(name: str, twin: str, student: Tensor, teacher: Tensor, con
             fix=fix,
         )
     if config.kind == "attention" and student.shape[2] == 1:
-        raise StageError(
-            f"{name!r} has a single position, so there is nowhere to attend to", where="distill.features", fix=fix
-        )
+        raise StageError(f"{name!r} has a single position, and so no attention map", where="distill.features", fix=fix)

@@ -11,11 +11,11 @@ class TrainingLog:
     """Rows of ``epoch, step, loss, learning_rate, metric``.
 
     A step has its own loss and learning rate. An epoch's row comes after its steps; its step and rate are empty, its
-    loss is their mean, and its metric that on the held-out samples, where there are some.
+    loss is their mean, and its metric is that on the held-out samples, where there are any.
 
     Args:
         path: Where to write; nothing is written where it is None.
-        keep_bytes: How much of an earlier log stays: what a resumed training has not forgotten.
+        keep_bytes: How much of an earlier log is kept: the part that the resumed state covers.
     """
 
     columns = ("epoch", "step", "loss", "learning_rate", "metric")

@@ -1,12 +1,13 @@
 """The one training loop: distillation, fine-tuning and quantization-aware training differ only in their loss.
 
-It runs through Hugging Face accelerate, so ``accelerate launch`` spreads it over processes, GPUs or hosts: each step's
-batch is divided among them, and so the gradient is that of one process with the whole batch.
+It runs through Hugging Face accelerate, so ``accelerate launch`` spreads it over processes, GPUs or hosts. Each step's
+batch is divided among them, so the gradient is that of one process with the whole batch.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,8 @@ from pipeline.training.log import TrainingLog
 
 _MOMENTUM_SWING = 0.05  # of the one-cycle schedule: momentum falls while the rate rises
 _SHORTEST_CYCLE = 3  # steps: one to rise in, one to fall in, and the one that the schedule takes after the last
+
+logger = logging.getLogger(__name__)
 
 StepLoss = Callable[[nn.Module, Batch], Tensor]
 
@@ -56,19 +59,19 @@ def fit(
 ) -> list[EpochLog]:
     """Train ``module`` in place under a one-cycle schedule (https://arxiv.org/abs/1708.07120).
 
-    The weights of the last epoch stay or, where ``early_stop`` is set, those of the epoch with the best metric. Where
-    ``ema`` is set, the metric and the weights are those of the moving average.
+    The module keeps the weights of the last epoch or, where ``early_stop`` is set, of the epoch with the best metric.
+    Where ``ema`` is set, the metric and the weights are those of the moving average.
 
     Args:
         loss: Called as ``loss(module, batch)`` with an augmented batch; returns a scalar. Where it is a module itself,
-            its parameters are trained along.
+            its parameters are trained too.
         validate: Metric of the module on held-out samples, called after each epoch in eval mode; larger is better.
         label: What the progress bar says.
-        checkpoint: Where the state is kept while training, every ``checkpoint_minutes``. Training that was killed goes
-            on from it; on a CPU and in one process it ends in the same weights, bit for bit. Removed at the end.
-        before_step: Called before each step with the share of all steps that are done, in [0, 1): what freezes parts
-            of the module after a while. It must not count, so that a resumed training does the same.
-        log: CSV file of every step's and epoch's loss, see `TrainingLog`. A resumed training goes on in it.
+        checkpoint: Where the state is kept while training, every ``checkpoint_minutes``. Training that was killed
+            resumes from it; on a CPU and in one process it ends in the same weights, bit for bit. Removed at the end.
+        before_step: Called before each step with the share of all steps that are done, in [0, 1): freezes parts of the
+            module after a while. It must not count calls, so that a resumed training does the same.
+        log: CSV file of every step's and epoch's loss, see `TrainingLog`. A resumed training continues it.
 
     Returns:
         One log per epoch. The module is left in eval mode.
@@ -109,7 +112,7 @@ def best_epoch(logs: list[EpochLog]) -> int:
 
 @dataclass(slots=True)
 class _State:
-    """Where a training stands, beside its weights: all that a resumed one needs to go on exactly.
+    """The state of a training besides its weights: all that a resumed one needs to continue exactly.
 
     Attributes:
         epoch: Epochs finished.
@@ -118,7 +121,7 @@ class _State:
         order: The sampler's random state at the beginning of that epoch.
         random: torch's random state, which augmentation and dropout draw from.
         best: The weights of the best epoch so far, where one is to be chosen.
-        logged: Bytes of the log that tell of the steps so far.
+        logged: Bytes of the log that cover the steps so far.
     """
 
     epoch: int = 0
@@ -132,7 +135,7 @@ class _State:
 
 
 class _Training:
-    """A module and all that changes while it is trained."""
+    """A module and everything that changes while it is trained."""
 
     def __init__(
         self,
@@ -183,16 +186,17 @@ class _Training:
         return self.state.epoch * len(self._loader) + self.state.step
 
     def resume(self) -> None:
-        """Go back to where the checkpoint stands, if there is one."""
+        """Restore the state of the checkpoint, if there is one."""
         if self._checkpoint is None or not self._checkpoint.exists():
             return
         self.state = _restore(self._checkpoint, self._parts, self._identity)
         self._order.set_state(self.state.order)
+        logger.debug("resumed from %s: epoch %d, step %d", self._checkpoint, self.state.epoch + 1, self.state.step)
         if self._accelerator.num_processes > 1:
-            self.state.random = None  # it is the first process's: with it, all would augment alike
+            self.state.random = None  # it belongs to the first process: with it, all processes would augment alike
 
     def epoch(self, before_step: Callable[[float], None] | None) -> Iterator[tuple[float, float]]:
-        """Train on what is left of the epoch; yields the loss and the learning rate of each step."""
+        """Train on the rest of the epoch; yields the loss and the learning rate of each step."""
         state = self.state
         self._module.train()
         state.order = self._order.get_state()
@@ -237,6 +241,7 @@ class _Training:
         self._scored.eval()
         log = EpochLog(state.epoch + 1, mean, None if validate is None else validate(self._scored))
         state.logs.append(log)
+        logger.debug("epoch %d: loss %.6g, held-out metric %s", log.epoch, log.loss, log.metric)
         if self._config.early_stop is not None and best_epoch(state.logs) == log.epoch:
             state.best = {name: tensor.clone() for name, tensor in self._scored.state_dict().items()}
         state.epoch, state.step, state.total = log.epoch, 0, 0.0
@@ -253,9 +258,10 @@ class _Training:
         self._saved = time.monotonic()
 
     def finish(self) -> None:
-        """Leave the chosen weights in the module, and no checkpoint."""
+        """Put the chosen weights into the module, and remove the checkpoint."""
         if self.state.best is not None or self._average is not None:
             self._bare.load_state_dict(self.state.best or self._scored.state_dict())
+            logger.debug("kept the weights of %s", "the best epoch" if self.state.best else "the moving average")
         self._bare.eval()
         if self._checkpoint is not None and self.leads:
             self._checkpoint.unlink(missing_ok=True)
@@ -300,7 +306,7 @@ def _share_buffers(accelerator: Accelerator, module: nn.Module) -> None:
 
 
 def _save(path: Path, parts: dict[str, Any], state: _State, identity: dict[str, Any]) -> None:
-    """Write the state; the file is complete or the one before stays."""
+    """Write the state; a failure leaves the previous file in place."""
     partial = path.with_name(f".{path.name}.partial")
     content = {
         "identity": identity,

@@ -21,14 +21,14 @@ def distillation_loss(
     Logits: ``alpha * T^2 * KL(softmax(t / T) || softmax(s / T)) + (1 - alpha) * CE(s, labels)``, ``alpha`` being 1
     without labels. Any other output: the squared error relative to the teacher's mean square, so that outputs of
     different units weigh the same. Several outputs add up, and so does the loss on the first one's ``relations``.
-    Where only the labels are left to count (``alpha`` 0), the teacher is not run.
+    Where only the labels count (``alpha`` 0), the teacher is not run.
     """
 
     def loss(student: nn.Module, batch: Batch) -> Tensor:
         outputs = output_tuple(student(*batch.inputs))
         if alpha == 0 and relations is None and batch.labels is not None and len(outputs) == 1 and classifies(outputs):
             return functional.cross_entropy(outputs[0], batch.labels)
-        with torch.no_grad():  # inference mode would not do: its tensors cannot enter the student's backward pass
+        with torch.no_grad():  # not inference mode, whose tensors cannot take part in the student's backward pass
             targets = output_tuple(teacher(*batch.inputs))
         terms = [_relative_error(s, t) for s, t in zip(outputs, targets, strict=True)]
         if classifies(targets):

@@ -125,7 +125,7 @@ def test_feature_loss_trains_student_and_projection_when_stepped_down() -> None:
         ({"layers": ("layres.0",)}, r"no layer 'layres.0'; did you mean 'layers.0'"),
         ({"layers": {"stem": "layers.9.conv1"}}, "the teacher has no layer"),
         ({"layers": {"stem": "layers"}}, "'stem' has 144 positions, the teacher's 'layers' has 36"),
-        ({"layers": ("classifier",)}, "nowhere to attend"),
+        ({"layers": ("classifier",)}, "no attention map"),
     ],
 )
 def test_feature_loss_refuses_when_layers_cannot_be_compared(config: dict[str, object], problem: str) -> None:
