@@ -314,9 +314,9 @@ def _difference(change: Change) -> str:
     if isinstance(old, str) or isinstance(new, str) or old is None or new is None:
         return ""
     if change.quantity.endswith("_db"):
-        return f"{new - old:+.1f}{units.SPACE}dB".replace("-", units.MINUS)
+        return f"{new - old:+.1f}{units.NO_BREAK_SPACE}dB".replace("-", units.MINUS)
     if change.quantity == "fallbacks":
         return f"{new - old:+.0f}".replace("-", units.MINUS)
     if change.quantity.endswith(("_ns", "_bytes")) or change.quantity in ("parameters", "macs"):
-        return f"{100 * (new / old - 1):+.1f}{units.SPACE}%".replace("-", units.MINUS) if old else ""
+        return f"{100 * (new / old - 1):+.1f}{units.NO_BREAK_SPACE}%".replace("-", units.MINUS) if old else ""
     return units.points(new - old)

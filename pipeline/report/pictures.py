@@ -14,7 +14,7 @@ from pipeline.report.model import Report
 from pipeline.report.noise import percentile
 from pipeline.target import Estimated, Latency, Measured
 
-Kind = Literal["before", "after"]
+Side = Literal["before", "after"]
 ONE_THREAD, ESTIMATED = "Latency on one thread", "Estimated latency"
 FROM_SAMPLES = "One sample. Bar: median. Line: from the 10th to the 90th percentile; an arrow means that it continues."
 FROM_METHOD = "One sample. Hatched: estimated, not measured; the table below names the method."
@@ -52,7 +52,7 @@ def _latency_groups(report: Report) -> Iterator[tuple[str, list[charts.Row], str
     """One picture per number of threads, and one for estimates, each with its own scale."""
     groups: dict[str, list[charts.Row]] = {}
     after = variant(report)
-    models: list[tuple[str, Kind, tuple[Latency, ...]]] = [("original · FP32", "before", report.original.latency)]
+    models: list[tuple[str, Side, tuple[Latency, ...]]] = [("original · FP32", "before", report.original.latency)]
     for target in report.targets:
         models += [(f"{target.target} · FP32", "before", target.fp32_latency)]
         models += [(f"{target.target} · {after}", "after", target.latency)]
@@ -69,19 +69,19 @@ def _group(latency: Latency) -> str:
     return ESTIMATED if isinstance(latency, Estimated) else ONE_THREAD
 
 
-def _dot(label: str, value: float | None, kind: Kind) -> charts.Row:
+def _dot(label: str, value: float | None, kind: Side) -> charts.Row:
     if value is None:
         return charts.Row(label=label, value=None, text="not measured", kind="none")
     return charts.Row(label=label, value=value, text=units.percent(value), kind=kind)
 
 
-def _bar(label: str, value: int | None, kind: Kind) -> charts.Row:
+def _bar(label: str, value: int | None, kind: Side) -> charts.Row:
     if value is None:
         return charts.Row(label=label, value=None, text="no artifact", kind="none")
     return charts.Row(label=label, value=value, text=units.size(value), kind=kind)
 
 
-def _latency_row(label: str, latency: Latency, kind: Kind) -> charts.Row:
+def _latency_row(label: str, latency: Latency, kind: Side) -> charts.Row:
     where = f"{label} · {latency.runtime}"
     if isinstance(latency, Measured):
         text = units.milliseconds(latency.median_ns)

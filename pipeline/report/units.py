@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-SPACE = "\N{NO-BREAK SPACE}"
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -30,7 +30,7 @@ def milliseconds(nanoseconds: float) -> str:
     >>> milliseconds(123_400)
     '0.123\xa0ms'
     """
-    return f"{significant(nanoseconds / 1e6)}{SPACE}ms"
+    return f"{significant(nanoseconds / 1e6)}{NO_BREAK_SPACE}ms"
 
 
 def seconds(value: float) -> str:
@@ -40,9 +40,9 @@ def seconds(value: float) -> str:
     ('1.84\xa0s', '1\xa0min 31\xa0s')
     """
     if value < 60:
-        return f"{significant(value)}{SPACE}s"
+        return f"{significant(value)}{NO_BREAK_SPACE}s"
     minutes, rest = divmod(round(value), 60)
-    return f"{minutes}{SPACE}min {rest}{SPACE}s"
+    return f"{minutes}{NO_BREAK_SPACE}min {rest}{NO_BREAK_SPACE}s"
 
 
 def size(count: float) -> str:
@@ -69,7 +69,7 @@ def percent(ratio: float, decimals: int = 2) -> str:
     >>> percent(0.9263), percent(1.0, 0)
     ('92.63\xa0%', '100\xa0%')
     """
-    return f"{100 * ratio:.{decimals}f}{SPACE}%".replace("-", MINUS)
+    return f"{100 * ratio:.{decimals}f}{NO_BREAK_SPACE}%".replace("-", MINUS)
 
 
 def points(difference: float) -> str:
@@ -78,7 +78,7 @@ def points(difference: float) -> str:
     >>> points(-0.0058), points(0.001)
     ('−0.58\xa0pp', '+0.10\xa0pp')
     """
-    return f"{100 * difference:+.2f}{SPACE}pp".replace("-", MINUS)
+    return f"{100 * difference:+.2f}{NO_BREAK_SPACE}pp".replace("-", MINUS)
 
 
 def times(factor: float) -> str:
@@ -122,7 +122,7 @@ def _scaled(count: float, units: tuple[str, ...]) -> str:
     while step < len(units) - 1 and abs(count) >= 999.5:
         count, step = count / 1000, step + 1
     text = f"{count:g}" if step == 0 else significant(count)
-    return f"{text}{SPACE}{units[step]}".rstrip(SPACE)
+    return f"{text}{NO_BREAK_SPACE}{units[step]}".rstrip(NO_BREAK_SPACE)
 
 
 _FORMATS: dict[str, Callable[[float], str]] = {
@@ -135,5 +135,5 @@ _FORMATS: dict[str, Callable[[float], str]] = {
     "bytes": size,
     "macs": quantity,
     "parameters": quantity,
-    "db": lambda value: f"{significant(value)}{SPACE}dB",
+    "db": lambda value: f"{significant(value)}{NO_BREAK_SPACE}dB",
 }

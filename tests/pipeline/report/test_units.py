@@ -18,7 +18,7 @@ def test_significant_stays_within_half_a_unit_of_the_last_digit_when_rounded(val
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (999_499, "999 kB"), (999_500, "1.00 MB")]
 )
 def test_size_changes_its_unit_when_a_thousand_is_reached(count: int, text: str) -> None:
-    assert units.size(count) == text.replace(" ", units.SPACE)
+    assert units.size(count) == text.replace(" ", units.NO_BREAK_SPACE)
 
 
 @pytest.mark.parametrize(
