@@ -1,4 +1,4 @@
-"""``edgewright schema``: what may stand in a recipe, or stands in a report."""
+"""``edgewright schema``: the JSON Schema of a recipe or a report."""
 
 from __future__ import annotations
 
