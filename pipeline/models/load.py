@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from pipeline.core import CheckpointError, Model, TensorSpec
 from pipeline.core.callables import import_callable
+from pipeline.core.outputs import output_tuple
 from pipeline.models.capture import example_inputs
 from pipeline.recipe import ModelSource
 
@@ -112,7 +113,7 @@ def _model(
         raise CheckpointError(
             f"the model fails on {shapes}: {_first_line(error)}", where=where, fix="correct model.inputs in the recipe"
         ) from error
-    values = tuple(result) if isinstance(result, tuple | list) else (result,)
+    values = output_tuple(result)
     if not all(isinstance(value, Tensor) for value in values):
         kinds = ", ".join(type(value).__name__ for value in values)
         raise CheckpointError(

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.core import CheckpointError
+from pipeline.core.files import atomic_write
 
 _KEY = "edgewright.structure"
 
@@ -37,9 +38,8 @@ def save_module(module: nn.Module, path: Path) -> None:
         "aliases": aliases,
         "identities": [name for name, part in module.named_modules() if type(part) is nn.Identity],
     }
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(kept, partial, metadata={_KEY: json.dumps(structure, separators=(",", ":"))})
-    partial.replace(path)
+    with atomic_write(path) as staged:
+        save_file(kept, staged, metadata={_KEY: json.dumps(structure, separators=(",", ":"))})
 
 
 def restore_module(reference: nn.Module, path: Path) -> nn.Module:

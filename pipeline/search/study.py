@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pipeline.core import EdgewrightError, Preprocessing, RecipeError, Setting, TensorSpec
+from pipeline.core.files import write_text
 from pipeline.data.samples import SampleSet, open_samples
 from pipeline.execution.apply import run
 from pipeline.recipe import DataSource, Recipe, parse_recipe
@@ -271,11 +272,12 @@ def _finished(study: Study) -> list[FrozenTrial]:
 
 def _write_front(study: Study, recipe: Recipe, objectives: Sequence[Objective], root: Path, out: Path) -> list[Point]:
     points = []
+    (out / "recipes").mkdir(parents=True, exist_ok=True)
     names = [objective.name for objective in objectives]
     for trial in sorted(study.best_trials, key=lambda trial: trial.values):
         path = Path("recipes") / f"{trial.number}.yaml"
         settings = dict(trial.params)
-        _write(out / path, yaml.safe_dump(_recipe_of(settings, recipe, root, out / "recipes"), sort_keys=False))
+        write_text(out / path, yaml.safe_dump(_recipe_of(settings, recipe, root, out / "recipes"), sort_keys=False))
         points.append(Point(trial.number, dict(zip(names, trial.values, strict=True)), settings, str(path)))
     content = {
         "recipe": recipe.name,
@@ -284,8 +286,8 @@ def _write_front(study: Study, recipe: Recipe, objectives: Sequence[Objective], 
         "objectives": {objective.name: objective.direction for objective in objectives},
         "front": [{"trial": p.trial, "values": p.values, "settings": p.settings, "recipe": p.recipe} for p in points],
     }
-    _write(out / "front.json", json.dumps(content, indent=2) + "\n")
-    _write(out / "front.html", Environment(autoescape=True).from_string(_PAGE).render(content, names=names))
+    write_text(out / "front.json", json.dumps(content, indent=2) + "\n")
+    write_text(out / "front.html", Environment(autoescape=True).from_string(_PAGE).render(content, names=names))
     return points
 
 
@@ -302,14 +304,6 @@ def _recipe_of(settings: dict[str, Any], recipe: Recipe, root: Path, folder: Pat
             if source.get(key) is not None:
                 source[key] = os.path.relpath((root / source[key]).resolve(), folder.resolve())
     return values
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all: several workers may be finishing at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 _PAGE = """<!doctype html>

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pipeline.core import Model, StageError, StageRecord
+from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import SampleSet
 from pipeline.models.capture import count_macs, count_parameters, example_inputs
 from pipeline.models.load import build
@@ -133,7 +134,7 @@ def first_student(model: Model, config: DistillConfig, *, seed: int = 0, root: P
 def _shapes(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[list[int]]:
     with torch.no_grad():
         outputs = module(*inputs)
-    return [list(output.shape) for output in (outputs if isinstance(outputs, tuple | list) else (outputs,))]
+    return [list(output.shape) for output in output_tuple(outputs)]
 
 
 def _score(student: nn.Module, teacher: nn.Module, held_out: SampleSet) -> float | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import SampleSet
 from pipeline.target import Session
 
@@ -21,8 +22,7 @@ def predictor(module: nn.Module) -> Predict:
 
     def predict(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            outputs = module(*inputs)
-        return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+            return output_tuple(module(*inputs))
 
     return predict
 

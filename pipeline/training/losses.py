@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import Batch
 from pipeline.recipe import Relations
 from pipeline.tasks.metrics import classifies
@@ -76,8 +77,7 @@ def _cosines(points: Tensor) -> Tensor:
 
 
 def _outputs(module: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    outputs = module(*batch.inputs)
-    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+    return output_tuple(module(*batch.inputs))
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

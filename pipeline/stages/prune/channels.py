@@ -17,6 +17,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from pipeline.core import SkippedLayer, StageError, TensorSpec
+from pipeline.core.outputs import output_tuple
 from pipeline.models.capture import example_inputs
 from pipeline.stages.prune import recurrent
 
@@ -300,4 +301,4 @@ def is_within(name: str, containers: Sequence[str]) -> bool:
 def _output_shapes(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> list[list[int]]:
     with torch.no_grad():
         result = module(*example_inputs(inputs))
-    return [list(tensor.shape) for tensor in (result if isinstance(result, tuple | list) else (result,))]
+    return [list(tensor.shape) for tensor in output_tuple(result)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core import StageError
+from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import Batch, SampleSet
 from pipeline.recipe import Importance
 from pipeline.stages.prune import recurrent
@@ -82,8 +83,7 @@ def _weigh_by_gradient(module: nn.Module, samples: SampleSet) -> None:
 
 
 def _loss(module: nn.Module, batch: Batch) -> Tensor:
-    outputs = module(*batch.inputs)
-    outputs = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+    outputs = output_tuple(module(*batch.inputs))
     if classifies(outputs):
         labels = outputs[0].argmax(1) if batch.labels is None else batch.labels
         return functional.cross_entropy(outputs[0], labels, reduction="sum")

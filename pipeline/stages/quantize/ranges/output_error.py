@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import SampleSet
 from pipeline.stages.quantize.ranges.observers import QMAX, QMIN
 
@@ -147,4 +148,4 @@ class _Tracing(Interpreter):
 
 
 def _flat(outputs: Any) -> list[Tensor]:
-    return [part for part in (outputs if isinstance(outputs, tuple | list) else [outputs]) if isinstance(part, Tensor)]
+    return [part for part in output_tuple(outputs) if isinstance(part, Tensor)]
