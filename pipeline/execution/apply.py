@@ -28,7 +28,7 @@ import targets
 from pipeline.core import Model, RecipeError, StageError, StageRecord
 from pipeline.data.samples import SampleSet, open_samples
 from pipeline.execution.store import Store, code_sha256
-from pipeline.machine import all_cores, cpu_features, cpu_name
+from pipeline.machine.processor import all_cores, cpu_features, cpu_name
 from pipeline.models.capture import capture, example_inputs
 from pipeline.models.digest import key_of, weights_sha256
 from pipeline.models.load import load

@@ -12,7 +12,7 @@ import torch
 import targets
 from pipeline.core import DataError, TargetError, TensorSpec
 from pipeline.data.samples import Array, NpzSource
-from pipeline.machine import all_cores
+from pipeline.machine.processor import all_cores
 from pipeline.target import Lowered, Placement, Target
 from pipeline.tasks.metrics import session_predictor
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from calibration_data.fashion_mnist.train import HERE, IMAGE, PREPROCESSING
 from pipeline.data.samples import SampleSet, open_samples
-from pipeline.machine import cpu_name
+from pipeline.machine.processor import cpu_name
 from pipeline.models.load import load
 from pipeline.recipe import DataSource, ModelSource, TrainingConfig
 from pipeline.training.loop import fit
