@@ -30,7 +30,7 @@ def benchmark(
     """Measure the original and every target; what cannot run here is skipped with the reason.
 
     Args:
-        artifact: The optimized model that was exported, with its original.
+        model: The optimized model that was exported, with its original.
         exported: What `export` returned.
         samples: The evaluation set. Nothing is chosen by it.
         root: Artifact paths in the records are relative to this folder.

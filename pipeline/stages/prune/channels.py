@@ -1,7 +1,7 @@
 """Which channels can be removed, together with which others, and their physical removal.
 
-Channels that can only be removed together (a residual sum, a depthwise convolution, a concatenation, an attention head) are
-found by torch-pruning's dependency graph (https://arxiv.org/abs/2301.12900).
+torch-pruning's dependency graph (https://arxiv.org/abs/2301.12900) finds channels that can only be removed together:
+those of a residual sum, a depthwise convolution, a concatenation, an attention head.
 """
 
 from __future__ import annotations

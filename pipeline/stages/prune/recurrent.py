@@ -1,7 +1,7 @@
 """Hidden units of LSTM, GRU and RNN layers: how the dependency graph sees such a layer, and their physical removal.
 
 A unit is removed from every layer and both directions of a recurrent module at the same position, since they all share
-one ``hidden_size`` in torch. Removing it is exact: the rest computes what it computed with that unit's state held at zero.
+one ``hidden_size`` in torch. Removing it is exact: the rest computes what it did with that unit's state held at zero.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sensitivity: how far the outputs move when some channels of one group alone are removed.
 
-The curves decide how much is removed from each group. The next step is always the one that moves the outputs least for what it
-saves, which for convex curves is the best division of a budget (Lagrange multipliers; Shoham and Gersho 1988,
+The curves decide how much is removed from each group. The next step is always the one that moves the outputs least for
+what it saves, which for convex curves is the best division of a budget (Lagrange multipliers; Shoham and Gersho 1988,
 https://doi.org/10.1109/29.90373).
 """
 

@@ -55,7 +55,7 @@ def zero_ratio(module: nn.Module) -> float:
 
 @contextmanager
 def zeros_stay(module: nn.Module) -> Iterator[None]:
-    """Within, training keeps every weight at zero that is zero now: its gradient is zero, and so are decay and momentum."""
+    """Keep every weight at zero that is zero now while the block trains: its gradient, decay and momentum are zero."""
     handles = []
     for layer in module.modules():
         for weight in _matrices(layer) if isinstance(layer, PRUNABLE) else ():

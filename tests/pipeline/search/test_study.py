@@ -18,7 +18,7 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.core import RecipeError
-from pipeline.execution.apply import check
+from pipeline.execution.prepare import check
 from pipeline.recipe import parse_recipe, read_recipe
 from pipeline.search.study import (
     SPACE,
