@@ -310,8 +310,8 @@ def _save(path: Path, parts: dict[str, Any], state: _State, identity: dict[str, 
             "logs": [asdict(log) for log in state.logs],
         },
     }
-    with atomic_write(path) as staged:
-        torch.save(content, staged)
+    with atomic_write(path) as staged, staged.open("wb") as file:  # torch refuses names that start with a dot
+        torch.save(content, file)
 
 
 def _restore(path: Path, parts: dict[str, Any], identity: dict[str, Any]) -> _State:

@@ -70,8 +70,9 @@ def forget_rounds(checkpoint: Path | None) -> None:
 
 
 def _write(path: Path, module: nn.Module, logs: list[EpochLog]) -> None:
-    with atomic_write(path) as staged:
-        torch.save({"weights": module.state_dict(), "logs": [asdict(epoch) for epoch in logs]}, staged)
+    content = {"weights": module.state_dict(), "logs": [asdict(epoch) for epoch in logs]}
+    with atomic_write(path) as staged, staged.open("wb") as file:  # torch refuses names that start with a dot
+        torch.save(content, file)
 
 
 def _read(path: Path, module: nn.Module) -> list[EpochLog]:
