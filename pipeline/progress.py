@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 console = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def announced(title: str) -> Iterator[None]:
+    """Say what begins, and how long it took."""
+    console.print(title)
+    started = time.monotonic()
+    yield
+    console.print(f"  done in {time.monotonic() - started:.1f} s")
 
 
 class Progress:

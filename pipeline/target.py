@@ -7,12 +7,13 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import json
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, SkipValidation, TypeAdapter
 
 from pipeline.core import Model, Record, TensorSpec
 
@@ -208,12 +209,39 @@ class Exported:
         reason: Why there is no artifact.
     """
 
-    target: Target
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)  # a target is not data, and is left out of the JSON
+
+    target: SkipValidation[Target]
     status: Literal["ok", "skipped", "failed"]
     optimized: Lowered | None = None
     original: Lowered | None = None
     variants: dict[Variant, Lowered | str] = field(default_factory=dict)
     reason: str | None = None
+
+    def in_folder(self, folder: Path) -> Exported:
+        """The same artifacts, in another folder."""
+
+        def move(item: Lowered) -> Lowered:
+            return replace(item, path=folder / item.path.name)
+
+        return replace(
+            self,
+            optimized=None if self.optimized is None else move(self.optimized),
+            original=None if self.original is None else move(self.original),
+            variants={name: item if isinstance(item, str) else move(item) for name, item in self.variants.items()},
+        )
+
+    def to_json(self) -> bytes:
+        """Everything but the target, with paths relative to the artifacts' folder."""
+        return _EXPORTED.dump_json(self.in_folder(Path()), exclude={"target"})
+
+    @classmethod
+    def from_json(cls, content: bytes, target: Target, folder: Path) -> Exported:
+        """What `to_json` wrote, for artifacts of that target in that folder."""
+        return _EXPORTED.validate_python({**json.loads(content), "target": target}).in_folder(folder)
+
+
+_EXPORTED = TypeAdapter(Exported)
 
 
 class Measured(Record):

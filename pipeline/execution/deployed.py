@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,9 @@ import torch
 import targets
 from pipeline.core import DataError, TargetError, TensorSpec
 from pipeline.core.arrays import Array
+from pipeline.core.files import atomic_write
 from pipeline.data.npz import NpzSource
-from pipeline.machine import all_cores
+from pipeline.machine.processor import all_cores
 from pipeline.target import Lowered, Placement, Target
 from pipeline.tasks.prediction import session_predictor
 
@@ -89,10 +88,7 @@ def _read(path: Path, specs: tuple[TensorSpec, ...]) -> tuple[Array, ...]:
 
 def _write(path: Path, arrays: dict[str, Array]) -> None:
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with atomic_write(path) as staged, staged.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes any name as an array's
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from None

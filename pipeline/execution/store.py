@@ -6,23 +6,15 @@ unpickles: weights are safetensors, programs are ``torch.export`` archives, the 
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
+import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1]
-UNRELATED = frozenset({"cli", "execution", "search", "report", "stages"})
-"""Parts of the package that no stage builds on; a stage's own sources are hashed by themselves."""
+from pipeline.core.files import sync
 
-
-def code_sha256(*paths: Path) -> str:
-    """Hash of a stage's own sources (files or packages) and of every module of the pipeline it may build on."""
-    shared = [file for file in sorted(PACKAGE.rglob("*.py")) if file.relative_to(PACKAGE).parts[0] not in UNRELATED]
-    own = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in (*shared, *own))).hexdigest()
+log = logging.getLogger(__name__)
 
 
 class Store:
@@ -42,26 +34,39 @@ class Store:
 
     def holds(self, key: str) -> bool:
         """Whether the result of that key is finished."""
-        return self.folder_of(key).is_dir()
+        found = self.folder_of(key).is_dir()
+        log.debug("%s %s", "hit" if found else "miss", key)
+        return found
 
     def entry(self, key: str, compute: Callable[[Path], None]) -> tuple[Path, bool]:
         """The folder of a result, computed where it is not there yet, and whether it was.
 
         Args:
-            key: From `pipeline.models.digest.key_of`.
+            key: From `pipeline.execution.keys`.
             compute: Writes the result's files into the folder it is given.
         """
-        final = self.folder_of(key)
-        if self.holds(key):
-            return final, True
+        found = self.holds(key)
+        if not found:
+            with self.unfinished() as folder:
+                compute(folder)
+                self.keep(folder, key)
+        return self.folder_of(key), found
+
+    @contextmanager
+    def unfinished(self) -> Iterator[Path]:
+        """An empty folder for a result; what has not been kept when the block ends is removed."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self._folder))
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=self._folder) as scratch:
+            folder = Path(scratch) / "entry"
+            folder.mkdir()
+            yield folder
+
+    def keep(self, folder: Path, key: str) -> None:
+        """Make a finished folder the result of that key; where another process was first, its result stays."""
+        sync(folder)
         try:
-            compute(scratch)
-            os.replace(scratch, final)  # noqa: PTH105 - atomic, unlike shutil.move
+            folder.rename(self.folder_of(key))
         except OSError:
-            if not final.is_dir():  # another process may have finished the same entry first
+            if not self.folder_of(key).is_dir():
                 raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return final, False
+            log.debug("another process finished %s first", key)

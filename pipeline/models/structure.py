@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.core import CheckpointError
+from pipeline.core.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,8 @@ def save_module(module: nn.Module, path: Path) -> None:
         "aliases": aliases,
         "identities": [name for name, part in module.named_modules() if type(part) is nn.Identity],
     }
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(kept, partial, metadata={_KEY: json.dumps(structure, separators=(",", ":"))})
-    partial.replace(path)
+    with atomic_write(path) as staged:
+        save_file(kept, staged, metadata={_KEY: json.dumps(structure, separators=(",", ":"))})
     logger.debug("saved %d tensors of %s to %s", len(kept), type(module).__name__, path)
 
 

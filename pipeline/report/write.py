@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 
+from pipeline.core.files import write_text
 from pipeline.report.html import render
 from pipeline.report.model import Report
 
@@ -27,8 +27,8 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     json_text, html_text = to_json(report), render(report)
     folder.mkdir(parents=True, exist_ok=True)
     json_path, html_path = folder / "report.json", folder / "report.html"
-    _write(json_path, json_text)
-    _write(html_path, html_text)
+    write_text(json_path, json_text)
+    write_text(html_path, html_text)
     logger.debug("wrote %s and %s", json_path, html_path)
     return json_path, html_path
 
@@ -47,16 +47,3 @@ def to_json(report: Report) -> str:
 
 NUMBERS = re.compile(r"\[\n([\d\s,.eE+-]+)\]")
 """An array of numbers over several lines. A line break inside a JSON string is escaped, so no string can match."""
-
-
-def _write(path: Path, text: str) -> None:
-    """Write beside the final name, then rename: a reader, or a kill, never meets half a file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

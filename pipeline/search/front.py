@@ -14,6 +14,7 @@ from jinja2 import Environment
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from pipeline.core.files import write_text
 from pipeline.recipe import Recipe
 from pipeline.search.objectives import Objective
 from pipeline.search.trials import CHOOSING_SHARE, as_written
@@ -32,11 +33,12 @@ class Point:
 def write_front(study: Study, recipe: Recipe, objectives: Sequence[Objective], root: Path, out: Path) -> list[Point]:
     """Write ``front.json``, ``front.html`` and ``recipes/`` under ``out``; returns the points of the front."""
     points = []
+    (out / "recipes").mkdir(parents=True, exist_ok=True)
     names = [objective.name for objective in objectives]
     for trial in sorted(study.best_trials, key=lambda trial: trial.values):
         path = Path("recipes") / f"{trial.number}.yaml"
         settings = dict(trial.params)
-        _write(out / path, yaml.safe_dump(recipe_of(settings, recipe, root, out / "recipes"), sort_keys=False))
+        write_text(out / path, yaml.safe_dump(recipe_of(settings, recipe, root, out / "recipes"), sort_keys=False))
         points.append(Point(trial.number, dict(zip(names, trial.values, strict=True)), settings, str(path)))
     content = {
         "recipe": recipe.name,
@@ -45,8 +47,8 @@ def write_front(study: Study, recipe: Recipe, objectives: Sequence[Objective], r
         "objectives": {objective.name: objective.direction for objective in objectives},
         "front": [{"trial": p.trial, "values": p.values, "settings": p.settings, "recipe": p.recipe} for p in points],
     }
-    _write(out / "front.json", json.dumps(content, indent=2) + "\n")
-    _write(out / "front.html", Environment(autoescape=True).from_string(_PAGE).render(content, names=names))
+    write_text(out / "front.json", json.dumps(content, indent=2) + "\n")
+    write_text(out / "front.html", Environment(autoescape=True).from_string(_PAGE).render(content, names=names))
     return points
 
 
@@ -63,14 +65,6 @@ def recipe_of(settings: dict[str, Any], recipe: Recipe, root: Path, folder: Path
             if source.get(key) is not None:
                 source[key] = os.path.relpath((root / source[key]).resolve(), folder.resolve())
     return values
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all: several workers may be finishing at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 _PAGE = """<!doctype html>

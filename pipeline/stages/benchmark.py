@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +12,8 @@ from torch import Tensor
 
 from pipeline.core import Model, TensorSpec
 from pipeline.data.samples import Batch, SampleSet
-from pipeline.machine import all_cores, cpu_name
+from pipeline.machine.processor import all_cores, cpu_name
+from pipeline.machine.timing import Candidate, interleave
 from pipeline.models.capture import count_macs, count_parameters, example_inputs
 from pipeline.progress import Progress
 from pipeline.report.model import ArtifactRecord, CrossCheck, OriginalRecord, Parity, TargetRecord, VariantRecord
@@ -23,9 +21,8 @@ from pipeline.target import Exported, Latency, Lowered, Session, Skipped, Varian
 from pipeline.tasks.comparison import Comparison
 from pipeline.tasks.prediction import predictor, session_predictor
 
-WARMUP_RUNS = 10
-ROUNDS = 10
 SECONDS_PER_CANDIDATE = 2.0
+"""Of measuring, for each artifact and number of threads."""
 
 
 def benchmark(
@@ -34,7 +31,7 @@ def benchmark(
     """Measure the original and every target; what cannot run here is skipped with the reason.
 
     Args:
-        artifact: The optimized model that was exported, with its original.
+        model: The optimized model that was exported, with its original.
         exported: What `export` returned.
         samples: The evaluation set. Nothing is chosen by it.
         root: Artifact paths in the records are relative to this folder.
@@ -118,53 +115,6 @@ def _score_batch(run: _Run, batch: Batch, expected: tuple[Tensor, ...], quantize
     run.against_program.update(outputs, quantized)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Something to be timed: ``call`` is one forward pass at batch 1; ``prepare`` runs untimed before each block."""
-
-    runtime: str
-    device: str
-    call: Callable[[], object]
-    prepare: Callable[[], None] = lambda: None
-
-
-def interleave(
-    candidates: Sequence[Candidate], *, seconds_per_candidate: float = SECONDS_PER_CANDIDATE
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Time candidates in alternating blocks, so that a drift of the machine hits all of them alike.
-
-    Returns:
-        Per candidate, warm-up and sample durations of single calls in nanoseconds, in the order they were taken.
-    """
-    warmup: list[list[int]] = [[] for _ in candidates]
-    samples: list[list[int]] = [[] for _ in candidates]
-    for candidate, taken in zip(candidates, warmup, strict=True):
-        candidate.prepare()
-        _clock(candidate.call, WARMUP_RUNS, taken)
-    blocks = [
-        max(3, min(30, int(seconds_per_candidate / ROUNDS / (statistics.median(taken) * 1e-9)))) for taken in warmup
-    ]
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for _ in range(ROUNDS):
-            for candidate, block, taken in zip(candidates, blocks, samples, strict=True):
-                candidate.prepare()
-                candidate.call()  # the caches still hold the previous candidate's weights
-                _clock(candidate.call, block, taken)
-    finally:
-        if collecting:
-            gc.enable()
-    return [(tuple(first), tuple(rest)) for first, rest in zip(warmup, samples, strict=True)]
-
-
-def _clock(call: Callable[[], object], runs: int, taken: list[int]) -> None:
-    for _ in range(runs):
-        started = time.perf_counter_ns()
-        call()
-        taken.append(time.perf_counter_ns() - started)
-
-
 def _time(model: Model, ready: Sequence[_Artifacts]) -> list[Latency]:
     """Time everything at batch 1 with one thread and with all cores; returns the original's latencies in PyTorch."""
     original: list[Latency] = []
@@ -178,6 +128,7 @@ def _time(model: Model, ready: Sequence[_Artifacts]) -> list[Latency]:
                 _in_session(item.exported.target.load(run.lowered, threads=threads), model.inputs, run.lowered)
                 for item, run in runs
             ]
+            taken = interleave(candidates, seconds_per_candidate=SECONDS_PER_CANDIDATE)
             records = [
                 measured(
                     runtime=candidate.runtime,
@@ -186,7 +137,7 @@ def _time(model: Model, ready: Sequence[_Artifacts]) -> list[Latency]:
                     warmup_ns=warmup,
                     samples_ns=samples,
                 )
-                for candidate, (warmup, samples) in zip(candidates, interleave(candidates), strict=True)
+                for candidate, (warmup, samples) in zip(candidates, taken, strict=True)
             ]
             eager, *in_sessions = records
             original.append(eager.model_copy(update={"speedup_vs_original": 1.0}))

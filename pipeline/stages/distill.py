@@ -2,7 +2,7 @@
 
 The student keeps the weights of the *last* epoch: the one-cycle schedule ends at a rate near zero, where the last
 epoch is also the best up to noise, and choosing among epochs by a held-out metric would only select that noise.
-The metric of every epoch stands in the record, so a reader can check this. Where ``early_stop`` is set, the epoch
+The record has the metric of every epoch, so a reader can check this. Where ``early_stop`` is set, the epoch
 with the best held-out metric is kept instead.
 """
 
@@ -11,19 +11,22 @@ from __future__ import annotations
 import copy
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pipeline.core import Model, StageError, StageRecord
+from pipeline.core import Model, StageError, StageRecord, TensorSpec
+from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import SampleSet
 from pipeline.models.capture import count_macs, count_parameters, example_inputs
 from pipeline.models.checkpoints.state_dict import build
 from pipeline.recipe import DistillConfig
+from pipeline.stages.contract import Needs, Stage, Supplies
 from pipeline.tasks.evaluation import evaluate
 from pipeline.training.features import FeatureLoss
-from pipeline.training.loop import best_epoch, fit
+from pipeline.training.loop import StepLoss, best_epoch, fit
 from pipeline.training.losses import distillation_loss
 
 
@@ -63,11 +66,7 @@ def distill(
     teacher = copy.deepcopy(model.reference).requires_grad_(False).eval()
     for module in (student, teacher):
         _to_channels_last(module)
-    loss = distillation_loss(teacher, temperature=config.temperature, alpha=config.alpha, relations=config.relations)
-    if config.features is not None:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            loss = FeatureLoss(loss, student, teacher, config.features, example_inputs(model.inputs, 2))
+    loss = _loss(student, teacher, config, model.inputs, seed)
     logs = fit(
         student,
         loss,
@@ -80,21 +79,39 @@ def distill(
         log=log,
     )
     student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs leave it out
-    record = StageRecord(
+    details = {
+        "samples": len(data),
+        "held_out": 0 if held_out is None else len(held_out),
+        "epochs": [{"epoch": epoch.epoch, "loss": epoch.loss, "metric": epoch.metric} for epoch in logs],
+        "kept_epoch": logs[-1].epoch if config.early_stop is None else best_epoch(logs),
+        "feature_layers": loss.layers if isinstance(loss, FeatureLoss) else {},
+    }
+    return model.after(student, _record(model, student, config, details, time.monotonic() - started))
+
+
+def _loss(
+    student: nn.Module, teacher: nn.Module, config: DistillConfig, inputs: tuple[TensorSpec, ...], seed: int
+) -> StepLoss:
+    """The loss on the answers and, where features are asked for, on what layers put out as well."""
+    loss = distillation_loss(teacher, temperature=config.temperature, alpha=config.alpha, relations=config.relations)
+    if config.features is None:
+        return loss
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return FeatureLoss(loss, student, teacher, config.features, example_inputs(inputs, 2))
+
+
+def _record(
+    model: Model, student: nn.Module, config: DistillConfig, details: dict[str, Any], duration_s: float
+) -> StageRecord:
+    return StageRecord(
         stage="distill",
         config=config.model_dump(mode="json"),
-        duration_s=time.monotonic() - started,
+        duration_s=duration_s,
         parameters=count_parameters(student),
         macs=count_macs(student, model.inputs),
-        details={
-            "samples": len(data),
-            "held_out": 0 if held_out is None else len(held_out),
-            "epochs": [{"epoch": log.epoch, "loss": log.loss, "metric": log.metric} for log in logs],
-            "kept_epoch": logs[-1].epoch if config.early_stop is None else best_epoch(logs),
-            "feature_layers": loss.layers if isinstance(loss, FeatureLoss) else {},
-        },
+        details=details,
     )
-    return model.after(student, record)
 
 
 def first_student(model: Model, config: DistillConfig, *, seed: int = 0, root: Path = Path()) -> nn.Module:
@@ -133,7 +150,7 @@ def first_student(model: Model, config: DistillConfig, *, seed: int = 0, root: P
 def _shapes(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[list[int]]:
     with torch.no_grad():
         outputs = module(*inputs)
-    return [list(output.shape) for output in (outputs if isinstance(outputs, tuple | list) else (outputs,))]
+    return [list(output.shape) for output in output_tuple(outputs)]
 
 
 def _score(student: nn.Module, teacher: nn.Module, held_out: SampleSet) -> float | None:
@@ -155,3 +172,31 @@ def _refuse_programs(model: Model) -> None:
                 where="distill",
                 fix="give the model as factory and weights, or leave distill out",
             )
+
+
+def _needs(_config: DistillConfig) -> Needs:
+    return Needs(train="stage 'distill'", trains=True, logs=True)
+
+
+def _apply(model: Model, config: DistillConfig, supplies: Supplies) -> Model:
+    assert supplies.train is not None  # it is declared as a need, and checked
+    return distill(
+        model,
+        config,
+        supplies.train,
+        held_out=supplies.held_out,
+        seed=supplies.seed,
+        checkpoint=supplies.checkpoint,
+        log=supplies.log,
+        root=supplies.root,
+    )
+
+
+def _architecture(model: Model, config: DistillConfig, supplies: Supplies) -> nn.Module:
+    """The new student's where there is one, and the model's own otherwise."""
+    if config.student is None:
+        return model.module
+    return first_student(model, config, seed=supplies.seed, root=supplies.root)
+
+
+STAGE = Stage(needs=_needs, apply=_apply, architecture=_architecture)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core import EdgewrightError, Model
 from pipeline.target import Exported, Lowered, Target, Variant
+
+log = logging.getLogger(__name__)
 
 
 def export(model: Model, targets: Sequence[Target], out_dir: Path) -> tuple[Exported, ...]:
@@ -16,11 +19,14 @@ def export(model: Model, targets: Sequence[Target], out_dir: Path) -> tuple[Expo
     neither stops the others.
 
     Args:
-        artifact: The optimized model; quantized, it is lowered to integers.
+        model: The optimized model; where it is quantized, it is lowered to integers.
         targets: From ``targets.get(name)``.
         out_dir: Where the artifacts go: ``<out_dir>/<target>/model.*``, ``original.*`` and ``original_<variant>.*``.
     """
-    return tuple(_export_one(model, target, out_dir / target.name) for target in targets)
+    exported = tuple(_export_one(model, target, out_dir / target.name) for target in targets)
+    for item in exported:
+        log.debug("%s: %s%s", item.target.name, item.status, f", {item.reason}" if item.reason else "")
+    return exported
 
 
 def _export_one(model: Model, target: Target, folder: Path) -> Exported:

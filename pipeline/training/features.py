@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core import StageError
+from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import Batch
 from pipeline.recipe import Features
 from pipeline.training.loop import StepLoss
@@ -149,7 +150,7 @@ def _watched(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Any]
     def watch(name: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             seen.pop(name, None)  # a layer that runs twice counts where it ran last
-            seen[name] = output[0] if isinstance(output, tuple | list) else output
+            seen[name] = output_tuple(output)[0]
 
         return keep
 

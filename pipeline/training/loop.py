@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.core import StageError
+from pipeline.core.files import atomic_write
 from pipeline.data.samples import Batch, SampleSet
 from pipeline.progress import Progress
 from pipeline.recipe import TrainingConfig
@@ -307,7 +308,6 @@ def _share_buffers(accelerator: Accelerator, module: nn.Module) -> None:
 
 def _save(path: Path, parts: dict[str, Any], state: _State, identity: dict[str, Any]) -> None:
     """Write the state; a failure leaves the previous file in place."""
-    partial = path.with_name(f".{path.name}.partial")
     content = {
         "identity": identity,
         "parts": {name: part.state_dict() for name, part in parts.items()},
@@ -316,8 +316,8 @@ def _save(path: Path, parts: dict[str, Any], state: _State, identity: dict[str, 
             "logs": [asdict(log) for log in state.logs],
         },
     }
-    torch.save(content, partial)
-    partial.replace(path)
+    with atomic_write(path) as staged, staged.open("wb") as file:  # torch refuses names that start with a dot
+        torch.save(content, file)
 
 
 def _restore(path: Path, parts: dict[str, Any], identity: dict[str, Any]) -> _State:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core import Model, Preprocessing, TargetError, TensorSpec
+from pipeline.core.outputs import output_tuple
 from pipeline.recipe import CoremlConfig
 from targets.coreml.sdk import coremltools, quiet
 
@@ -69,9 +70,8 @@ class Deployed(nn.Module):
             tensor * self.factor + self.offset if image else tensor
             for tensor, image in zip(inputs, self._interface.images, strict=True)
         ]
-        results = self.model(*prepared)
-        outputs = results if isinstance(results, tuple | list) else (results,)
-        return (*outputs, outputs[0].softmax(-1)) if self._interface.labels else tuple(outputs)
+        outputs = output_tuple(self.model(*prepared))
+        return (*outputs, outputs[0].softmax(-1)) if self._interface.labels else outputs
 
 
 def affine(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 
 from pipeline.core import Model, TargetError, TensorSpec
+from pipeline.core.files import atomic_write
 from pipeline.models.capture import capture, fixed_batch_size
 from pipeline.recipe import CoremlConfig
 from pipeline.target import Lowered, Variant
@@ -219,11 +219,7 @@ def _recurrent_decompositions() -> dict[Any, Any]:
 def _save(model: Any, path: Path) -> None:
     """Save under a temporary name and rename, so that the package appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
-        staged = Path(folder) / path.name
+    with atomic_write(path) as staged:
         with quiet():
             model.save(str(staged))
         (staged / DEBUG_MAPPING).unlink(missing_ok=True)  # for ExecuTorch only; as large as a small model
-        if path.exists():
-            path.rename(Path(folder) / "replaced.mlpackage")
-        staged.rename(path)

@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.machine import cpu_features
+from pipeline.machine.processor import cpu_features
 from pipeline.recipe import OnnxConfig
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import onnx
@@ -10,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from pipeline.core import TargetError
+from pipeline.core.files import atomic_write
 from targets.onnx.session import session_options
 
 LARGEST_FILE = 2**31 - 2**20  # protobuf ends at 2 GiB; the rest is for the graph
@@ -33,26 +33,14 @@ def write(model: ir.Model, path: Path, *, ort: bool = False) -> tuple[str, ...]:
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     data = f"{path.name}.data" if size > LARGEST_FILE else None
     notes = [f"its weights, {size / 1e9:.2f} GB, are in {data} beside it"] if data else []
-    written = [data, path.name] if data else [path.name]
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            whole = Path(folder) / path.name
-            ir.save(model, whole, format="protobuf", external_data=data)
-            onnx.checker.check_model(whole, full_check=True)
+        with atomic_write(path) as staged:
+            ir.save(model, staged, format="protobuf", external_data=data)
+            onnx.checker.check_model(staged, full_check=True)
             if ort:
-                written.append(_write_ort(whole).name)
-                notes.append(f"{written[-1]} is the same model for onnxruntime's mobile builds")
-            moved: list[Path] = []
-            try:
-                for name in written:
-                    (Path(folder) / name).replace(path.with_name(name))
-                    moved.append(path.with_name(name))
-            except OSError:
-                for file in moved:
-                    file.unlink(missing_ok=True)
-                raise
-            if data is None:
-                path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model of that name
+                notes.append(f"{_write_ort(staged).name} is the same model for onnxruntime's mobile builds")
+        if data is None:
+            path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model of that name
     except OSError as error:
         raise TargetError(f"cannot be written: {error.strerror}", where=str(path)) from None
     return tuple(notes)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from pipeline.core import DType, TargetError, TensorSpec
-from pipeline.machine import cpu_name
+from pipeline.machine.processor import cpu_name
 from pipeline.target import Lowered, Variant
 from targets.onnx.metadata import Metadata, read
 from targets.onnx.pixels import as_taken

@@ -12,6 +12,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from pipeline.core import TargetError
+from pipeline.core.files import atomic_write
 
 IDENTIFIER = b"TFL3"
 
@@ -37,16 +38,12 @@ def write_model(content: bytes, path: Path, *, verify: Callable[[Path], None] = 
     Raises:
         TargetError: What was read back is not a TFLite model that holds operators.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        written = partial.read_bytes()
+    with atomic_write(path) as staged:
+        staged.write_bytes(content)
+        written = staged.read_bytes()
         if written[4:8] != IDENTIFIER or not read_model(written).subgraphs[0].operators:
             raise TargetError("the converter wrote no usable model", where=path.name)
-        verify(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        verify(staged)
 
 
 @cache

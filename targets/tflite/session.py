@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.core import TargetError, TensorSpec
-from pipeline.machine import all_cores, cpu_name
+from pipeline.machine.processor import all_cores, cpu_name
 from pipeline.target import Lowered
 from targets.tflite.interface import read_metadata
 from targets.tflite.sdk import quiet

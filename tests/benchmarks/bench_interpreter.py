@@ -21,7 +21,7 @@ import torch
 
 from pipeline.core import Model
 from pipeline.data.samples import SampleSet
-from pipeline.machine import all_cores, cpu_name
+from pipeline.machine.processor import all_cores, cpu_name
 from pipeline.recipe import Budget, CoremlConfig, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Session

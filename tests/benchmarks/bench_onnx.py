@@ -37,9 +37,9 @@ from torch.utils.data import Dataset
 import targets
 from pipeline.core import Model
 from pipeline.data.open import from_dataset
-from pipeline.machine import cpu_name
+from pipeline.machine.processor import cpu_name
+from pipeline.machine.timing import Candidate, interleave
 from pipeline.recipe import Budget, QuantizeConfig
-from pipeline.stages.benchmark import Candidate, interleave
 from pipeline.stages.quantize import quantize
 from targets.onnx.placement import kernels
 from targets.onnx.session import session_options

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from pipeline.machine import cpu_name
-from pipeline.stages.benchmark import Candidate, interleave
+from pipeline.machine.processor import cpu_name
+from pipeline.machine.timing import Candidate, interleave
 from targets.onnx.session import session_options
 
 CONSTANTS = """

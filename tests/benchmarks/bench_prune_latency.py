@@ -16,8 +16,8 @@ from pathlib import Path
 import targets
 from calibration_data.fashion_mnist.train import IMAGE, load_trained
 from pipeline import PruneConfig, from_module, prune
-from pipeline.machine import cpu_name
-from pipeline.stages.prune.budget import interleaved_medians, load_session
+from pipeline.machine.processor import cpu_name
+from pipeline.stages.prune.limits import interleaved_medians, load_session
 
 ASKED = (("onnx", 0.7), ("onnx", 0.5), ("onnx", 0.35), ("tflite", 0.5))
 TOLERANCE = 0.1

@@ -31,9 +31,9 @@ from bench_onnx import CALIBRATION_IMAGES, Images, half_spread
 import targets
 from pipeline.core import Model
 from pipeline.data.open import from_dataset
-from pipeline.machine import cpu_name
+from pipeline.machine.processor import cpu_name
+from pipeline.machine.timing import Candidate, interleave
 from pipeline.recipe import Budget, QuantizeConfig, TfliteConfig
-from pipeline.stages.benchmark import Candidate, interleave
 from pipeline.stages.quantize import quantize
 from targets.tflite.sdk import quiet
 from targets.tflite.session import interpreter

@@ -23,7 +23,7 @@ from calibration_data.fashion_mnist.train import HERE, IMAGE, PREPROCESSING
 from pipeline.data.open import open_samples
 from pipeline.data.samples import SampleSet
 from pipeline.data.source import DataSource
-from pipeline.machine import cpu_name
+from pipeline.machine.processor import cpu_name
 from pipeline.models.load import load
 from pipeline.recipe import ModelSource, TrainingConfig
 from pipeline.training.loop import fit

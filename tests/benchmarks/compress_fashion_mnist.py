@@ -34,7 +34,7 @@ from calibration_data.fashion_mnist.pack import CLASSES
 from calibration_data.fashion_mnist.train import HERE, IMAGE, PREPROCESSING, samples
 from pipeline.core import Model
 from pipeline.data.samples import SampleSet
-from pipeline.machine import all_cores, cpu_name
+from pipeline.machine.processor import all_cores, cpu_name
 from pipeline.models.capture import count_macs, count_parameters
 from pipeline.models.load import load
 from pipeline.models.structure import restore_module, save_module

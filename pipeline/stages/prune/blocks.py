@@ -1,30 +1,70 @@
-"""Whole residual blocks (depth): which can leave, what each is worth, and their removal.
+"""Residual blocks removed entirely (depth): which can be, how much each changes the outputs, and their removal.
 
 A block that computes ``x + f(x)`` can be left out and the network still fits together. Such a block is recognised by
-what it does: with all its weights at zero it hands its input through.
+what it does: with all its weights at zero it returns its input.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.core import SkippedLayer, TensorSpec
+from pipeline.core import Model, SkippedLayer, StageError, TensorSpec
 from pipeline.data.samples import SampleSet
 from pipeline.models.capture import example_inputs
-from pipeline.stages.prune.channels import PRUNABLE, still_runs
+from pipeline.recipe import PruneConfig
+from pipeline.stages.prune.channels import PRUNABLE, is_within, still_runs
 from pipeline.stages.prune.sensitivity import movement
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """A module without some of its residual blocks.
+
+    Attributes:
+        blocks: Every block that could be removed, how far the outputs move without it alone, and whether it was.
+        skipped: Blocks without which the model does not run.
+    """
+
+    module: nn.Module
+    blocks: list[dict[str, Any]]
+    skipped: tuple[SkippedLayer, ...]
+
+
+def remove_blocks(model: Model, config: PruneConfig, data: SampleSet | None) -> Shortened:
+    """Remove ``blocks_ratio`` of the residual blocks: those that move the outputs least.
+
+    Raises:
+        StageError: There are no samples to judge by, or no residual block.
+    """
+    if config.blocks_ratio is None:
+        return Shortened(model.module, [], ())
+    if data is None:
+        raise StageError("blocks_ratio needs samples", where="prune", fix="name data.calibration")
+    found, skipped = removable_blocks(model.module, model.inputs)
+    found = tuple(name for name in found if not is_within(name, config.skip))
+    if not found:
+        raise StageError("the model has no residual block to remove", where="prune", fix="leave blocks_ratio out")
+    damages = block_damages(model.module, found, data)
+    removed = list(damages)[: round(config.blocks_ratio * len(found))]
+    blocks = [{"block": name, "divergence": moved, "removed": name in removed} for name, moved in damages.items()]
+    log.debug("%d of %d residual blocks removed: %s", len(removed), len(found), ", ".join(removed))
+    return Shortened(without_blocks(model.module, removed), blocks, skipped)
 
 
 def removable_blocks(
     module: nn.Module, inputs: tuple[TensorSpec, ...]
 ) -> tuple[tuple[str, ...], tuple[SkippedLayer, ...]]:
     """The innermost modules with an identity shortcut, and those whose caller cannot do without them."""
-    shortcuts = {name for name, x in _single_inputs(module, inputs).items() if _hands_through(module, name, x)}
+    shortcuts = {name for name, x in _single_inputs(module, inputs).items() if _returns_its_input(module, name, x)}
     innermost = [name for name in shortcuts if not any(other.startswith(f"{name}.") for other in shortcuts)]
     ordered = [name for name, _ in module.named_modules() if name in innermost]
     found, needed = [], []
@@ -37,7 +77,7 @@ def removable_blocks(
 
 
 def block_damages(module: nn.Module, blocks: Sequence[str], data: SampleSet) -> dict[str, float]:
-    """How far the outputs move when one block alone leaves (see `sensitivity.Curve`), the least first."""
+    """How far the outputs move without one block alone (see `sensitivity.Curve`), smallest first."""
     moved = movement(module, data)
     return dict(sorted(((name, moved(without_blocks(module, [name]))) for name in blocks), key=lambda pair: pair[1]))
 
@@ -75,7 +115,7 @@ def _single_inputs(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> dict[st
 
 
 @torch.no_grad()
-def _hands_through(module: nn.Module, name: str, x: Tensor) -> bool:
+def _returns_its_input(module: nn.Module, name: str, x: Tensor) -> bool:
     block = copy.deepcopy(module.get_submodule(name))
     for parameter in block.parameters():
         parameter.zero_()

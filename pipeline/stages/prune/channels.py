@@ -1,7 +1,7 @@
 """Which channels can be removed, together with which others, and their physical removal.
 
-Channels that must leave together (a residual sum, a depthwise convolution, a concatenation, an attention head) are
-found by torch-pruning's dependency graph (https://arxiv.org/abs/2301.12900).
+torch-pruning's dependency graph (https://arxiv.org/abs/2301.12900) finds channels that can only be removed together:
+those of a residual sum, a depthwise convolution, a concatenation, an attention head.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from pipeline.core import SkippedLayer, StageError, TensorSpec
+from pipeline.core.outputs import output_tuple
 from pipeline.models.capture import example_inputs
 from pipeline.stages.prune import recurrent
 
@@ -67,10 +68,10 @@ class CoupledChannels:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The next units that a layer gives up, and what that is estimated to cost.
+    """The next units to remove from a layer, and the estimated damage.
 
     Attributes:
-        damage: Importance of what is removed; steps of one network are taken in its order.
+        damage: Importance of what is removed; the steps of a network are ordered by it.
     """
 
     group: CoupledChannels
@@ -178,7 +179,7 @@ def _heads(module: nn.Module, layers: Sequence[str], width: int) -> tuple[str, s
 def runnable(
     module: nn.Module, inputs: tuple[TensorSpec, ...], groups: Sequence[CoupledChannels], max_layer_ratio: float
 ) -> tuple[list[CoupledChannels], tuple[SkippedLayer, ...]]:
-    """The groups without which the network still runs and keeps its output shapes, each tried on its own."""
+    """The groups that can be pruned so that the network still runs and keeps its output shapes, each tried alone."""
     expected = _output_shapes(module, inputs)
     kept, skipped = [], []
     for group in groups:
@@ -200,7 +201,7 @@ def still_runs(module: nn.Module, pruned: Callable[[], nn.Module], inputs: tuple
     """Whether a pruned module runs and gives outputs of the same shapes."""
     try:
         return _output_shapes(pruned(), inputs) == _output_shapes(module, inputs)
-    except Exception:  # the caller finds out which group is to blame
+    except Exception:  # the caller finds out which group causes it
         return False
 
 
@@ -237,14 +238,14 @@ def remove(module: nn.Module, inputs: tuple[TensorSpec, ...], steps: Sequence[St
         part = module.get_submodule(layer)
         graph.get_pruning_group(part, graph.get_pruner_of_module(part).prune_out_channels, sorted(indices)).prune()
     for (owner, attribute), removed in counts.items():
-        _lose_heads(module.get_submodule(owner), attribute, removed)
+        _reduce_heads(module.get_submodule(owner), attribute, removed)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(flags[name])
         parameter.grad = None
     return module.eval()
 
 
-def _lose_heads(attention: nn.Module, attribute: str, removed: int) -> None:
+def _reduce_heads(attention: nn.Module, attribute: str, removed: int) -> None:
     """Set an attention module's number of heads, and with it the widths that it keeps of all heads together."""
     before = getattr(attention, attribute)
     after = before - removed
@@ -256,7 +257,7 @@ def _lose_heads(attention: nn.Module, attribute: str, removed: int) -> None:
 
 
 def traceable_copy(module: nn.Module) -> nn.Module:
-    """A copy whose parameters all require gradients: the dependency graph is read off autograd's."""
+    """A copy whose parameters all require gradients: the dependency graph is derived from autograd's."""
     return copy.deepcopy(module).requires_grad_(True)
 
 
@@ -280,7 +281,7 @@ def dependency_graph(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> Any:
 
 
 def _blocks(graph: Any, group: Any) -> int:
-    """Into how many equal parts a group's channels fall: the largest count among its grouped layers."""
+    """How many equal parts a group's channels form: the largest count among its grouped layers."""
     counts = [1]
     for dep, _ in group:
         part = dep.target.module
@@ -300,4 +301,4 @@ def is_within(name: str, containers: Sequence[str]) -> bool:
 def _output_shapes(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> list[list[int]]:
     with torch.no_grad():
         result = module(*example_inputs(inputs))
-    return [list(tensor.shape) for tensor in (result if isinstance(result, tuple | list) else (result,))]
+    return [list(tensor.shape) for tensor in output_tuple(result)]

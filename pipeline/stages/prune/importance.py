@@ -1,6 +1,6 @@
-"""How important channels are: by their weights, by what the loss would feel, or by what flows through them.
+"""How important channels are: by their weights, by their estimated effect on the loss, or by their inputs.
 
-Every kind gives each *weight* a saliency; a channel's importance is that of all weights that leave with it, in every
+Every kind gives each *weight* a saliency; a channel's importance is that of all weights removed with it, in every
 layer coupled to it (https://arxiv.org/abs/2301.12900, section 3.3).
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core import StageError
+from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import Batch, SampleSet
 from pipeline.recipe import Importance
 from pipeline.stages.prune import recurrent
@@ -21,8 +22,8 @@ from pipeline.stages.prune.channels import Conv, Score
 from pipeline.tasks.classification import classifies
 
 NEED_DATA = ("taylor", "activation")
-_SAMPLES = 512
-_BATCH = 64
+_IMPORTANCE_SAMPLES = 512
+_IMPORTANCE_BATCH = 64
 
 
 def scorer(kind: Importance, module: nn.Module, data: SampleSet | None) -> Score:
@@ -32,7 +33,7 @@ def scorer(kind: Importance, module: nn.Module, data: SampleSet | None) -> Score
     * ``bn_scale``: the scale of the batch norm behind it (Liu et al. 2017, https://arxiv.org/abs/1708.06519).
     * ``taylor``: weight times gradient, the first-order change of the loss (https://arxiv.org/abs/1906.10771). The
       loss is cross entropy with the labels, with the model's own answers where there are none, and the mean square of
-      the outputs where they are no logits.
+      the outputs where they are not logits.
     * ``activation``: weight times the root mean square of its input (Wanda, https://arxiv.org/abs/2306.11695).
 
     Raises:
@@ -41,7 +42,7 @@ def scorer(kind: Importance, module: nn.Module, data: SampleSet | None) -> Score
     if kind in NEED_DATA:
         if data is None:
             raise StageError(f"importance {kind!r} needs samples", where="prune", fix="name data.calibration")
-        samples = data.take(_SAMPLES)
+        samples = data.take(_IMPORTANCE_SAMPLES)
         (_weigh_by_gradient if kind == "taylor" else _weigh_by_input)(module, samples)
     power = 2 if kind == "l2" else 1
     # A layer's values are divided by their mean, so that layers of different fan-in can be compared. A Taylor value
@@ -73,7 +74,7 @@ def scorer(kind: Importance, module: nn.Module, data: SampleSet | None) -> Score
 @torch.no_grad()
 def _weigh_by_gradient(module: nn.Module, samples: SampleSet) -> None:
     module.zero_grad()
-    for batch in samples.batches(_BATCH):
+    for batch in samples.batches(_IMPORTANCE_BATCH):
         with torch.enable_grad():
             torch.autograd.backward(_loss(module, batch))
     for parameter in module.parameters():
@@ -82,8 +83,7 @@ def _weigh_by_gradient(module: nn.Module, samples: SampleSet) -> None:
 
 
 def _loss(module: nn.Module, batch: Batch) -> Tensor:
-    outputs = module(*batch.inputs)
-    outputs = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+    outputs = output_tuple(module(*batch.inputs))
     if classifies(outputs):
         labels = outputs[0].argmax(1) if batch.labels is None else batch.labels
         return functional.cross_entropy(outputs[0], labels, reduction="sum")
@@ -103,7 +103,7 @@ def _weigh_by_input(module: nn.Module, samples: SampleSet) -> None:
 
     layers = [layer for layer in module.modules() if isinstance(layer, Conv | nn.Linear)]
     handles = [layer.register_forward_pre_hook(observe) for layer in layers]
-    for batch in samples.batches(_BATCH):
+    for batch in samples.batches(_IMPORTANCE_BATCH):
         module(*batch.inputs)
     for handle in handles:
         handle.remove()

@@ -1,7 +1,7 @@
 """Hidden units of LSTM, GRU and RNN layers: how the dependency graph sees such a layer, and their physical removal.
 
-A unit leaves every layer and both directions of a recurrent module at the same position, since torch gives all of them
-one ``hidden_size``. Removing it is exact: the rest computes what it computed with that unit's state held at zero.
+A unit is removed from every layer and both directions of a recurrent module at the same position, since they all share
+one ``hidden_size`` in torch. Removing it is exact: the rest computes what it did with that unit's state held at zero.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _OneNode(torch.autograd.Function):
 
 @contextmanager
 def traced_as_one_node(module: nn.Module) -> Iterator[None]:
-    """Within, every recurrent layer of ``module`` is one node for whoever reads autograd's graph."""
+    """Within, every recurrent layer of ``module`` is one node in autograd's graph."""
     layers = [part for part in module.modules() if isinstance(part, Recurrent)]
     for layer in layers:
         layer.forward = _opaque(layer)  # on the instance, and taken off again below
@@ -97,7 +97,7 @@ class HiddenUnits(tp.BasePruningFunc):  # type: ignore[misc]  # torch-pruning is
         return int(layer.input_size)
 
     def get_out_channel_groups(self, layer: Any) -> int:
-        """A unit leaves both directions: its channels are grouped like a grouped convolution's."""
+        """A unit is removed from both directions: its channels are grouped like a grouped convolution's."""
         return _directions(layer)
 
     def get_in_channel_groups(self, layer: Any) -> int:  # noqa: ARG002  torch-pruning's signature

@@ -1,7 +1,7 @@
-"""Sensitivity: how far the outputs move when one group of channels alone gives up a part of itself.
+"""Sensitivity: how far the outputs move when some channels of one group alone are removed.
 
-The curves steer how much each group gives. The next step is always the one that moves the outputs least for what it
-saves, which for convex curves is the best division of a budget (Lagrange multipliers; Shoham and Gersho 1988,
+The curves decide how much is removed from each group. The next step is always the one that moves the outputs least for
+what it saves, which for convex curves is the best division of a budget (Lagrange multipliers; Shoham and Gersho 1988,
 https://doi.org/10.1109/29.90373).
 """
 
@@ -21,7 +21,7 @@ from pipeline.tasks.classification import classifies
 from pipeline.tasks.prediction import predictor
 
 _RATIOS = (1 / 3, 2 / 3, 1.0)  # of a group's steps
-_SAMPLES = 128
+_SENSITIVITY_SAMPLES = 128
 
 
 class Curve(Record):
@@ -31,7 +31,7 @@ class Curve(Record):
         steps: How many of the group's steps were taken.
         removed_ratio: Share of the group's channels that they remove.
         divergence: Mean Kullback-Leibler divergence of the answers from the original's, in nats; for outputs that
-            are no logits the squared error relative to the original's mean square.
+            are not logits the squared error relative to the original's mean square.
         saved: Share of the whole model's cost that they save, averaged over the budgets.
     """
 
@@ -86,7 +86,7 @@ def damages(curve: Curve, steps: int) -> list[float]:
 
 def movement(module: nn.Module, data: SampleSet) -> Callable[[nn.Module], float]:
     """Measures how far another module's outputs are from those of ``module`` on some of the samples."""
-    samples = data.take(_SAMPLES)
+    samples = data.take(_SENSITIVITY_SAMPLES)
     expected = _outputs(module, samples)
     return lambda other: divergence(_outputs(other, samples), expected)
 

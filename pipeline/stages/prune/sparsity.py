@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from pipeline.core import SkippedLayer
 from pipeline.recipe import Sparsity
 from pipeline.stages.prune.channels import PRUNABLE, is_within
+
+log = logging.getLogger(__name__)
 
 NOTE = (
     "zeros are stored and multiplied like any other weight: the files that this pipeline writes for onnxruntime, "
@@ -39,6 +42,8 @@ def sparsify(
                 skipped.append(SkippedLayer(layer=name, reason=reason))
             else:
                 weight.mul_(_kept(weight, config))
+    for entry in skipped:
+        log.debug("%s keeps all its weights: %s", entry.layer, entry.reason)
     return module, tuple(skipped)
 
 
@@ -50,7 +55,7 @@ def zero_ratio(module: nn.Module) -> float:
 
 @contextmanager
 def zeros_stay(module: nn.Module) -> Iterator[None]:
-    """Within, training leaves every weight at zero that is zero now: its gradient is, and so are decay and momentum."""
+    """Keep every weight at zero that is zero now while the block trains: its gradient, decay and momentum are zero."""
     handles = []
     for layer in module.modules():
         for weight in _matrices(layer) if isinstance(layer, PRUNABLE) else ():

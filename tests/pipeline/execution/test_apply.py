@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.core import Model, RecipeError, StageError, StageRecord
-from pipeline.execution.apply import _checked, check, run
+from pipeline.core import Model, StageError, StageRecord
+from pipeline.execution.apply import _checked, run
+from pipeline.execution.prepare import check
 from pipeline.models.capture import count_macs, count_parameters
 from pipeline.recipe import parse_recipe
 from pipeline.report.model import Report, read_report
@@ -120,13 +121,6 @@ def test_run_goes_on_from_the_store_when_the_student_is_of_another_architecture(
     assert logs[0].startswith("epoch,step,loss,learning_rate,metric\n1,1,")
 
 
-def test_check_refuses_when_the_student_cannot_take_the_models_place(project: Project) -> None:
-    factory = project.recipe["model"]["factory"]
-    project.recipe["stages"] = [{"distill": {"student": {"factory": factory, "kwargs": {"classes": 3}}}}]
-    with pytest.raises(StageError, match=r"returns \[\[2, 3\]\], the original \[\[2, 4\]\]"):
-        check(parse_recipe(project.recipe), project.folder)
-
-
 @pytest.mark.slow
 def test_store_never_unpickles_when_stages_are_read_back(project: Project) -> None:
     project.recipe["stages"][1]["distill"]["epochs"] = 1
@@ -143,32 +137,6 @@ def test_store_never_unpickles_when_stages_are_read_back(project: Project) -> No
     finish(project)
     watching = False
     assert not unpickled
-
-
-def test_check_refuses_top1_when_evaluation_samples_have_no_labels(project: Project) -> None:
-    project.recipe["budget"]["metric"] = "top1"
-    project.recipe["data"]["evaluation"]["labels"] = None
-    with pytest.raises(RecipeError, match="top1 needs labels"):
-        check(parse_recipe(project.recipe), project.folder)
-
-
-@pytest.mark.parametrize(("stage", "role"), [("distill", "train"), ("quantize", "calibration")])
-def test_check_names_the_missing_data_when_a_stage_needs_it(project: Project, stage: str, role: str) -> None:
-    project.recipe["stages"] = [{stage: {}}]
-    del project.recipe["data"][role]
-    with pytest.raises(RecipeError, match=f"data.{role}"):
-        check(parse_recipe(project.recipe), project.folder)
-
-
-def test_check_keeps_held_out_samples_apart_when_calibration_comes_from_the_training_file(project: Project) -> None:
-    prepared = check(parse_recipe(project.recipe), project.folder)
-    assert prepared.held_out is not None
-    assert prepared.train is not None
-    assert prepared.calibration is not None
-    held_out = set(prepared.held_out.indices)
-    assert len(held_out) == 64
-    assert not held_out & set(prepared.train.indices)
-    assert not held_out & set(prepared.calibration.indices)
 
 
 def mutating(model: Model) -> Model:

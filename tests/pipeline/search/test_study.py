@@ -18,7 +18,8 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.core import RecipeError
-from pipeline.execution.apply import check, run
+from pipeline.execution.apply import run
+from pipeline.execution.prepare import check
 from pipeline.recipe import parse_recipe, read_recipe
 from pipeline.search.objectives import parse_objective
 from pipeline.search.study import open_storage, search

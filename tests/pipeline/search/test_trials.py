@@ -1,6 +1,6 @@
 import optuna
 
-from pipeline.execution.apply import check
+from pipeline.execution.prepare import check
 from pipeline.recipe import parse_recipe
 from pipeline.search.trials import judged_on_training_data, propose
 from tests.pipeline.conftest import Project

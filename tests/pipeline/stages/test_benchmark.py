@@ -1,33 +1,13 @@
 import hashlib
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.stages.benchmark import ROUNDS, WARMUP_RUNS, Candidate, artifact_record, interleave
+from pipeline.stages.benchmark import artifact_record
 from pipeline.target import measured
 from pipeline.tasks.prediction import session_predictor
-
-
-def test_interleave_takes_blocks_in_turns_when_there_are_several_candidates() -> None:
-    order: list[str] = []
-    candidates = [
-        Candidate(runtime=name, device="test", call=lambda name=name: order.append(name)) for name in ("fast", "slow")
-    ]
-    taken = interleave(candidates, seconds_per_candidate=1e-9)  # so little that each block has the fewest runs: 3
-    assert [(len(warmup), len(samples)) for warmup, samples in taken] == [(WARMUP_RUNS, 3 * ROUNDS)] * 2
-    block = 3 + 1  # one more call is not timed: it fills the caches
-    turns = order[2 * WARMUP_RUNS :]
-    assert turns == (["fast"] * block + ["slow"] * block) * ROUNDS
-
-
-def test_interleave_measures_durations_when_calls_sleep() -> None:
-    taken = interleave([Candidate(runtime="", device="", call=lambda: time.sleep(0.002))], seconds_per_candidate=0.06)
-    ((_, samples),) = taken
-    assert min(samples) >= 2_000_000
-    assert len(samples) == 30
 
 
 def test_measured_statistics_equal_numpy_when_samples_are_random() -> None:

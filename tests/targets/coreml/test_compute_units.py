@@ -11,15 +11,6 @@ from targets.coreml import CoremlTarget, compute_units
 from tests.targets.coreml.programs import HandQuantized, model_of
 
 
-def test_alternate_takes_turns_and_keeps_every_sample() -> None:
-    order: list[str] = []
-    taken = compute_units.alternate([lambda: order.append("a"), lambda: order.append("b")], rounds=2, runs=3)
-    warmup = compute_units.WARMUP_RUNS
-    assert "".join(order) == "a" * warmup + "b" * warmup + ("a" * 4 + "b" * 4) * 2
-    assert [(len(first), len(rest)) for first, rest in taken] == [(warmup, 6)] * 2
-    assert all(sample > 0 for _, rest in taken for sample in rest)
-
-
 @pytest.mark.skipif(sys.platform == "darwin", reason="on macOS it is measured")
 def test_latency_is_skipped_with_the_reason_when_core_ml_is_not_here(tmp_path: Path) -> None:
     target = CoremlTarget()

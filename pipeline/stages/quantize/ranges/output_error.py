@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import SampleSet
 from pipeline.stages.quantize.graph.nodes import key_of
 from pipeline.stages.quantize.scales.numbers import QMAX, QMIN
@@ -148,4 +149,4 @@ class _Tracing(Interpreter):
 
 
 def _flat(outputs: Any) -> list[Tensor]:
-    return [part for part in (outputs if isinstance(outputs, tuple | list) else [outputs]) if isinstance(part, Tensor)]
+    return [part for part in output_tuple(outputs) if isinstance(part, Tensor)]

@@ -137,7 +137,7 @@ def test_sensitivities_are_measured_once_when_only_the_budget_differs(monkeypatc
         measured.append(arguments)
         return sensitivity(*arguments)
 
-    monkeypatch.setattr("pipeline.stages.prune.stage.sensitivity", count)
+    monkeypatch.setattr("pipeline.stages.prune.selection.sensitivity", count)
     for ratio in (0.6, 0.5):
         prune(model, PruneConfig(macs_ratio=ratio, allocation="sensitivity"), samples)
     assert len(measured) == 1

@@ -86,9 +86,9 @@ class Dying:
 @pytest.mark.parametrize(
     ("killed_at", "left"),
     [
-        (3, {"state-1"}),
-        (4, {"state-1-finished"}),
-        (6, {"state-1-finished", "state-2"}),
+        (3, {".state-1"}),
+        (4, {".state-1-finished"}),
+        (6, {".state-1-finished", ".state-2"}),
     ],
     ids=["in round 1", "after round 1", "in round 2"],
 )
@@ -102,10 +102,10 @@ def test_prune_ends_in_the_same_bits_when_its_recovery_is_killed_and_resumed(
     whole = prune(before, config, train=samples, seed=5)
     killed = replace(samples, source=Dying(samples.source, killed_at))
     with pytest.raises(KilledError):
-        prune(before, config, train=killed, seed=5, checkpoint=tmp_path / "state")
+        prune(before, config, train=killed, seed=5, checkpoint=tmp_path / ".state")
     assert {path.name for path in tmp_path.iterdir()} == left
     resuming = Dying(samples.source, 8 - 4 * (killed_at // 4))  # finished rounds read nothing again
-    resumed = prune(before, config, train=replace(samples, source=resuming), seed=5, checkpoint=tmp_path / "state")
+    resumed = prune(before, config, train=replace(samples, source=resuming), seed=5, checkpoint=tmp_path / ".state")
     assert resumed.history[-1].details == whole.history[-1].details
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(resumed.module.state_dict()[name], tensor), name

@@ -11,7 +11,7 @@ from pipeline.models.capture import count_macs
 from pipeline.models.load import from_module
 from pipeline.recipe import PruneConfig, parse_recipe
 from pipeline.stages.prune import prune
-from pipeline.stages.prune.budget import budgets_of, size_bytes
+from pipeline.stages.prune.limits import cost_limits, size_bytes
 from tests.networks.structures import IMAGE, build
 
 
@@ -25,12 +25,12 @@ def test_size_bytes_counts_weights_and_buffers_when_dtypes_differ() -> None:
     assert size_bytes(module) == 8 * 4 + 5 * 8
 
 
-def test_budgets_take_the_tighter_of_a_ratio_and_a_limit_when_both_are_given() -> None:
+def test_limits_take_the_tighter_of_a_ratio_and_a_limit_when_both_are_given() -> None:
     whole = model()
     macs = count_macs(whole.module, whole.inputs)
-    (budget,) = budgets_of(whole, PruneConfig(macs_ratio=0.5, max_macs=macs // 4))
-    assert budget.share == macs // 4 / macs
-    assert budget.kept(whole.module) == 1.0
+    (limit,) = cost_limits(whole, PruneConfig(macs_ratio=0.5, max_macs=macs // 4))
+    assert limit.share == macs // 4 / macs
+    assert limit.kept(whole.module) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""This machine, as measurements describe it: never by host name, user name or path."""
+"""The processor, as measurements name it. Never the machine's host name, its user or a path."""
 
 from __future__ import annotations
 

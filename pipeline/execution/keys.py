@@ -1,0 +1,82 @@
+"""Keys of stored results: hashes of everything that a result depends on, code and versions included."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import targets
+from pipeline.core import Model
+from pipeline.execution.prepare import Prepared
+from pipeline.execution.stages import source_of
+from pipeline.models.digest import key_of, weights_sha256
+from pipeline.recipe import StageStep
+from pipeline.target import Target
+
+PACKAGE = Path(__file__).parents[1]
+UNRELATED = frozenset({"cli", "execution", "search", "report", "stages"})
+"""Parts of the package that no stage builds on; a stage's own sources are hashed by themselves."""
+VERSIONED = (
+    "edgewright", "torch", "torchao", "torch-pruning", "neural-compressor", "onnx", "onnxruntime", "coremltools",
+    "tensorflow", "litert-torch", "ai-edge-litert", "ethos-u-vela", "numpy",
+)  # fmt: skip
+"""Packages whose versions a report states, and an artifact depends on."""
+
+
+def stage_key(step: StageStep, model: Model, key: str, shape: nn.Module, prepared: Prepared) -> str:
+    """The key of one stage's result.
+
+    Args:
+        key: That of the model before the stage.
+        shape: The architecture that the stage returns, where it is not the model's: a new student starts from its
+            weights.
+    """
+    sets = (prepared.train, prepared.calibration, prepared.held_out)
+    return key_of(
+        stage=step.name,
+        config=step.config.model_dump(mode="json"),
+        budget=prepared.recipe.budget.model_dump(),
+        seed=prepared.recipe.seed,
+        model=key,
+        student=None if shape is model.module else weights_sha256(shape),
+        data=[samples and samples.sha256 for samples in sets],
+        evaluation=prepared.evaluation.sha256,
+        code=code_sha256(source_of(step.name)),
+        torch=torch.__version__,
+    )
+
+
+def export_key(target: Target, model: Model, key: str, prepared: Prepared) -> str:
+    """The key of one target's artifacts; ``key`` is that of the model."""
+    (config,) = (step.config for step in prepared.recipe.targets if step.name == target.name)
+    return key_of(
+        stage="export",
+        target=target.name,
+        config=config.model_dump(mode="json"),
+        recipe=model.recipe_sha256,
+        model=key,
+        code=code_sha256(Path(targets.__file__).parent / target.name),
+        packages=package_versions(),
+    )
+
+
+def code_sha256(*paths: Path) -> str:
+    """Hash of a stage's own sources (files or packages) and of every module of the pipeline it may build on."""
+    shared = [file for file in sorted(PACKAGE.rglob("*.py")) if file.relative_to(PACKAGE).parts[0] not in UNRELATED]
+    own = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in (*shared, *own))).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """The installed ones of `VERSIONED`."""
+    versions = {}
+    for package in VERSIONED:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,159 @@
+"""Preparation: everything that a recipe names is opened and checked before anything is computed or written."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import targets
+from pipeline.core import Model, RecipeError, StageError
+from pipeline.data.open import open_samples
+from pipeline.data.samples import SampleSet
+from pipeline.execution.processes import processes
+from pipeline.execution.stages import STAGES
+from pipeline.models.capture import example_inputs
+from pipeline.models.load import load
+from pipeline.recipe import Recipe
+from pipeline.stages.contract import Needs, Supplies
+from pipeline.target import Target
+from pipeline.tasks.classification import classifies
+from pipeline.tasks.prediction import predictor
+
+HELD_OUT = 2_000
+"""Samples that stages choose by, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A recipe with all its parts opened and checked."""
+
+    recipe: Recipe
+    model: Model
+    targets: tuple[Target, ...]
+    evaluation: SampleSet
+    train: SampleSet | None
+    calibration: SampleSet | None
+    held_out: SampleSet | None
+    root: Path
+
+    def supplies(self, *, checkpoint: Path | None = None, log: Path | None = None) -> Supplies:
+        """What the run has to give a stage. The evaluation samples are not part of it."""
+        return Supplies(
+            train=self.train,
+            calibration=self.calibration,
+            held_out=self.held_out,
+            targets=self.targets,
+            budget=self.recipe.budget,
+            seed=self.recipe.seed,
+            root=self.root,
+            checkpoint=checkpoint,
+            log=log,
+        )
+
+
+def check(recipe: Recipe, root: Path = Path()) -> Prepared:
+    """Open everything a recipe names and refuse what cannot work, before anything is computed or written.
+
+    Raises:
+        EdgewrightError: Names the file, the field and the fix.
+    """
+    model = replace(
+        load(recipe.model, root),
+        preprocessing=recipe.data.preprocessing,
+        recipe_sha256=hashlib.sha256(recipe.model_dump_json().encode()).hexdigest(),
+    )
+    needs = [STAGES[step.name].needs(step.config) for step in recipe.stages]
+    _check_needs(recipe, needs)
+    sets = _open_sets(recipe, model, root)
+    outputs = predictor(model.module)(example_inputs(model.inputs))
+    _check_labels(sets, outputs)
+    _check_budget(recipe, outputs, sets["evaluation"])
+    found = tuple(targets.get(step.name, step.config) for step in recipe.targets)
+    _check_targets(found, needs)
+    train, calibration, held_out = _hold_out(sets.get("train"), sets.get("calibration"), recipe.seed)
+    prepared = Prepared(
+        recipe=recipe,
+        model=model,
+        targets=found,
+        evaluation=sets["evaluation"],
+        train=train,
+        calibration=calibration,
+        held_out=held_out,
+        root=root,
+    )
+    for step in recipe.stages:
+        STAGES[step.name].architecture(model, step.config, prepared.supplies())
+    return prepared
+
+
+def _check_needs(recipe: Recipe, needs: list[Needs]) -> None:
+    for need in needs:
+        for role, needed_by in (("train", need.train), ("calibration", need.calibration)):
+            if needed_by is not None and getattr(recipe.data, role) is None:
+                raise RecipeError(
+                    f"{needed_by} needs samples",
+                    where=f"data.{role}",
+                    fix=f"add data.{role}: {{npz: …}}, or remove {needed_by}",
+                )
+        if need.one_process is not None and processes().num_processes > 1:
+            raise need.one_process
+
+
+def _open_sets(recipe: Recipe, model: Model, root: Path) -> dict[str, SampleSet]:
+    return {
+        role: open_samples(source, model.inputs, recipe.data.preprocessing, name=role, root=root)
+        for role in ("train", "calibration", "evaluation")
+        if (source := getattr(recipe.data, role)) is not None
+    }
+
+
+def _check_labels(sets: dict[str, SampleSet], outputs: tuple[torch.Tensor, ...]) -> None:
+    for samples in sets.values():
+        if samples.labelled and classifies(outputs):
+            samples.check_labels(outputs[0].shape[1])
+        _ = samples.sha256  # reads every sample, so that a bad one is found now and not after an hour of training
+
+
+def _check_budget(recipe: Recipe, outputs: tuple[torch.Tensor, ...], evaluation: SampleSet) -> None:
+    if not all(torch.isfinite(output).all() for output in outputs if output.is_floating_point()):
+        raise StageError("the original model's outputs are not finite", where=str(recipe.model.checkpoint))
+    if not classifies(outputs):
+        raise RecipeError(
+            f"metric {recipe.budget.metric!r} needs logits (N, classes), but the model's first output has shape "
+            f"{['N', *outputs[0].shape[1:]]}",
+            where="budget.metric",
+        )
+    if recipe.budget.metric == "top1" and not evaluation.labelled:
+        raise RecipeError(
+            "top1 needs labels, and the evaluation set has none",
+            where="budget.metric",
+            fix="name its labels array (data.evaluation.labels), or use metric: agreement",
+        )
+
+
+def _check_targets(found: tuple[Target, ...], needs: list[Needs]) -> None:
+    for dtype in dict.fromkeys(need.target_dtype for need in needs if need.target_dtype is not None):
+        for target in found:
+            if dtype not in target.capabilities.weight_dtypes:
+                raise RecipeError(
+                    f"cannot hold {dtype} weights", where=f"targets.{target.name}", fix="remove the target"
+                )
+
+
+def _hold_out(
+    train: SampleSet | None, calibration: SampleSet | None, seed: int
+) -> tuple[SampleSet | None, SampleSet | None, SampleSet | None]:
+    """Training, calibration and held-out samples: what stages choose by is neither fitted nor reported on."""
+    source = train or calibration
+    if source is None:
+        return None, None, None
+    kept, held_out = source.split(min(HELD_OUT, max(1, len(source) // 8)), seed)
+    if train is None:
+        return None, kept, held_out
+    if calibration is not None and calibration.source.where == train.source.where:
+        used = set(held_out.indices)
+        calibration = replace(calibration, indices=tuple(i for i in calibration.indices if i not in used))
+    return kept, calibration, held_out

@@ -1,0 +1,71 @@
+import pytest
+
+import targets
+from pipeline.core import RecipeError, StageError
+from pipeline.execution.prepare import check
+from pipeline.recipe import parse_recipe
+from tests.pipeline.conftest import Project
+
+
+def test_check_refuses_when_the_student_cannot_take_the_models_place(project: Project) -> None:
+    factory = project.recipe["model"]["factory"]
+    project.recipe["stages"] = [{"distill": {"student": {"factory": factory, "kwargs": {"classes": 3}}}}]
+    with pytest.raises(StageError, match=r"returns \[\[2, 3\]\], the original \[\[2, 4\]\]"):
+        check(parse_recipe(project.recipe), project.folder)
+
+
+def test_check_refuses_top1_when_evaluation_samples_have_no_labels(project: Project) -> None:
+    project.recipe["budget"]["metric"] = "top1"
+    project.recipe["data"]["evaluation"]["labels"] = None
+    with pytest.raises(RecipeError, match="top1 needs labels"):
+        check(parse_recipe(project.recipe), project.folder)
+
+
+@pytest.mark.parametrize(("stage", "role"), [("distill", "train"), ("quantize", "calibration")])
+def test_check_names_the_missing_data_when_a_stage_needs_it(project: Project, stage: str, role: str) -> None:
+    project.recipe["stages"] = [{stage: {}}]
+    del project.recipe["data"][role]
+    with pytest.raises(RecipeError, match=f"data.{role}"):
+        check(parse_recipe(project.recipe), project.folder)
+
+
+def test_check_keeps_held_out_samples_apart_when_calibration_comes_from_the_training_file(project: Project) -> None:
+    prepared = check(parse_recipe(project.recipe), project.folder)
+    assert prepared.held_out is not None
+    assert prepared.train is not None
+    assert prepared.calibration is not None
+    held_out = set(prepared.held_out.indices)
+    assert len(held_out) == 64
+    assert not held_out & set(prepared.train.indices)
+    assert not held_out & set(prepared.calibration.indices)
+
+
+@pytest.mark.parametrize(
+    ("stage", "needed_by"),
+    [
+        ({"quantize": {"qat": {"epochs": 1}}}, "qat"),
+        ({"prune": {"macs_ratio": 0.6, "recover": {"epochs": 1}}}, "recover"),
+    ],
+    ids=["qat", "recover"],
+)
+def test_check_names_what_trains_when_there_is_no_training_data(
+    project: Project, stage: dict[str, object], needed_by: str
+) -> None:
+    project.recipe["stages"] = [stage]
+    check(parse_recipe(project.recipe), project.folder)
+    del project.recipe["data"]["train"]
+    with pytest.raises(RecipeError, match=rf"data\.train: {needed_by} needs samples"):
+        check(parse_recipe(project.recipe), project.folder)
+
+
+def test_check_refuses_a_target_when_it_cannot_hold_the_weights_of_a_stage(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.recipe |= {"targets": ["onnx"], "stages": [{"quantize": {}}]}
+    check(parse_recipe(project.recipe), project.folder)
+    float_only = targets.get("onnx").capabilities.model_copy(update={"weight_dtypes": ("float32",)})
+    monkeypatch.setattr("targets.onnx.target.OnnxTarget.capabilities", float_only)
+    with pytest.raises(RecipeError, match=r"targets\.onnx: cannot hold int8 weights"):
+        check(parse_recipe(project.recipe), project.folder)
+    project.recipe["stages"] = []
+    check(parse_recipe(project.recipe), project.folder)
