@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from pipeline.core import Model
 from pipeline.recipe import CoremlConfig
 from pipeline.target import Capabilities, Latency, Lowered, Placement, Session, Skipped, Variant
-from targets.coreml.capabilities import CAPABILITIES
 
 if TYPE_CHECKING:
     from targets.coreml.interpreter.execute import Precision
@@ -23,7 +22,10 @@ class CoremlTarget:
     """
 
     name = "coreml"
-    capabilities: Capabilities = CAPABILITIES
+    capabilities = Capabilities(
+        weight_dtypes=("int8", "uint8"),
+        source="https://apple.github.io/coremltools/docs-guides/source/opt-quantization-overview.html",
+    )
 
     def __init__(self, config: CoremlConfig | None = None) -> None:
         self._config = config or CoremlConfig()

@@ -41,6 +41,8 @@ dequantize_per_channel = torch.ops.quantized_decomposed.dequantize_per_channel.d
 
 QMIN, QMAX = -128, 127
 MATRIX_PRODUCTS = {aten.matmul.default, aten.bmm.default}
+KEPT_IN_FLOAT = frozenset({"hardswish", "gelu", "softmax", "matmul", "bmm", "mul"})
+"""Operators of rule 5 by the names that `rewrite` counts them under."""
 NORMS = {aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
 
 

@@ -100,7 +100,8 @@ def translate(model: Model, goal: forms.Goal | None) -> tuple[bytes, tuple[str, 
     """
     program = capture(model.module, model.inputs, batch_size=BATCH_SIZE).module()
     changed = forms.rewrite(program, goal) if goal is not None else Counter[str]()
-    notes = [f"{count} x {op} rewritten for the {goal}" for op, count in sorted(changed.items())]
+    done = {op: "kept in float between integers" if op in forms.KEPT_IN_FLOAT else "rewritten" for op in changed}
+    notes = [f"{count} x {op} {done[op]} for the {goal}" for op, count in sorted(changed.items())]
     inputs = example_inputs(model.inputs, BATCH_SIZE)
     try:
         return convert(program, inputs, quantized=model.quantized), tuple(notes)

@@ -8,7 +8,6 @@ from pathlib import Path
 from pipeline.core import Model
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Capabilities, Estimated, Latency, Lowered, Placement, Session, Skipped, Variant
-from targets.tflite.capabilities import CAPABILITIES
 
 SLOW_S = 0.02
 """Seconds of one sample in the reference kernels above which they are run only where the recipe asks for it."""
@@ -18,7 +17,9 @@ class TfliteTarget:
     """Lowers to ``.tflite``; runs it in LiteRT with the XNNPACK delegate. See `pipeline.target.Target`."""
 
     name = "tflite"
-    capabilities: Capabilities = CAPABILITIES
+    capabilities = Capabilities(
+        weight_dtypes=("int8",), source="https://ai.google.dev/edge/litert/models/quantization_spec"
+    )
 
     def __init__(self, config: TfliteConfig | None = None) -> None:
         self._config = config or TfliteConfig()

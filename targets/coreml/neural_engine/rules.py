@@ -20,7 +20,7 @@ from pipeline.core import Record
 from pipeline.target import Fallback, Placement
 from targets.coreml.interpreter.package import Package, read_package
 from targets.coreml.interpreter.program import Operation, Program, TensorType, read_program
-from targets.coreml.neural_engine.work import FOLDED, operands
+from targets.coreml.neural_engine.work import FOLDED, computed_in_float, operands
 
 Property = Literal[
     "operator",
@@ -68,6 +68,11 @@ class Rule(Record):
 CATALOG = "https://aneforge.readthedocs.io/en/latest/op-catalog/"
 CAPABILITIES = "https://aneforge.readthedocs.io/en/latest/capabilities/"
 DESIGN_RULES = "https://ane-guide.readthedocs.io/en/latest/part-5-practice/17-model-design-rules.html"
+
+IN_FLOAT = (
+    "computed in float between integers: int8 arithmetic is documented only for int8 activations with int8 weights "
+    "(https://apple.github.io/coremltools/docs-guides/source/opt-quantization-api.html)"
+)
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -162,6 +167,8 @@ RULES: tuple[Rule, ...] = (
 def placement(program: Program | Path) -> Placement:
     """Where a program's operators are likely to run; the first rule that applies names the reason.
 
+    Operators that the Neural Engine computes in FP16 between integers count as accelerated, and are listed as well.
+
     Args:
         program: A program, or the package that holds one. Only a package says whether open sizes are a range or a
             list of alternatives; those of a bare program are taken as alternatives.
@@ -175,7 +182,8 @@ def placement(program: Program | Path) -> Placement:
         program, ranged = read_program(package), takes_range(package)
     types = {**program.inputs, **{name: form for op in program.body.walk() for name, form in op.outputs if form}}
     kernels = {name: op for op in program.body.walk() for name, _ in op.outputs}
-    total, leaving = 0, Counter[tuple[str, str]]()
+    floats = {id(operation) for operation in computed_in_float(program)}
+    total, leaving, in_float = 0, Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for operation in program.body.walk():
         if operation.type == "const" or operation.type.startswith(FOLDED):
             continue
@@ -184,10 +192,15 @@ def placement(program: Program | Path) -> Placement:
         broken = next((rule for rule in RULES if rule.applies(operation.type, facts)), None)
         if broken:
             leaving[operation.type, f"{broken.reason} ({broken.source})"] += 1
+        elif id(operation) in floats:
+            in_float[operation.type, IN_FLOAT] += 1
     return Placement(
         operators=total,
         accelerated=total - leaving.total(),
-        fallback=tuple(Fallback(op=op, count=count, reason=why) for (op, why), count in leaving.most_common()),
+        fallback=tuple(
+            Fallback(op=op, count=count, reason=why)
+            for (op, why), count in (*leaving.most_common(), *in_float.most_common())
+        ),
         source="published rules for the Neural Engine, A14 and M2 or later; a device decides when the model loads",
     )
 

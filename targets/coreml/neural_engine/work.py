@@ -36,6 +36,8 @@ FREE = frozenset({"const", "quantize", "dequantize", "classify"})
 UNCOUNTED = frozenset({"cond", "gru", "lstm", "rnn", "while_loop"})
 """Operators that repeat or choose what they do, so that their work is not known from the file, or not counted here."""
 
+FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64")
+
 FOLDED = "constexpr_"
 """The prefix of operators that Core ML evaluates when a model loads, or while weights stream in."""
 
@@ -81,6 +83,30 @@ def works(program: Program, batch_size: int = 1) -> Counter[Work]:
         if operation.type not in FREE and not operation.type.startswith(FOLDED):
             found[_work(operation, shapes)] += 1
     return found
+
+
+def computed_in_float(program: Program) -> list[Operation]:
+    """Operators of an integer program that compute in floats, between integers: none where it quantizes nothing.
+
+    Left out are those that only move or convert values, and those that multiply dequantized activations by 8-bit
+    weights, which the Neural Engine computes in int8.
+    """
+    if "quantize" not in program.count_operators():
+        return []
+    shapes = _Shapes(program, batch_size=1)
+    return [
+        operation
+        for operation in program.body.walk()
+        if operation.type not in FREE | {"cast", "identity"}
+        and not operation.type.startswith(FOLDED)
+        and KINDS.get(operation.type) != "layout"
+        and any(form is not None and form.dtype in FLOATS for _, form in operation.outputs)
+        and not _multiplies_int8(_work(operation, shapes))
+    ]
+
+
+def _multiplies_int8(work: Work) -> bool:
+    return work.weight_bits == work.activation_bits == 8
 
 
 class _Shapes:

@@ -38,3 +38,13 @@ class KeepSoftmaxInFloat(ir.passes.InPlacePass):
             softmax.replace_input_with(0, scaled.outputs[0])
             modified = True
         return ir.passes.PassResult(model, modified)
+
+
+def is_kept_in_float(node: ir.Node) -> bool:
+    """Whether a node is a softmax that this pass changed, or the product that it put before one."""
+    product = node.inputs[0].producer() if node.op_type == "Softmax" and node.inputs[0] is not None else node
+    if product is None or product.op_type != "Mul":
+        return False
+    rule = encoding(dequantized_from(product.inputs[0]))
+    readers = [reader.op_type for reader in product.outputs[0].consumers()]
+    return rule is not None and rule.scale.ndim == 0 and float(rule.scale) == 1 and readers == ["Softmax"]
