@@ -49,18 +49,18 @@ def lower(model: Model, config: CoremlConfig, out_dir: Path, *, name: str, varia
     subnormal = _subnormal_scales(model.module, where=name) if model.quantized else 0
     form = variant or ("int8" if model.quantized else "fp32")
     half = config.precision == "float16" if form == "int8" else form != "fp32"
-    mlmodel = fold_weights(model.module) if model.quantized else model.module
+    module = fold_weights(model.module) if model.quantized else model.module
     if not interface.is_plain:
-        mlmodel = Deployed(mlmodel, interface, model.preprocessing)
+        module = Deployed(module, interface, model.preprocessing)
     notes = []
-    program = _capture(mlmodel, model.inputs, config, single=not interface.is_plain)
+    program = _capture(module, model.inputs, config, single=not interface.is_plain)
     try:
         converted = _convert(program, model, config, interface, half=half, where=name)
     except TargetError as error:
         if fixed_batch_size(program) is not None:
             raise
         notes.append(f"with an open batch, {error.problem}")
-        program = _capture(mlmodel, model.inputs, config, single=True)
+        program = _capture(module, model.inputs, config, single=True)
         converted = _convert(program, model, config, interface, half=half, where=name)
     finished = _finished(compress(converted, form), interface.labels)
     describe(finished, model, form, embedded=any(interface.images))

@@ -57,20 +57,20 @@ class CoremlTarget:
         return (*_on_this_mac(lowered), *estimates(lowered.path, lowered.batch_size or 1))
 
     def load(self, lowered: Lowered, *, threads: int) -> Session:  # noqa: ARG002  # Core ML has no thread setting
-        from targets.coreml.session import CoremlSession, ReferenceSession
+        from targets.coreml.session import CoremlSession, InterpreterSession
 
         return (
             CoremlSession(lowered, self._config.compute_units)
             if sys.platform == "darwin"
-            else ReferenceSession(lowered)
+            else InterpreterSession(lowered)
         )
 
     def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:
         """The interpreter in FP32, and beside Core ML itself also in FP16."""
-        from targets.coreml.session import ReferenceSession
+        from targets.coreml.session import InterpreterSession
 
         others: tuple[Precision, ...] = ("float16", "float32") if sys.platform == "darwin" else ("float32",)
-        return tuple(ReferenceSession(lowered, precision=precision) for precision in others)
+        return tuple(InterpreterSession(lowered, precision=precision) for precision in others)
 
     def placement(self, lowered: Lowered) -> Placement | None:
         if sys.platform == "darwin":

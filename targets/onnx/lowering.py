@@ -70,7 +70,7 @@ def lower(model: Model, config: OnnxConfig, out_dir: Path, *, name: str, variant
 
 
 def to_onnx(program: ExportedProgram, model: Model) -> ir.Model:
-    """The program in ONNX operators, under the artifact's input and output names.
+    """The program in ONNX operators, under the model's input and output names.
 
     Raises:
         TargetError: An operator has no ONNX form.

@@ -26,7 +26,7 @@ CONVERTS = "converts between integers and the floats of other operators"
 REQUANTIZES = "changes quantization parameters, through float"
 
 _NO_INT8_KERNEL = "computed in float between integers, by edgewright's choice: XNNPACK has no int8 kernel for it"
-KEPT = {
+KEPT_REASONS = {
     **dict.fromkeys(("BATCH_MATMUL", "GELU", "HARD_SWISH", "SOFTMAX"), _NO_INT8_KERNEL),
     "MUL": "computed in float between integers, by edgewright's choice: the int8 product would round twice",
 }
@@ -128,7 +128,7 @@ def _reason(
     if np.int8 in node["operand_types"]:
         return HYBRID
     kept = ours and before == {"DEQUANTIZE"} and after <= {"QUANTIZE", "RESHAPE"}
-    return KEPT.get(node["op_name"], IN_FLOAT) if kept else IN_FLOAT
+    return KEPT_REASONS.get(node["op_name"], IN_FLOAT) if kept else IN_FLOAT
 
 
 def delegated(operators: Sequence[dict[str, Any]], partitions: Sequence[dict[str, Any]]) -> set[int]:

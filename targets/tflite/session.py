@@ -64,7 +64,7 @@ class LitertSession:
         return tuple(self._interpreter.get_tensor(port.index) for port in self._outputs)
 
 
-class ReferenceSession:
+class ReferenceKernelSession:
     """A ``.tflite`` file in the reference kernels, one interpreter per core. See `pipeline.target.Session`."""
 
     metrics_source: Literal["measured", "reference"] = "reference"

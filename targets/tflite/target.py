@@ -66,11 +66,11 @@ class TfliteTarget:
 
     def cross_checks(self, lowered: Lowered) -> tuple[Session | Skipped, ...]:
         from targets.tflite.lowering import for_npu
-        from targets.tflite.session import ReferenceSession
+        from targets.tflite.session import ReferenceKernelSession
 
         if lowered.variant != "int8" or self._config.reference_kernels is False:
             return ()
-        session = ReferenceSession(for_npu(lowered.path))
+        session = ReferenceKernelSession(for_npu(lowered.path))
         seconds = session.seconds_per_sample()
         if self._config.reference_kernels is None and seconds > SLOW_S:
             pace = f"they take {seconds * 1e3:.0f} ms a sample, more than {SLOW_S * 1e3:.0f}"

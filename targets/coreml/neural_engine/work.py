@@ -10,9 +10,9 @@ from typing import Literal
 
 from targets.coreml.interpreter.program import Operation, Program, TensorType
 
-Kind = Literal["conv", "depthwise", "linear", "matmul", "elementwise", "activation", "reduction", "layout"]
+OperatorKind = Literal["conv", "depthwise", "linear", "matmul", "elementwise", "activation", "reduction", "layout"]
 
-_OPERATORS: dict[Kind, str] = {
+_OPERATORS: dict[OperatorKind, str] = {
     "conv": "conv conv_transpose",
     "linear": "linear",
     "matmul": "matmul einsum scaled_dot_product_attention",
@@ -27,7 +27,7 @@ _OPERATORS: dict[Kind, str] = {
         space_to_batch space_to_depth split squeeze stack tile transpose upsample_bilinear
         upsample_nearest_neighbor""",
 }
-KINDS: dict[str, Kind] = {name: kind for kind, names in _OPERATORS.items() for name in names.split()}
+KIND_OF: dict[str, OperatorKind] = {name: kind for kind, names in _OPERATORS.items() for name in names.split()}
 """How the roofline treats an operator; any other one is elementwise."""
 
 FREE = frozenset({"const", "quantize", "dequantize", "classify"})
@@ -54,21 +54,21 @@ class Work:
         activation_bits: Bits that one activation is stored in: 8 where both operands are quantized, 16 otherwise.
     """
 
-    kind: Kind
+    kind: OperatorKind
     macs: int
     weights: int
     activations: int
     weight_bits: int = 16
     activation_bits: int = 16
 
-    def as_precision(self, precision: Precision) -> Work:
+    def as_precision(self, precision: StoredPrecision) -> Work:
         """The same operator of an FP16 program, stored as the precision says."""
-        weight_bits, activation_bits = PRECISIONS[precision]
+        weight_bits, activation_bits = BITS[precision]
         return replace(self, weight_bits=weight_bits, activation_bits=activation_bits)
 
 
-Precision = Literal["fp16", "W8A16", "W8A8"]
-PRECISIONS: dict[Precision, tuple[int, int]] = {"fp16": (16, 16), "W8A16": (8, 16), "W8A8": (8, 8)}
+StoredPrecision = Literal["fp16", "W8A16", "W8A8"]
+BITS: dict[StoredPrecision, tuple[int, int]] = {"fp16": (16, 16), "W8A16": (8, 16), "W8A8": (8, 8)}
 """Bits of a weight and of an activation."""
 
 
@@ -99,7 +99,7 @@ def computed_in_float(program: Program) -> list[Operation]:
         for operation in program.body.walk()
         if operation.type not in FREE | {"cast", "identity"}
         and not operation.type.startswith(FOLDED)
-        and KINDS.get(operation.type) != "layout"
+        and KIND_OF.get(operation.type) != "layout"
         and any(form is not None and form.dtype in FLOATS for _, form in operation.outputs)
         and not _multiplies_int8(_work(operation, shapes))
     ]
@@ -194,7 +194,7 @@ def _work(operation: Operation, shapes: _Shapes) -> Work:
     moving = [name for name in names if name not in fixed]
     outputs = [name for name, _ in operation.outputs]
     written = sum(map(shapes.elements, outputs))
-    kind = KINDS.get(operation.type, "elementwise")
+    kind = KIND_OF.get(operation.type, "elementwise")
     macs = 0
     if operation.type in ("conv", "conv_transpose"):
         macs, kind = _convolution(operation, shapes, outputs[0])
@@ -214,7 +214,7 @@ def _work(operation: Operation, shapes: _Shapes) -> Work:
     )
 
 
-def _convolution(operation: Operation, shapes: _Shapes, output: str) -> tuple[int, Kind]:
+def _convolution(operation: Operation, shapes: _Shapes, output: str) -> tuple[int, OperatorKind]:
     """Outputs (inputs, where transposed) times the kernel's elements per channel of it."""
     weight = shapes.argument(operation, "weight")
     transposed = operation.type == "conv_transpose"

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from targets.onnx.qdq import Array, constant, dequantized_from, encoding, initializer
 
-LIMIT = 2**30  # leaves room for the products that are added to the bias
+LARGEST_BIAS = 2**30  # leaves room for the products that are added to the bias
 
 
 class QuantizeBiases(ir.passes.InPlacePass):
@@ -62,7 +62,7 @@ def overflow_shift(bias: Array, activation_scale: Array, weight_scale: Array) ->
     [0, 2]
     """
     magnitude = np.abs(bias) / (activation_scale.astype(np.float64) * weight_scale.astype(np.float64))
-    shift: Array = np.ceil(np.log2(np.maximum(magnitude / LIMIT, 1))).astype(np.int64)
+    shift: Array = np.ceil(np.log2(np.maximum(magnitude / LARGEST_BIAS, 1))).astype(np.int64)
     return shift
 
 

@@ -49,7 +49,7 @@ def test_lower_keeps_fp32_when_program_is_the_original(tmp_path: Path) -> None:
     assert lowered.variant == "fp32"
 
 
-def test_lower_names_inputs_and_outputs_as_the_artifact_does(tmp_path: Path) -> None:
+def test_lower_names_inputs_and_outputs_as_the_model_does(tmp_path: Path) -> None:
     lowered = CoremlTarget().lower(model_of(HandQuantized(), quantized=True), tmp_path, name="named")
     description = specification(lowered).description
 

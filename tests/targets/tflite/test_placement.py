@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from pipeline.recipe import TfliteConfig
 from targets.tflite import TfliteTarget, flatbuffer
-from targets.tflite.placement import CONVERTS, IN_FLOAT, KEPT, OUTSIDE, REQUANTIZES, delegated
+from targets.tflite.placement import CONVERTS, IN_FLOAT, KEPT_REASONS, OUTSIDE, REQUANTIZES, delegated
 from tests.targets.float_layers import LAYERS, calibrated, model_of
 from tests.targets.tflite.programs import QuantizedConv, model, through_int8
 
@@ -69,7 +69,7 @@ def test_placement_says_what_would_have_left_the_delegate_without_our_forms(tmp_
     assert lowered.notes[0] == "1 x hardswish kept in float between integers for the cpu"
     placement = target.placement(lowered)
     assert "1 XNNPACK partition" in placement.source
-    assert {fallback.reason for fallback in placement.fallback} == {KEPT["HARD_SWISH"], CONVERTS}
+    assert {fallback.reason for fallback in placement.fallback} == {KEPT_REASONS["HARD_SWISH"], CONVERTS}
     assert {(fallback.op, fallback.reason) for fallback in placement.before.fallback} == {("HARD_SWISH", OUTSIDE)}
     (estimate,) = target.estimates(lowered)
     assert estimate.placement.before.operators > 0
@@ -83,15 +83,15 @@ def test_placement_has_no_before_when_nothing_was_rewritten(tmp_path):
 
 
 REASONS = {
-    "hardswish": {("HARD_SWISH", KEPT["HARD_SWISH"]): 1},
-    "gelu": {("GELU", KEPT["GELU"]): 1},
+    "hardswish": {("HARD_SWISH", KEPT_REASONS["HARD_SWISH"]): 1},
+    "gelu": {("GELU", KEPT_REASONS["GELU"]): 1},
     "prelu": {("RELU", IN_FLOAT): 1, ("MUL", IN_FLOAT): 2, ("SUB", IN_FLOAT): 1},  # the converter knows it as these
     "elu": {("EXP", IN_FLOAT): 1, ("SUB", IN_FLOAT): 1, ("GREATER_EQUAL", OUTSIDE): 1, ("SELECT", OUTSIDE): 1},
     "attention": {
-        ("BATCH_MATMUL", KEPT["BATCH_MATMUL"]): 2,
-        ("MUL", KEPT["MUL"]): 1,
+        ("BATCH_MATMUL", KEPT_REASONS["BATCH_MATMUL"]): 2,
+        ("MUL", KEPT_REASONS["MUL"]): 1,
         ("RESHAPE", IN_FLOAT): 2,
-        ("SOFTMAX", KEPT["SOFTMAX"]): 1,
+        ("SOFTMAX", KEPT_REASONS["SOFTMAX"]): 1,
     },
     "layer_norm": {
         **{(op, IN_FLOAT): 3 for op in ("ADD", "MUL", "RESHAPE")},

@@ -11,7 +11,7 @@ from pipeline.stages.benchmark import benchmark
 from pipeline.target import Exported
 from pipeline.tasks.metrics import predictor, sqnr_db
 from targets.tflite import TfliteTarget
-from targets.tflite.placement import CONVERTS, KEPT
+from targets.tflite.placement import CONVERTS, KEPT_REASONS
 from tests.networks.architectures import ARCHITECTURES
 from tests.targets.float_layers import calibrated
 from tests.targets.tflite.programs import QuantizedLinear, model
@@ -36,7 +36,7 @@ def test_cnns_run_as_integers_in_one_partition_and_on_the_npu(name, tmp_path):
     lowered = target.lower(program, tmp_path, name="model")
     placement = target.placement(lowered)
     assert {fallback.op for fallback in placement.fallback} <= IN_FLOAT
-    assert {fallback.reason for fallback in placement.fallback} <= {KEPT["HARD_SWISH"], CONVERTS}
+    assert {fallback.reason for fallback in placement.fallback} <= {KEPT_REASONS["HARD_SWISH"], CONVERTS}
     assert "1 XNNPACK partition" in placement.source
     for estimate in target.estimates(lowered):
         assert estimate.placement.fallback == ()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core import TargetError
-from targets.coreml.interpreter.program import FORMS, MAX_ELEMENTS
+from targets.coreml.interpreter.program import DATA_TYPES, MAX_ELEMENTS
 
 
 def bounded(shape: Iterable[int]) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ def make_list(
     del dynamic_length
     sizes = elem_shape if isinstance(elem_shape, tuple) else (elem_shape,)
     shape = tuple(0 if isinstance(size, str) else int(size) for size in sizes)
-    held = FORMS[{"fp16": "FLOAT16", "fp32": "FLOAT32"}.get(dtype, dtype.upper())].held
+    held = DATA_TYPES[{"fp16": "FLOAT16", "fp32": "FLOAT32"}.get(dtype, dtype.upper())].held
     (count,) = bounded((1 if init_length is None else int(init_length),))
     return (torch.zeros(bounded(shape), dtype=held),) * count
 
