@@ -13,10 +13,14 @@ onnxruntime has no integer hardswish: in float it is four kernels, which take mo
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import Array, Encoding, dequantized_from, encoding, initializer
+from targets.onnx.qdq import Array, Encoding, dequantized_from, encoding, initializer, label
+
+logger = logging.getLogger(__name__)
 
 
 class MultiplyHardswish(ir.passes.InPlacePass):
@@ -29,11 +33,16 @@ class MultiplyHardswish(ir.passes.InPlacePass):
             readers = hardswish.outputs[0].consumers()
             before, after = encoding(dequantize), encoding(readers[0] if len(readers) == 1 else None)
             if dequantize is None or before is None or after is None or hardswish.outputs[0].is_graph_output():
+                if hardswish.op_type == "HardSwish":
+                    logger.debug("%s: left, not between one DequantizeLinear and one QuantizeLinear", label(hardswish))
                 continue
             factor = gate_scale(before, after)
-            if factor is not None:
-                _rewrite(model.graph, hardswish, dequantize, before, factor)
-                modified = True
+            if factor is None:
+                logger.debug("%s: left, no product gives it for all 256 integers", label(hardswish))
+                continue
+            logger.debug("%s: written as an integer product", label(hardswish))
+            _rewrite(model.graph, hardswish, dequantize, before, factor)
+            modified = True
         return ir.passes.PassResult(model, modified)
 
 

@@ -12,10 +12,14 @@ All are exact: an integer survives the way to its real number and back.
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import Encoding, constant, dequantized_from, encoding
+from targets.onnx.qdq import Encoding, constant, dequantized_from, encoding, label
+
+logger = logging.getLogger(__name__)
 
 
 class RemoveRequantization(ir.passes.InPlacePass):
@@ -29,11 +33,15 @@ class RemoveRequantization(ir.passes.InPlacePass):
             value, factor = _without_factor(quantize.inputs[0])
             dequantize, rule = dequantized_from(value), encoding(quantize)
             before = encoding(dequantize)
-            if dequantize is None or rule is None or before is None or not returns(before, factor, rule):
+            if dequantize is None or rule is None or before is None:
+                continue
+            if not returns(before, factor, rule):
+                logger.debug("%s: left, it changes integers", label(quantize))
                 continue
             integers = dequantize.inputs[0]
             assert integers is not None
             quantize.outputs[0].replace_all_uses_with(integers)
+            logger.debug("%s: removed, every integer comes back as itself", label(quantize))
             model.graph.remove(quantize, safe=True)
             modified = True
         return ir.passes.PassResult(model, modified)

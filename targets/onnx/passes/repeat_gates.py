@@ -11,10 +11,14 @@ numbers are the same.
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import dequantized_from, initializer
+from targets.onnx.qdq import dequantized_from, initializer, label
+
+logger = logging.getLogger(__name__)
 
 PIXELS = 512
 """With fewer, the calls that are saved take no longer than the Tile."""
@@ -39,6 +43,8 @@ def _rewrite(graph: ir.Graph, product: ir.Node) -> bool:
     images = [size for size in sizes.values() if size[0] * size[1] >= PIXELS]
     dequantize = dequantized_from(gates[0]) if len(gates) == len(images) == 1 else None
     if dequantize is None:
+        if gates:
+            logger.debug("%s: left, the image is small or the gate is not dequantized", label(product))
         return False
     (gate,), ((_, width),), integers = gates, images, dequantize.inputs[0]
     assert integers is not None  # DequantizeLinear has an input
@@ -49,6 +55,7 @@ def _rewrite(graph: ir.Graph, product: ir.Node) -> bool:
         node.outputs[0].type, node.outputs[0].shape = like.type, ir.Shape([*list(gate.shape)[:3], width])
     graph.insert_before(product, [tile, repeated])
     product.replace_input_with(list(product.inputs).index(gate), repeated.outputs[0])
+    logger.debug("%s: its gate repeated %d times", label(product), width)
     return True
 
 
