@@ -38,7 +38,7 @@ def measure(lowered: Lowered) -> tuple[Measured, ...]:
 def alternate(
     calls: list[Callable[[], object]], *, rounds: int = ROUNDS, runs: int = RUNS_PER_ROUND
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Time calls in alternating blocks, so that a drift of the machine hits all alike.
+    """Time calls in alternating blocks, so that drift of the machine affects all equally.
 
     Returns:
         Per call, durations of the warm-up and of ``rounds * runs`` samples in nanoseconds.

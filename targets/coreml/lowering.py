@@ -63,7 +63,7 @@ def lower(model: Model, config: CoremlConfig, out_dir: Path, *, name: str, varia
         if fixed_batch_size(program) is not None:
             raise
         logger.debug("converted for batch 1 instead: %s", error.problem)
-        notes.append(f"with an open batch, {error.problem}")
+        notes.append(f"no dynamic batch: {error.problem}")
         program = _capture(module, model.inputs, config, single=True)
         converted = _convert(program, model, config, interface, half=half, where=name)
     finished = _finished(compress(converted, form), interface.labels)
@@ -148,7 +148,7 @@ def _subnormal_scales(module: nn.Module, *, where: str) -> int:
 def _capture(
     module: nn.Module, inputs: tuple[TensorSpec, ...], config: CoremlConfig, *, single: bool
 ) -> ExportedProgram:
-    """With an open batch where several sizes are asked for and the model has one input; Core ML before iOS 18 takes
+    """With a dynamic batch where several sizes are asked for and the model has one input; Core ML before iOS 18 takes
     alternative shapes on one input only (https://apple.github.io/coremltools/docs-guides/source/flexible-inputs.html).
 
     Args:

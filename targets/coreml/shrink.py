@@ -74,7 +74,7 @@ def _operations(block: Any) -> Iterator[Any]:
 
 
 def _rename(block: Any, names: dict[str, str]) -> None:
-    """Give values new names wherever they are made or used, in this block and in those within it."""
+    """Rename values where they are made and used, in this block and in those within it."""
     for operation in block.operations:
         for argument in operation.inputs.values():
             for binding in argument.arguments:

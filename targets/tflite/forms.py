@@ -1,4 +1,4 @@
-"""Integer forms: operators that the converter or the delegate would take out of int8, rewritten so that they stay.
+"""Integer forms: operators that the converter or the delegate would not keep in int8, rewritten so that they stay.
 
 The converter knows an operator as integer only where it has an int8 kernel of its own, and XNNPACK delegates only some
 of those kernels. Every rewrite below keeps the real values of the program:
@@ -14,8 +14,8 @@ of those kernels. Every rewrite below keeps the real values of the program:
    the program's integers, for the CPU: XNNPACK has no int8 kernel for them, and takes the float ones. They then give
    exactly the program's integers; TFLite's int8 product rounds twice, which moves one value in three hundred by a step.
    An NPU keeps them in int8.
-6. The weight and bias of a norm, which computes in float everywhere, hold the values that their integers stand for. The
-   converter would read past those to the unrounded ones: a thirtieth of the norm's values would be off by a step.
+6. The weight and bias of a norm, which computes in float everywhere, become the values that their integers represent.
+   The converter would use the unrounded ones: a thirtieth of the norm's values would be off by a step.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def _through_int8_like(graph: Graph, x: Node, like: Node) -> Node:
 def keep_requantizations_apart(program: GraphModule) -> int:
     """Put a barrier at every change of quantization parameters, in place, and return how many there are.
 
-    The converter takes a tensor that is quantized anew for the tensor itself, and refuses where an operator that has to
-    keep its parameters, such as PAD or CONCATENATION, stands next to it. Behind the barrier it makes a DEQUANTIZE and a
+    The converter treats a requantized tensor as the tensor itself, and refuses where an operator that has to keep its
+    parameters, such as PAD or CONCATENATION, is next to it. Behind the barrier it makes a DEQUANTIZE and a
     QUANTIZE of the change.
     """
     changes = [

@@ -1,4 +1,4 @@
-"""Layout in a converted model: images as NHWC from the input on, and no TRANSPOSE that can be spared.
+"""Layout in a converted model: images as NHWC from the input on, without needless TRANSPOSEs.
 
 Both functions change a ``ModelT`` in place (see `flatbuffer`).
 """
@@ -21,7 +21,7 @@ TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 def pad_in_place(model: Any) -> None:
     """Let a PAD between a TRANSPOSE and its inverse pad the axes that they permute, and drop both.
 
-    The converter moves every operator of a convolutional network to NHWC but this one.
+    The converter moves every operator of a convolutional network to NHWC except this one.
     """
     graph = model.subgraphs[0]
     for pad in [operator for operator in graph.operators if flatbuffer.operator_name(model, operator) == "PAD"]:
@@ -46,8 +46,8 @@ def pad_in_place(model: Any) -> None:
 def take_channels_last(model: Any) -> None:
     """Let every input ``(N, C, H, W)`` be ``(N, H, W, C)``.
 
-    Convolutions want it so: where the graph begins with the TRANSPOSE to it, that goes; another reader gets the old
-    layout through a TRANSPOSE of its own.
+    Convolutions take this layout, so a TRANSPOSE to it at the start of the graph is removed; any other reader gets the
+    old layout through a TRANSPOSE of its own.
     """
     graph = model.subgraphs[0]
     for index in graph.inputs:

@@ -87,12 +87,12 @@ def _verify(path: Path) -> None:
 
 
 def _without_forms(model: Model, config: TfliteConfig, path: Path) -> tuple[str, ...]:
-    """Record where the operators would run without our forms; say so where that model cannot even be made."""
+    """Record where the operators would run without our forms; say so if that model cannot be made."""
     try:
         content, _ = translate(model, None)
     except TargetError as error:
         logger.debug("no placement without our forms: %s", error.problem)
-        return (f"without our forms: {error.problem}",)
+        return (f"no placement without edgewright's forms: {error.problem}",)
     placement.record_before(finish(content, model, config, "int8"), path, config.npu)
     return ()
 

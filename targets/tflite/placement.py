@@ -21,7 +21,7 @@ from targets.tflite.vela import compile_for
 
 OUTSIDE = "outside the XNNPACK delegate"
 IN_FLOAT = "computed in float in an integer model"
-HYBRID = "multiplies int8 weights by float activations, which it quantizes as they come"
+HYBRID = "multiplies int8 weights by float activations, which it quantizes at run time"
 CONVERTS = "converts between integers and the floats of other operators"
 REQUANTIZES = "changes quantization parameters, through float"
 

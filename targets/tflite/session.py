@@ -97,7 +97,7 @@ class ReferenceKernelSession:
 
 
 class Port:
-    """One input or output: its tensor, and how its numbers stand for real values ``scale * (q - zero_point)``.
+    """One input or output: its tensor, and how its numbers encode real values: ``scale * (q - zero_point)``.
 
     Args:
         channels_last: Whether the tensor holds as ``(N, H, W, C)`` what the original model takes as ``(N, C, H, W)``.

@@ -60,7 +60,7 @@ DATA_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """A tensor's data type, such as ``FLOAT16``, and its shape; None stands for a size known only when it runs."""
+    """A tensor's data type, such as ``FLOAT16``, and its shape; None is a size known only at run time."""
 
     dtype: str
     shape: tuple[int | None, ...] | None
@@ -84,9 +84,9 @@ class Operation:
     Attributes:
         type: Its operator, such as ``conv``.
         name: The layer's name; the first output's where the file names none.
-        constants: Inputs whose values stand in the file.
+        constants: Inputs whose values are in the file.
         variables: Inputs that other operations produce: a name, or one name per part of a tuple. A part of a tuple
-            may be a value that stands in the file; it then has a name of its own in the block's constants.
+            may be a constant; it then has a name of its own in the block's constants.
         outputs: Names and, for tensors, types.
     """
 
@@ -100,7 +100,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A list of operations with its own names. ``literals`` are values that stand inside tuples of inputs."""
+    """A list of operations with its own names. ``literals`` are constants inside tuples of inputs."""
 
     inputs: tuple[str, ...]
     operations: tuple[Operation, ...]
@@ -201,7 +201,7 @@ class _Reader:
         return Operation(message.type, str(name), constants, variables, outputs, blocks)
 
     def _part(self, binding: Any, literals: dict[str, Value]) -> str:
-        """The name of one part of a tuple; a value that stands there is given one that no file can contain."""
+        """The name of one part of a tuple; a constant gets one that no file can contain."""
         if binding.WhichOneof("binding") == "name":
             return str(binding.name)
         name = f"\0literal {len(literals)}"

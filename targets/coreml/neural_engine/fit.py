@@ -1,7 +1,7 @@
 """Fit the roofline's efficiencies to published latencies, and say how well it predicts the ones held out.
 
 ``python -m targets.coreml.neural_engine.fit`` reads ``published.csv`` and ``operators.csv``, writes ``fitted.json``
-and prints the errors. Models are split once and for all by a hash of their name; only training models are fitted.
+and prints the errors. Models are split by a hash of their name; only training models are fitted.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PRIOR = Fitted(
     call_us=100.0,
     pace={},
 )
-"""Where the fit starts, and what it is drawn to where rows say nothing."""
+"""Where the fit starts, and what it stays close to where no row says otherwise."""
 
 SPREAD, PACE_SPREAD, NOISE = 1.0, 0.25, 0.2
 """Standard deviations of logarithms: of a constant about its prior, of a chip's pace about 1, of a published latency
@@ -131,7 +131,7 @@ def predicted(rows: list[PublishedLatency], operators: dict[str, Counter[Work]],
 
 
 def main() -> None:
-    """Fit, write the constants, and print how far they carry."""
+    """Fit, write the constants, and print the errors."""
     operators, rows = read_operators(), read_published()
     train, test = [row for row in rows if not row.test], [row for row in rows if row.test]
     values = fit(train, operators)

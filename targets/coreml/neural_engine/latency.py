@@ -6,7 +6,7 @@ from which weights stream, and activations that do not fit on chip. Each operato
     t = pace · (call + Σ (operator + max(2·macs / (peak · efficiency) + activation bytes / on-chip rate,
                                          weight bytes / (bandwidth · share) + spilled bytes / (bandwidth · share))))
 
-The rated figures below are published; the efficiencies stand in ``fitted.json`` and come from
+The rated figures below are published; the efficiencies are in ``fitted.json`` and come from
 ``python -m targets.coreml.neural_engine.fit``. The roofline: Williams, Waterman and Patterson,
 https://doi.org/10.1145/1498765.1498785.
 """

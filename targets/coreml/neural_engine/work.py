@@ -1,4 +1,4 @@
-"""What each operator of a MIL program asks of the hardware: multiply-accumulates, weights, activations."""
+"""The work of each operator of a MIL program: multiply-accumulates, weights, activations."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class _Shapes:
         return tuple(self._open[name] if size is None else size for size in (form.shape if form else None) or ())
 
     def argument(self, operation: Operation, key: str) -> tuple[int, ...]:
-        """The shape of an operator's argument, which may stand in the operator itself."""
+        """The shape of an operator's argument, which may be a constant of the operator itself."""
         name = operation.variables.get(key)
         return self.shape(name) if isinstance(name, str) else tuple(operation.constants[key].shape)
 
@@ -147,7 +147,7 @@ class _Shapes:
         return math.prod(self.shape(name))
 
     def constant(self, name: str) -> bool:
-        """Whether the value stands in the file."""
+        """Whether the value is a constant of the file."""
         maker = self.makers.get(name)
         return maker is not None and (maker.type == "const" or maker.type.startswith(FOLDED))
 

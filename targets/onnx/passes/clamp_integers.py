@@ -5,9 +5,9 @@ Rules, for a ``Relu`` or ``Clip(low, high)`` that is read only by ``QuantizeLine
 2. Where one reader does not, and nothing else reads the clamp's input, ``QuantizeLinear`` comes first, and a ``Clip``
    to the integers of ``low`` and ``high`` follows it.
 
-Quantization is monotonic and saturates: what the clamp would bring back to its bounds, the integers bring there as
-well. A clamp between Conv and QuantizeLinear keeps onnxruntime from fusing the two into one integer kernel. Rule 2 is
-for tensors that share their encoding with wider ones, such as the parts of a concatenation.
+Quantization is monotonic and saturates: values that the clamp would limit to its bounds, the integers limit as well. A
+clamp between Conv and QuantizeLinear keeps onnxruntime from fusing the two into one integer kernel. Rule 2 is for
+tensors that share their encoding with wider ones, such as the parts of a concatenation.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Rule: a ``DequantizeLinear`` of constants that only normalizations read becomes its float result.
 
-The numbers are the same; the runtime would compute them anew in every run, since it keeps all Q/DQ for its fusions.
+The numbers are the same; the runtime would dequantize them in every run, since it keeps all Q/DQ for its fusions.
 """
 
 from __future__ import annotations

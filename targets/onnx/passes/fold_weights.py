@@ -2,7 +2,7 @@
 
 Rule: ``DequantizeLinear(Clip?(QuantizeLinear(constant)))`` becomes ``DequantizeLinear(int8 initializer)``.
 
-The exported program quantizes its float weights anew in every run. The integers are computed here as PyTorch computes
+The exported program quantizes its float weights in every run. The integers are computed here as PyTorch computes
 them, by a product with the reciprocal of the scale, so that they are the program's own to the last bit.
 """
 

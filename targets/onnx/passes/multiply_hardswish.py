@@ -1,8 +1,8 @@
 """Write hardswish as a product of integers.
 
 Rule: ``QuantizeLinear(HardSwish(DequantizeLinear(q, s, z)))`` becomes ``QuantizeLinear(Mul(DequantizeLinear(q, s, z),
-DequantizeLinear(Clip(q, high = 2 z), f, 0)))`` where a factor f exists for which every one of the 256 integers gives
-what hardswish gives.
+DequantizeLinear(Clip(q, high = 2 z), f, 0)))`` where a factor f exists with which each of the 256 integers gives the
+result of hardswish.
 
 One exists where the quantizer let the grid begin at -3 with 3 a whole number of steps
 (`pipeline.stages.quantize.scales.hardswish`): ``x * min(x + 3, 6) / 6`` is then a multiple of
@@ -64,7 +64,7 @@ def gate_scale(before: Encoding, after: Encoding) -> np.float32 | None:
 
 
 def hardswish_table(before: Encoding, after: Encoding) -> Array:
-    """What the program makes of each of the 256 integers: ``(256,) int64``."""
+    """The program's result for each of the 256 integers: ``(256,) int64``."""
     x = np.arange(256, dtype=np.float32) - np.float32(int(before.zero_point) - before.lowest)
     x *= before.scale
     y = x * np.clip(x + np.float32(3), 0, 6) / np.float32(6)
@@ -72,7 +72,7 @@ def hardswish_table(before: Encoding, after: Encoding) -> Array:
 
 
 def _product_table(before: Encoding, after: Encoding, factor: np.float32) -> Array:
-    """What the integer product makes of them."""
+    """The integer product's result for each of them."""
     return _rounded(_products(before).astype(np.float32) * (before.scale * factor / after.scale), after)
 
 

@@ -3,11 +3,11 @@
 Rules:
 1. ``QuantizeLinear(DequantizeLinear(q))`` with the same encoding is ``q``.
 2. ``QuantizeLinear(DequantizeLinear(q) * c)`` with a constant number c is ``q`` where every one of the 256 integers
-   comes back as itself: the scales differ by the factor c. Attention scales and the sixth of hardsigmoid are such.
+   comes back as itself: the scales differ by the factor c. Attention scales and hardsigmoid's sixth are examples.
 3. ``QuantizeLinear(Reshape-like(DequantizeLinear(q)))`` keeps its place: onnxruntime moves such operators onto the
    integers itself, and needs the pair around them to do so.
 
-All are exact: an integer survives the way to its real number and back.
+All are exact: an integer becomes its real number and the same integer again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RemoveRequantization(ir.passes.InPlacePass):
 
 
 def returns(before: Encoding, factor: float, after: Encoding) -> bool:
-    """Whether every integer of one encoding is itself again after a product and the other encoding.
+    """Whether each integer of one encoding comes back as itself after a product and the other encoding.
 
     >>> half = Encoding(np.float32(0.5), np.uint8(3), 1)
     >>> returns(half, 0.5, Encoding(np.float32(0.25), np.uint8(3), 1)), returns(half, 0.5, half)
@@ -65,7 +65,7 @@ def returns(before: Encoding, factor: float, after: Encoding) -> bool:
 
 
 def _without_factor(value: ir.Value | None) -> tuple[ir.Value | None, float]:
-    """What a product with a constant number multiplies, and the number; the value itself and 1 for anything else."""
+    """The other operand of a product with a constant, and the constant; the value itself and 1 for anything else."""
     product = value.producer() if value is not None else None
     if product is None or product.op_type != "Mul":
         return value, 1.0

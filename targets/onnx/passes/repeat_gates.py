@@ -1,12 +1,12 @@
-"""Let a channel's gate stand once per column of the image, and not once for the whole of it.
+"""Repeat a channel's gate for every column of the image.
 
 Rule: in ``Mul(x, DequantizeLinear(g))`` with x of shape ``(N, C, H, W)`` and g of ``(N, C, 1, 1)``, the integers g
 become ``Tile(g, (1, 1, 1, W))``, where the image has at least `PIXELS` pixels.
 
-onnxruntime keeps channels last on the CPU, and calls its product once for every stretch that both operands run through
-in step: one pixel's C channels before, a row's ``W C`` after. A call takes some 18 ns, so squeeze-excite's product over
-``(1, 32, 112, 112)`` takes 100 us in place of 335, over ``(1, 96, 56, 56)`` 77 in place of 131 (1 thread, x86). The
-numbers are the same.
+onnxruntime keeps channels last on the CPU, and calls its product once for every stretch in which both operands advance
+together: the C channels of a pixel before, the ``W C`` values of a row after. A call takes some 18 ns, so
+squeeze-excite's product over ``(1, 32, 112, 112)`` takes 100 us in place of 335, over ``(1, 96, 56, 56)`` 77 in place
+of 131 (1 thread, x86). The numbers are the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from targets.onnx.qdq import dequantized_from, initializer, label
 logger = logging.getLogger(__name__)
 
 PIXELS = 512
-"""With fewer, the calls that are saved take no longer than the Tile."""
+"""With fewer, the Tile takes longer than the calls that it saves."""
 
 
 class RepeatGates(ir.passes.InPlacePass):

@@ -148,4 +148,4 @@ def test_lower_falls_back_to_batch_one_and_says_so_when_an_open_batch_does_not_c
     lowered = CoremlTarget().lower(architecture.model(), tmp_path, name="audio")
 
     assert lowered.batch_size == 1
-    assert "with an open batch, coremltools cannot convert it" in lowered.notes[0]
+    assert "no dynamic batch: coremltools cannot convert it" in lowered.notes[0]

@@ -30,5 +30,5 @@ def test_lower_stores_weights_in_the_variants_type(tmp_path, variant, dtype, lea
 
 
 def test_encode_gives_the_tools_reason_when_it_fails():
-    with pytest.raises(TargetError, match="ai-edge-quantizer makes no fp16 model of it"):
+    with pytest.raises(TargetError, match="ai-edge-quantizer cannot make a fp16 model of it"):
         comparison.encode(b"nonsense", "fp16")

@@ -104,7 +104,7 @@ def topk(
     output_indices_dtype: str = "int32",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The ``k`` largest (ascending: smallest) elements of an axis, in order, and their indices; -1 takes all."""
-    del sort, output_indices_dtype  # always sorted; the indices' type stands in the file
+    del sort, output_indices_dtype  # always sorted; the file states the indices' type
     along = (-1 if axis is None else int(axis)) % x.ndim
     indices = argsort(x, torch.tensor(along), ascending)
     count = 1 if k is None else int(k)
@@ -136,7 +136,7 @@ def list_length(ls: tuple[Tensor, ...]) -> Tensor:
 
 
 def list_write(ls: tuple[Tensor, ...], index: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """The list with one element replaced; it grows where the index lies behind its end."""
+    """The list with one element replaced; it grows where the index is past its end."""
     return list_scatter(ls, index.reshape(1), value.unsqueeze(0))
 
 
@@ -151,7 +151,7 @@ def list_gather(ls: tuple[Tensor, ...], indices: Tensor) -> Tensor:
 
 
 def list_scatter(ls: tuple[Tensor, ...], indices: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """The list with chosen elements replaced; it grows where an index lies behind its end."""
+    """The list with chosen elements replaced; it grows where an index is past its end."""
     written = list(ls)
     for index, element in zip(indices.tolist(), value, strict=True):
         bounded((index + 1, *element.shape))
