@@ -75,7 +75,7 @@ def test_placement_lists_the_operators_that_the_package_computes_in_float(name: 
 
 def test_placement_lists_nothing_in_float_when_the_model_is_not_quantized(tmp_path: Path) -> None:
     target = targets.get("coreml")
-    placement = target.placement(target.lower(ARCHITECTURES["resnet"].model(), tmp_path, name="model"))
+    placement = target.placement(target.lower(ARCHITECTURES["resnet"].model(), tmp_path, name="model", variant="fp16"))
     assert placement is not None
     assert listed_in_float(placement) == {}
 
