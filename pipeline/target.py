@@ -24,26 +24,19 @@ Variant = Literal["fp32", "int8", "fp16", "int8_weights", "int8_dynamic", "palet
 """How an artifact stores and computes numbers. All but the first two are forms that vendors offer, for comparison."""
 
 
-class Capability(Record):
-    """One operator that a target can run as integers, and who says so."""
+class Capabilities(Record):
+    """What a target can hold, as data: checked against the recipe before the first stage runs.
 
-    op: str
-    dtypes: tuple[str, ...]
-    granularity: Literal["per-tensor", "per-channel"] = "per-tensor"
+    Attributes:
+        source: The page that says so.
+    """
+
+    weight_dtypes: tuple[str, ...]
     source: str
 
 
-class Capabilities(Record):
-    """What a target can hold, as data: checked against the recipe before the first stage runs."""
-
-    activation_dtypes: tuple[str, ...]
-    weight_dtypes: tuple[str, ...]
-    dynamic_batch: bool
-    operators: tuple[Capability, ...] = ()
-
-
 class Fallback(Record):
-    """Operators that do not run on the accelerator, or do not run as integers, and why."""
+    """Operators of one kind that do not run on the accelerator, or that compute in float, and why."""
 
     op: str
     count: int
@@ -69,6 +62,7 @@ class Placement(Record):
     Attributes:
         operators: All operators in the deployed graph.
         accelerated: How many of them run as integer kernels, in the delegate, or on the accelerator.
+        fallback: All others, and those that the accelerator computes in float in an integer model.
         source: What this is known from: a runtime's optimized graph, a compiler's report, or published rules.
         slowest: The operators that take longest, where the runtime reports it.
         before: Where the operators would run if the target had not rewritten the program.

@@ -31,7 +31,7 @@ _COLOR_LAYOUTS = {1: "GRAYSCALE", 3: "RGB"}
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What a package takes and gives beside the model's own tensors.
+    """What a package takes and gives besides the model's own tensors.
 
     Attributes:
         images: Per input, whether it arrives as an image.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from targets.coreml.interface import (
 from targets.coreml.sdk import coremltools, quiet
 from targets.coreml.shrink import shrink
 
+logger = logging.getLogger(__name__)
+
 CONVERSION_DATE = "com.github.apple.coremltools.conversion_date"
 DEBUG_MAPPING = "executorch_debug_handle_mapping.json"
 RESCALING = "common::distributive_quantized_binary_op_scale_normalization"
@@ -49,18 +52,19 @@ def lower(model: Model, config: CoremlConfig, out_dir: Path, *, name: str, varia
     subnormal = _subnormal_scales(model.module, where=name) if model.quantized else 0
     form = variant or ("int8" if model.quantized else "fp32")
     half = config.precision == "float16" if form == "int8" else form != "fp32"
-    mlmodel = fold_weights(model.module) if model.quantized else model.module
+    module = fold_weights(model.module) if model.quantized else model.module
     if not interface.is_plain:
-        mlmodel = Deployed(mlmodel, interface, model.preprocessing)
+        module = Deployed(module, interface, model.preprocessing)
     notes = []
-    program = _capture(mlmodel, model.inputs, config, single=not interface.is_plain)
+    program = _capture(module, model.inputs, config, single=not interface.is_plain)
     try:
         converted = _convert(program, model, config, interface, half=half, where=name)
     except TargetError as error:
         if fixed_batch_size(program) is not None:
             raise
-        notes.append(f"with an open batch, {error.problem}")
-        program = _capture(mlmodel, model.inputs, config, single=True)
+        logger.debug("converted for batch 1 instead: %s", error.problem)
+        notes.append(f"no dynamic batch: {error.problem}")
+        program = _capture(module, model.inputs, config, single=True)
         converted = _convert(program, model, config, interface, half=half, where=name)
     finished = _finished(compress(converted, form), interface.labels)
     describe(finished, model, form, embedded=any(interface.images))
@@ -97,6 +101,8 @@ def fold_weights(module: nn.Module) -> nn.Module:
         folded = copy.deepcopy(module)
         constant_fold(folded)
     assert isinstance(folded, fx.GraphModule)  # a quantized program is one
+    constants = [_attribute(folded, node) for node in folded.graph.find_nodes(op="get_attr")]
+    logger.debug("%d weights stored as int8", sum(value.dtype == torch.int8 for value in constants))
     for node in folded.graph.find_nodes(op="call_function", target=torch.ops.aten.prelu.default):
         _give_value(folded, node.args[1])
     folded.recompile()
@@ -113,6 +119,7 @@ def _give_value(module: fx.GraphModule, dequantized: Any) -> None:
     with module.graph.inserting_before(dequantized):
         dequantized.replace_all_uses_with(module.graph.get_attr(name))
     module.graph.erase_node(dequantized)
+    logger.debug("%s: stored as floats, for a PReLU", dequantized.name)
 
 
 def _attribute(module: fx.GraphModule, node: fx.Node) -> Any:
@@ -141,7 +148,7 @@ def _subnormal_scales(module: nn.Module, *, where: str) -> int:
 def _capture(
     module: nn.Module, inputs: tuple[TensorSpec, ...], config: CoremlConfig, *, single: bool
 ) -> ExportedProgram:
-    """With an open batch where several sizes are asked for and the model has one input; Core ML before iOS 18 takes
+    """With a dynamic batch where several sizes are asked for and the model has one input; Core ML before iOS 18 takes
     alternative shapes on one input only (https://apple.github.io/coremltools/docs-guides/source/flexible-inputs.html).
 
     Args:
@@ -196,6 +203,7 @@ def _with_strides(program: ExportedProgram) -> ExportedProgram:
     for node in program.graph.nodes:
         if re.fullmatch(r"aten\.(max|avg)_pool\dd.*", str(node.target)) and len(node.args) == 2:
             node.args = (*node.args, node.args[1])
+            logger.debug("%s: stride written out, %s", node.name, node.args[1])
     return program
 
 

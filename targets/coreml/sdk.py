@@ -14,7 +14,7 @@ from typing import Any
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back progress bars, version warnings and log lines that are about coremltools, not about the user's model.
+    """Silence progress bars, version warnings and log lines about coremltools, not about the user's model.
 
     Errors are raised, so nothing that matters is lost.
     """

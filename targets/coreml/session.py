@@ -89,7 +89,7 @@ class CoremlSession(_NamedSession):
         return Image.fromarray(array[0, 0] if array.shape[1] == 1 else array[0].transpose(1, 2, 0))
 
 
-class ReferenceSession(_NamedSession):
+class InterpreterSession(_NamedSession):
     """A package run by our own interpreter: in FP16 wherever the program says so, or all in FP32."""
 
     metrics_source: Literal["measured", "reference"] = "reference"

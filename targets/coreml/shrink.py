@@ -6,9 +6,12 @@ a name of some forty letters, twice. Of a small network that is a quarter of the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def shrink(specification: Any) -> None:
@@ -40,6 +43,7 @@ def _merge_constants(block: Any) -> None:
                 replaced[name] = first[value]
                 continue
         operations.append(operation)
+    logger.debug("%d of %d constants merged with an equal one", len(replaced), len(replaced) + len(first))
     _rename(block, replaced)
     del block.operations[:]
     block.operations.extend(operations)
@@ -58,6 +62,7 @@ def _shorten_names(block: Any, kept: set[str]) -> None:
             layer[:] = [short.get(text, text) for text in layer]
         else:
             layer[:] = [text.removesuffix("_cast_fp16") for text in layer]
+    logger.debug("%d values renamed; %s keep their names", len(short), ", ".join(sorted(kept)))
     _rename(block, short)
 
 
@@ -69,7 +74,7 @@ def _operations(block: Any) -> Iterator[Any]:
 
 
 def _rename(block: Any, names: dict[str, str]) -> None:
-    """Give values new names wherever they are made or used, in this block and in those within it."""
+    """Rename values where they are made and used, in this block and in those within it."""
     for operation in block.operations:
         for argument in operation.inputs.values():
             for binding in argument.arguments:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from pipeline.core import Model
 from pipeline.recipe import CoremlConfig
 from pipeline.target import Capabilities, Latency, Lowered, Placement, Session, Skipped, Variant
-from targets.coreml.capabilities import CAPABILITIES
 
 if TYPE_CHECKING:
     from targets.coreml.interpreter.execute import Precision
@@ -23,7 +22,10 @@ class CoremlTarget:
     """
 
     name = "coreml"
-    capabilities: Capabilities = CAPABILITIES
+    capabilities = Capabilities(
+        weight_dtypes=("int8", "uint8"),
+        source="https://apple.github.io/coremltools/docs-guides/source/opt-quantization-overview.html",
+    )
 
     def __init__(self, config: CoremlConfig | None = None) -> None:
         self._config = config or CoremlConfig()
@@ -55,20 +57,20 @@ class CoremlTarget:
         return (*_on_this_mac(lowered), *estimates(lowered.path, lowered.batch_size or 1))
 
     def load(self, lowered: Lowered, *, threads: int) -> Session:  # noqa: ARG002  # Core ML has no thread setting
-        from targets.coreml.session import CoremlSession, ReferenceSession
+        from targets.coreml.session import CoremlSession, InterpreterSession
 
         return (
             CoremlSession(lowered, self._config.compute_units)
             if sys.platform == "darwin"
-            else ReferenceSession(lowered)
+            else InterpreterSession(lowered)
         )
 
     def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:
         """The interpreter in FP32, and beside Core ML itself also in FP16."""
-        from targets.coreml.session import ReferenceSession
+        from targets.coreml.session import InterpreterSession
 
         others: tuple[Precision, ...] = ("float16", "float32") if sys.platform == "darwin" else ("float32",)
-        return tuple(ReferenceSession(lowered, precision=precision) for precision in others)
+        return tuple(InterpreterSession(lowered, precision=precision) for precision in others)
 
     def placement(self, lowered: Lowered) -> Placement | None:
         if sys.platform == "darwin":

@@ -70,7 +70,7 @@ def lower(model: Model, config: OnnxConfig, out_dir: Path, *, name: str, variant
 
 
 def to_onnx(program: ExportedProgram, model: Model) -> ir.Model:
-    """The program in ONNX operators, under the artifact's input and output names.
+    """The program in ONNX operators, under the model's input and output names.
 
     Raises:
         TargetError: An operator has no ONNX form.
@@ -96,7 +96,7 @@ def to_onnx(program: ExportedProgram, model: Model) -> ir.Model:
         ) from error
     assert exported is not None  # a program in memory was asked for, not a file
     onnx_model: ir.Model = exported.model
-    optimize_ir(onnx_model, num_iterations=1)  # the exporter's own call does it twice, for nothing more on these graphs
+    optimize_ir(onnx_model, num_iterations=1)  # the exporter would do it twice, to no further effect on these graphs
     onnx_model.producer_name = PRODUCER
     onnx_model.graph.name = "model"
     describe(onnx_model, model)
@@ -172,7 +172,7 @@ def _number(size: ir.SymbolicDim) -> int | ir.SymbolicDim:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what torch's exporter says about packages that are not installed. Errors are raised, not logged."""
+    """Silence what torch's exporter says about packages that are not installed. Errors are raised, not logged."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

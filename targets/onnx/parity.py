@@ -43,8 +43,8 @@ def parity(model: Model, lowered: Lowered, inputs: tuple[Tensor, ...]) -> tuple[
     """Compare every quantized tensor that both graphs have, in the order the file computes them.
 
     Args:
-        artifact: The quantized program that was lowered.
-        inputs: One batch of samples ``(N, …)``, N > 1 or the artifact's batch size.
+        model: The quantized program that was lowered.
+        inputs: One batch of samples ``(N, …)``, N > 1 or the file's batch size.
     """
     expected = _program_integers(model, inputs)
     onnx_model = ir.load(lowered.path)

@@ -1,7 +1,7 @@
 """Image inputs that take stored pixels: the preprocessing becomes part of the file.
 
 An input ``(N, C, H, W) float32`` becomes ``uint8``, in the layout that the images are stored in. Resizing and cropping
-stay outside, since they depend on the size of the image at hand.
+stay outside, since they depend on the size of the image.
 """
 
 from __future__ import annotations

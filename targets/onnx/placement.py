@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,30 +17,41 @@ import onnxruntime
 
 from pipeline.target import Fallback, Lowered, OperatorTime, Placement
 from targets.onnx.metadata import read
+from targets.onnx.passes.keep_softmax_in_float import is_kept_in_float
 from targets.onnx.pixels import as_taken
 from targets.onnx.session import session_options
 
 INTEGER_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
+"""How the names of onnxruntime's integer kernels begin."""
+
+FUSED = frozenset(
+    {
+        *("Add", "AveragePool", "Concat", "Conv", "Gemm", "GlobalAveragePool", "LeakyRelu", "MatMul", "Mul", "Sigmoid"),
+        *("Softmax", "Where"),
+        *("ArgMax", "Expand", "Flatten", "Gather", "GatherElements", "MaxPool", "ReduceMax", "ReduceMin", "Reshape"),
+        *("Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+    }
+)
+"""Operators that onnxruntime fuses with the quantization around them, or moves onto the integers.
+
+https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/optimizer/qdq_transformer/selectors_actions/qdq_selector_action_transformer.cc
+"""
+
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 EIGHT_BITS = ("int8", "uint8")
-RUNS = 5
+FLOATS = ("float", "float16", "double", "bfloat16")
+PROFILED_RUNS = 5
 SLOWEST = 10
 
-_NO_KERNEL = "the runtime has no integer kernel for it"
-REASONS = {
-    "QuantizeLinear": "converts around operators that run in float",
-    "DequantizeLinear": "converts around operators that run in float",
-    "Softmax": "the integer kernel is slower, and its rounding is not the program's",
-    "HardSigmoid": _NO_KERNEL,
-    "HardSwish": _NO_KERNEL,
-    "Gelu": _NO_KERNEL,
-    "QuickGelu": _NO_KERNEL,
-    "Erf": _NO_KERNEL,
-    "Tanh": _NO_KERNEL,
-    "LayerNormalization": _NO_KERNEL,
-    "SkipLayerNormalization": _NO_KERNEL,
-    "InstanceNormalization": _NO_KERNEL,
-    "ReduceMean": _NO_KERNEL,
-}
+CONVERTS = "converts between integers and the floats of other operators"
+INDICES = "works on shapes, indices or masks, not on 8-bit values"
+NO_KERNEL = "computed in float: onnxruntime has no integer kernel for it"
+KEPT = (
+    "computed in float: edgewright keeps it there, because the integer kernel is slower and does not round as the "
+    "program does"
+)
+NOT_QUANTIZED = "computed in float: an operand or the result is not quantized in the file"
+NOT_FUSED = "computed in float: onnxruntime did not fuse it with the quantization around it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +61,14 @@ class Kernel:
     Attributes:
         name: The node's own name, or the one that the runtime gives it in its profile.
         data_type: The element type of its first input, such as ``uint8`` or ``float``.
-        interface: Whether it converts between the model's float inputs or outputs and integers.
+        node: The node in the optimized graph; None where the profile names one that the graph does not have.
         time_ns: Median time of one run at batch 1.
     """
 
     name: str
     op: str
     data_type: str
-    interface: bool
+    node: ir.Node | None
     time_ns: int
 
     @property
@@ -64,14 +76,22 @@ class Kernel:
         """Whether it computes on 8-bit integers, moves them, or converts at the model's own float interface."""
         if self.op.startswith(INTEGER_KERNELS):
             return True
-        if self.op in ("QuantizeLinear", "DequantizeLinear"):
-            return self.interface
+        if self.op in CONVERSIONS:
+            return self.node is not None and _at_interface(self.node)
         return self.data_type in EIGHT_BITS
 
     @property
     def reason(self) -> str:
         """Why it is not an integer kernel."""
-        return REASONS.get(self.op, "runs in float: the program leaves it unquantized here")
+        if self.op in CONVERSIONS:
+            return CONVERTS
+        if self.data_type not in FLOATS or self.op == "Shape":
+            return INDICES
+        if self.node is not None and is_kept_in_float(self.node):
+            return KEPT
+        if self.op.removeprefix("Fused") not in FUSED:
+            return NO_KERNEL
+        return NOT_FUSED if self.node is not None and _between_integers(self.node) else NOT_QUANTIZED
 
 
 def placement(lowered: Lowered) -> Placement:
@@ -105,33 +125,65 @@ def kernels(lowered: Lowered) -> tuple[Kernel, ...]:
             spec.name: as_taken(spec, np.zeros((lowered.batch_size or 1, *spec.shape), spec.dtype), metadata)
             for spec in lowered.inputs
         }
-        for _ in range(RUNS):
+        for _ in range(PROFILED_RUNS):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        interface = {
-            (node.op_type, node.name) for node in ir.load(Path(folder) / "optimized.onnx").graph if _at_interface(node)
-        }
+        graph = ir.load(Path(folder) / "optimized.onnx").graph
     runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             runs[event["args"]["op_name"], event["name"].removesuffix("_kernel_time")].append(event)
+    nodes = _by_profiled_name(graph, runs)
     return tuple(
         Kernel(
             name=name,
             op=op,
-            data_type=_first_type(taken[0]["args"].get("input_type_shape", [])),
-            interface=(op, name) in interface,
+            data_type=_data_type(taken[0]["args"].get("input_type_shape", [])),
+            node=nodes.get((op, name)),
             time_ns=round(median(event["dur"] * 1000 for event in taken)),
         )
         for (op, name), taken in runs.items()
     )
 
 
-def _first_type(types: list[dict[str, list[int]]]) -> str:
-    """``uint8`` of ``[{"uint8": [1, 3, 8, 8]}, …]``."""
-    return next(iter(types[0])) if types else ""
+def _by_profiled_name(graph: ir.Graph, profiled: Iterable[tuple[str, str]]) -> dict[tuple[str, str], ir.Node]:
+    """Nodes by operator and name in the profile, where onnxruntime numbers those that have no name.
+
+    The graph is saved in the order in which it runs, so that nameless nodes of one operator are in the same order in
+    both.
+    """
+    named = {(node.op_type, node.name): node for node in graph.all_nodes() if node.name}
+    nameless: dict[str, list[ir.Node]] = defaultdict(list)
+    for node in graph.all_nodes():
+        if not node.name:
+            nameless[node.op_type].append(node)
+    found = {}
+    for op, name in profiled:
+        if (op, name) in named:
+            found[op, name] = named[op, name]
+        elif nameless[op]:
+            found[op, name] = nameless[op].pop(0)
+    return found
+
+
+def _data_type(types: list[dict[str, list[int]]]) -> str:
+    """``uint8`` of ``[{"uint8": [1, 3, 8, 8]}, …]``; a condition or mask that stands before the data is passed over."""
+    names = [next(iter(entry)) for entry in types]
+    return next((name for name in names if name != "bool"), names[0] if names else "")
 
 
 def _at_interface(node: ir.Node) -> bool:
     first = node.inputs[0] if node.inputs else None
     return (first is not None and first.is_graph_input()) or any(output.is_graph_output() for output in node.outputs)
+
+
+def _between_integers(node: ir.Node) -> bool:
+    """Whether a node reads dequantized values only, and its results are quantized."""
+    producers = [value.producer() for value in node.inputs if value is not None]
+    readers = [reader for output in node.outputs for reader in output.consumers()]
+    return (
+        bool(producers)
+        and bool(readers)
+        and all(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
+        and all(reader.op_type == "QuantizeLinear" for reader in readers)
+    )

@@ -17,7 +17,7 @@ NAMES: dict[OnnxProvider, str] = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-DEVICES: dict[OnnxProvider, str] = {
+DEVICE_OF: dict[OnnxProvider, str] = {
     "cpu": "CPU",
     "coreml": "Apple CPU, GPU and Neural Engine",
     "nnapi": "Android NNAPI",
@@ -41,7 +41,7 @@ def unavailable(wanted: tuple[OnnxProvider, ...]) -> tuple[Skipped, ...]:
     return tuple(
         Skipped(
             runtime=f"onnxruntime {onnxruntime.__version__} {NAMES[name]}",
-            device=DEVICES[name],
+            device=DEVICE_OF[name],
             reason=f"this build of onnxruntime has no {NAMES[name]}; it has {', '.join(here)}",
         )
         for name in wanted

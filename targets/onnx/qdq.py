@@ -58,6 +58,11 @@ class Encoding:
         return int(np.clip(unbounded, self.lowest, self.highest))
 
 
+def label(node: ir.Node) -> str:
+    """How a log names a node: ``Conv node_conv2d``."""
+    return f"{node.op_type} {node.name or node.outputs[0].name}"
+
+
 def constant(value: ir.Value | None) -> Array | None:
     """The array of an initializer or Constant node; None for anything that is computed at run time."""
     if value is None or (value.producer() is None and not value.is_initializer()):

@@ -8,16 +8,19 @@ from pathlib import Path
 from pipeline.core import Model
 from pipeline.recipe import OnnxConfig
 from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped, Variant
-from targets.onnx.capabilities import CAPABILITIES
 
-PACKAGES = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
+REQUIRED = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
+"""What lowering imports."""
 
 
 class OnnxTarget:
     """Lowers to a QDQ graph; runs it in onnxruntime. See `pipeline.target.Target`."""
 
     name = "onnx"
-    capabilities: Capabilities = CAPABILITIES
+    capabilities = Capabilities(
+        weight_dtypes=("int8", "uint8"),
+        source="https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html",
+    )
 
     def __init__(self, config: OnnxConfig | None = None) -> None:
         self._config = config or OnnxConfig()
@@ -27,7 +30,7 @@ class OnnxTarget:
         return self._config.variants
 
     def missing_package(self) -> str | None:
-        return None if all(map(importlib.util.find_spec, PACKAGES)) else "edgewright[onnx]"
+        return None if all(map(importlib.util.find_spec, REQUIRED)) else "edgewright[onnx]"
 
     def cannot_run(self) -> str | None:
         return None

@@ -18,8 +18,8 @@ from pipeline.target import Measured, Skipped, measured
 
 FOLDER = "/data/local/tmp/edgewright"
 PROCESSES = 5
-RUNS = 50
-TIMEOUT_S = 300
+RUNS_PER_PROCESS = 50
+ADB_TIMEOUT_S = 300
 
 AVERAGES = re.compile(
     r"Inference timings in us: .*Warmup \(avg\): (?P<warmup>[\d.e+]+), Inference \(avg\): (?P<run>[\d.e+]+)"
@@ -29,7 +29,8 @@ AVERAGES = re.compile(
 def time_on_phone(model: Path, config: AndroidConfig) -> Measured | Skipped:
     """Time a model on the phone's CPU with XNNPACK, or say why that cannot be.
 
-    The tool prints no single runs, so that every sample is the mean of `RUNS` runs of one of `PROCESSES` processes.
+    The tool prints no single runs, so each of the `PROCESSES` samples is the mean of one process, over
+    `RUNS_PER_PROCESS` runs.
     """
     name = f"Android phone {config.serial}" if config.serial else "Android phone"
     try:
@@ -38,13 +39,15 @@ def time_on_phone(model: Path, config: AndroidConfig) -> Measured | Skipped:
         for file in (config.benchmark_tool, model):
             _adb(config, "push", str(file), f"{FOLDER}/{file.name}")
         tool, graph = (shlex.quote(f"{FOLDER}/{file.name}") for file in (config.benchmark_tool, model))
-        command = f"chmod 755 {tool} && {tool} --graph={graph} --num_threads={config.threads} --num_runs={RUNS}"
+        command = (
+            f"chmod 755 {tool} && {tool} --graph={graph} --num_threads={config.threads} --num_runs={RUNS_PER_PROCESS}"
+        )
         printed = [_adb(config, "shell", f"{command} --warmup_runs=10 --use_xnnpack=true") for _ in range(PROCESSES)]
         taken = [averages_ns(text) for text in printed]
     except TargetError as error:
         return Skipped(runtime="benchmark_model", device=name, reason=error.problem)
     return measured(
-        runtime=f"LiteRT benchmark_model, XNNPACK; each sample is the mean of {RUNS} runs of one process",
+        runtime=f"LiteRT benchmark_model, XNNPACK; each sample is the mean of {RUNS_PER_PROCESS} runs of one process",
         device=name,
         threads=config.threads,
         warmup_ns=tuple(warmup for warmup, _ in taken),
@@ -92,10 +95,10 @@ def _adb(config: AndroidConfig, *arguments: str) -> str:
     chosen = ["-s", config.serial] if config.serial else []
     try:
         done = subprocess.run(
-            [adb, *chosen, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            [adb, *chosen, *arguments], capture_output=True, text=True, timeout=ADB_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise TargetError(f"adb {arguments[0]} did not finish within {TIMEOUT_S} s") from None
+        raise TargetError(f"adb {arguments[0]} did not finish within {ADB_TIMEOUT_S} s") from None
     printed = done.stdout + done.stderr  # the tool logs to either, by its version
     if done.returncode:
         raise TargetError(f"adb {arguments[0]} failed: {_last_line(printed)}")

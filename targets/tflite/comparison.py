@@ -1,4 +1,4 @@
-"""Other precisions of a float model, to compare with: ai-edge-quantizer's, which litert-torch brings along."""
+"""Other precisions of a float model, to compare with: ai-edge-quantizer's, which comes with litert-torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from targets.tflite.sdk import quiet
 
 
 def encode(content: bytes, variant: Variant) -> bytes:
-    """A float model with float16 weights, or with int8 weights and activations that are quantized as they come.
+    """A float model with float16 weights, or with int8 weights and activations that are quantized at run time.
 
     Raises:
         TargetError: ai-edge-quantizer refuses the model.
@@ -24,7 +24,7 @@ def encode(content: bytes, variant: Variant) -> bytes:
             return bytes(peer.quantize().quantized_model)
         except Exception as error:  # it raises a different class for every check
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise TargetError(f"ai-edge-quantizer makes no {variant} model of it: {reason}") from error
+            raise TargetError(f"ai-edge-quantizer cannot make a {variant} model of it: {reason}") from error
 
 
 _FLOAT16 = [

@@ -33,7 +33,7 @@ def write_model(content: bytes, path: Path, *, verify: Callable[[Path], None] = 
     """Write a model so that ``path`` only ever holds a complete and verified file.
 
     Args:
-        verify: Gets the file under a name for the time being, and raises where it is no good.
+        verify: Gets the file under a temporary name, and raises if it is unusable.
 
     Raises:
         TargetError: What was read back is not a TFLite model that holds operators.
@@ -66,7 +66,7 @@ def dtype_name(tensor: Any) -> str:
 
 
 def add_tensor_like(graph: Any, index: int, *, shape: list[int] | None = None, dtype: str | None = None) -> int:
-    """Index of a new tensor, as the one at ``index`` but for what is given; uint8 for int8 has its reals."""
+    """Index of a new tensor like the one at ``index`` except for what is given; uint8 keeps the real values of int8."""
     like = graph.tensors[index]
     tensor = schema.TensorT()
     tensor.shape = [int(size) for size in like.shape] if shape is None else shape
@@ -112,7 +112,7 @@ def new_operator(model: Any, name: str, inputs: list[int], output: int) -> Any:
 
 
 def drop_unused_tensors(model: Any) -> None:
-    """Remove the tensors that no operator touches any more; tools that walk all tensors stumble over them."""
+    """Remove the tensors that no operator touches any more; tools that walk all tensors fail on them."""
     graph = model.subgraphs[0]
     touched = {*graph.inputs, *graph.outputs}.union(*((*step.inputs, *step.outputs) for step in graph.operators))
     kept = sorted(int(index) for index in touched if index >= 0)

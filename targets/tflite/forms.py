@@ -1,4 +1,4 @@
-"""Integer forms: operators that the converter or the delegate would take out of int8, rewritten so that they stay.
+"""Integer forms: operators that the converter or the delegate would not keep in int8, rewritten so that they stay.
 
 The converter knows an operator as integer only where it has an int8 kernel of its own, and XNNPACK delegates only some
 of those kernels. Every rewrite below keeps the real values of the program:
@@ -14,12 +14,13 @@ of those kernels. Every rewrite below keeps the real values of the program:
    the program's integers, for the CPU: XNNPACK has no int8 kernel for them, and takes the float ones. They then give
    exactly the program's integers; TFLite's int8 product rounds twice, which moves one value in three hundred by a step.
    An NPU keeps them in int8.
-6. The weight and bias of a norm, which computes in float everywhere, hold the values that their integers stand for. The
-   converter would read past those to the unrounded ones: a thirtieth of the norm's values would be off by a step.
+6. The weight and bias of a norm, which computes in float everywhere, become the values that their integers represent.
+   The converter would use the unrounded ones: a thirtieth of the norm's values would be off by a step.
 """
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +32,11 @@ from torch.fx import Graph, GraphModule, Node
 
 from targets.tflite.sdk import litert_torch
 
+logger = logging.getLogger(__name__)
+
 Goal = Literal["cpu", "npu"]
+Form = Callable[[GraphModule, Node, Goal], str | None]
+"""Rewrites a node in place and returns None, or leaves it and returns why."""
 
 aten = torch.ops.aten
 quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
@@ -40,7 +45,11 @@ quantize_per_channel = torch.ops.quantized_decomposed.quantize_per_channel.defau
 dequantize_per_channel = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
 QMIN, QMAX = -128, 127
+FOR_CPUS = "the form is for CPUs"
+NOT_BETWEEN_INTEGERS = "it is not between integers"
 MATRIX_PRODUCTS = {aten.matmul.default, aten.bmm.default}
+KEPT_IN_FLOAT = frozenset({"hardswish", "gelu", "softmax", "matmul", "bmm", "mul"})
+"""Operators of rule 5 by the names that `rewrite` counts them under."""
 NORMS = {aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
 
 
@@ -51,8 +60,12 @@ def rewrite(program: GraphModule, goal: Goal) -> Counter[str]:
         node.target = aten.reshape.default  # the converter moves convolutions to NHWC, where a view may need a copy
     for node in list(program.graph.nodes):
         form = FORMS.get(node.target)
-        if form is not None and not node._erased and form(program, node, goal):
-            changed[str(node.target).split(".")[1].rstrip("_")] += 1
+        if form is None or node._erased:
+            continue
+        name, left = str(node.target).split(".")[1].rstrip("_"), form(program, node, goal)
+        if left is None:
+            changed[name] += 1
+        logger.debug("%s, for the %s: %s", node.name, goal, f"left, {left}" if left else "rewritten")
     program.graph.eliminate_dead_code()
     program.graph.lint()
     program.recompile()
@@ -84,8 +97,8 @@ def _through_int8_like(graph: Graph, x: Node, like: Node) -> Node:
 def keep_requantizations_apart(program: GraphModule) -> int:
     """Put a barrier at every change of quantization parameters, in place, and return how many there are.
 
-    The converter takes a tensor that is quantized anew for the tensor itself, and refuses where an operator that has to
-    keep its parameters, such as PAD or CONCATENATION, stands next to it. Behind the barrier it makes a DEQUANTIZE and a
+    The converter treats a requantized tensor as the tensor itself, and refuses where an operator that has to keep its
+    parameters, such as PAD or CONCATENATION, is next to it. Behind the barrier it makes a DEQUANTIZE and a
     QUANTIZE of the change.
     """
     changes = [
@@ -96,6 +109,7 @@ def keep_requantizations_apart(program: GraphModule) -> int:
     for node in changes:
         with program.graph.inserting_before(node):
             node.update_arg(0, _held(program.graph, _args(node)[0]))
+        logger.debug("%s: parameters change through float", node.name)
     program.recompile()
     return len(changes)
 
@@ -142,17 +156,19 @@ def _constant(program: GraphModule, name: str, value: torch.Tensor) -> Node:
     return program.graph.get_attr(name)
 
 
-def _max_pool(program: GraphModule, node: Node, goal: Goal) -> bool:  # noqa: ARG001
+def _max_pool(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: ARG001
     x, kernel, stride, padding, dilation, ceil_mode = _args(node, None, None, [], 0, 1, False)
     height, width = (padding, padding) if isinstance(padding, int) else (padding[0], padding[-1])
-    if not (height or width) or ceil_mode or not _never_negative(x):
-        return False
+    if not (height or width):
+        return "it pads nothing"
+    if ceil_mode or not _never_negative(x):
+        return "its windows or values do not allow zeros as padding"
     graph = program.graph
     with graph.inserting_before(node):
         padded = graph.call_function(aten.constant_pad_nd.default, (x, [width, width, height, height], 0.0))
         padded = _through_int8_like(graph, padded, x)
         node.args = (padded, kernel, stride, 0, dilation, ceil_mode)
-    return True
+    return None
 
 
 def _never_negative(x: Node) -> bool:
@@ -161,12 +177,12 @@ def _never_negative(x: Node) -> bool:
     return x.target in (aten.relu.default, aten.relu_.default, aten.relu6.default)
 
 
-def _avg_pool(program: GraphModule, node: Node, goal: Goal) -> bool:
+def _avg_pool(program: GraphModule, node: Node, goal: Goal) -> str | None:
     if goal == "npu" or not _between_quantizers(node):
-        return False
+        return FOR_CPUS if goal == "npu" else NOT_BETWEEN_INTEGERS
     x, kernel, stride, padding, ceil_mode, padding_counts, divisor = _args(node, None, None, [], 0, False, True, None)
     if ceil_mode or divisor is not None or (padding not in (0, [0], [0, 0]) and not padding_counts):
-        return False
+        return "it does not divide all windows by their size"
     height, width = (kernel, kernel) if isinstance(kernel, int) else (kernel[0], kernel[-1])
     channels = node.meta["val"].shape[1]
     graph = program.graph
@@ -176,7 +192,7 @@ def _avg_pool(program: GraphModule, node: Node, goal: Goal) -> bool:
             aten.conv2d.default, (x, weight, None, stride or [height, width], padding or [0, 0], [1, 1], channels)
         )
     node.replace_all_uses_with(pooled)
-    return True
+    return None
 
 
 def _equal_weights(program: GraphModule, name: str, channels: int, height: int, width: int) -> Node:
@@ -192,10 +208,12 @@ def _equal_weights(program: GraphModule, name: str, channels: int, height: int, 
     return program.graph.call_function(dequantize_per_channel, (quantized, *values[1:], *settings))
 
 
-def _mean(program: GraphModule, node: Node, goal: Goal) -> bool:  # noqa: ARG001
+def _mean(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: ARG001
     x, dimensions, keep = _args(node, None, None, False)
-    if not _between_quantizers(node) or x.meta["val"].ndim != 4 or {axis % 4 for axis in dimensions} != {2, 3}:
-        return False
+    if not _between_quantizers(node):
+        return NOT_BETWEEN_INTEGERS
+    if x.meta["val"].ndim != 4 or {axis % 4 for axis in dimensions} != {2, 3}:
+        return "it is not over height and width"
     graph = program.graph
     with graph.inserting_before(node):
         pooled = graph.call_function(aten.adaptive_avg_pool2d.default, (x, [1, 1]))
@@ -203,19 +221,21 @@ def _mean(program: GraphModule, node: Node, goal: Goal) -> bool:  # noqa: ARG001
             integers = _through_int8_like(graph, pooled, next(iter(node.users)))
             pooled = graph.call_function(aten.flatten.using_ints, (integers, 1))
     node.replace_all_uses_with(pooled)
-    return True
+    return None
 
 
-def _first_convolution(program: GraphModule, node: Node, goal: Goal) -> bool:
+def _first_convolution(program: GraphModule, node: Node, goal: Goal) -> str | None:
     x, _, bias, stride, padding, dilation, groups = _args(node, None, None, None, [1, 1], [0, 0], [1, 1], 1)
-    if goal == "npu" or not _reads_an_input(x) or not _has_own_quantized_weight(node):
-        return False
+    if goal == "npu":
+        return FOR_CPUS
+    if not _reads_an_input(x) or not _has_own_quantized_weight(node):
+        return "it does not read an input, or shares its weight"
     batch, channels, height, width = x.meta["val"].shape
     weight, scales = (_value(program, source) for source in _args(_args(_args(node)[1])[0])[:2])
     outputs, _, rows, columns = weight.shape
     across = _pair_columns(columns, padding[-1], width)
     if channels > 4 or stride[-1] != 2 or width % 2 or columns < 2 or groups != 1 or set(dilation) != {1} or not across:
-        return False
+        return "its channels, stride or size do not fit pairs of pixels"
     left, right, taps = across
     tall = (height + 2 * padding[0] - rows) // stride[0] + 1
     bottom = max(0, (tall - 1) * stride[0] + rows - padding[0] - height)
@@ -233,7 +253,7 @@ def _first_convolution(program: GraphModule, node: Node, goal: Goal) -> bool:
         padded = graph.call_function(aten.permute.default, (padded, [0, 3, 1, 2]))
     _replace_weight(program, node, paired, scales)
     node.args = (padded, _args(node)[1], bias, [stride[0], 1], [0, 0], [1, 1], 1)
-    return True
+    return None
 
 
 def _pair_columns(columns: int, padding: int, width: int) -> tuple[int, int, int] | None:
@@ -250,23 +270,27 @@ def _pair_columns(columns: int, padding: int, width: int) -> tuple[int, int, int
     return (-first, right, last - first + 1) if first <= 0 <= right else None
 
 
-def _in_float(program: GraphModule, node: Node, goal: Goal) -> bool:
-    if goal == "npu" or not all(_is(source, dequantize) for source in node.all_input_nodes):
-        return False
+def _in_float(program: GraphModule, node: Node, goal: Goal) -> str | None:
+    if goal == "npu":
+        return FOR_CPUS
+    if not all(_is(source, dequantize) for source in node.all_input_nodes):
+        return NOT_BETWEEN_INTEGERS
     for user in list(node.users):
         with program.graph.inserting_before(user):
             user.replace_input_with(node, _held(program.graph, node))
-    return True
+    return None
 
 
-def _factor(program: GraphModule, node: Node, goal: Goal) -> bool:
+def _factor(program: GraphModule, node: Node, goal: Goal) -> str | None:
     """A product with a number, where matrix products read its integers."""
     readers = [reader for quantizer in node.users for integers in quantizer.users for reader in integers.users]
     matrix_products = bool(readers) and all(reader.target in MATRIX_PRODUCTS for reader in readers)
-    return matrix_products and isinstance(_args(node)[1], float) and _in_float(program, node, goal)
+    if not matrix_products or not isinstance(_args(node)[1], float):
+        return "it is not the factor of a matrix product"
+    return _in_float(program, node, goal)
 
 
-def _norm(program: GraphModule, node: Node, goal: Goal) -> bool:  # noqa: ARG001
+def _norm(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: ARG001
     changed = False
     for source in node.all_input_nodes[1:]:
         quantizer = _args(source)[0] if _is(source, dequantize) else None
@@ -277,14 +301,14 @@ def _norm(program: GraphModule, node: Node, goal: Goal) -> bool:  # noqa: ARG001
             values = _constant(program, f"{source.name}_values", dequantize(integers, *_args(source)[1:]))
         node.replace_input_with(source, values)
         changed = True
-    return changed
+    return None if changed else "its parameters are no quantized constants"
 
 
 def _reads_an_input(x: Node) -> bool:
     return _is(x, dequantize) and _is(_args(x)[0], quantize) and _args(_args(x)[0])[0].op == "placeholder"
 
 
-FORMS: dict[object, Callable[[GraphModule, Node, Goal], bool]] = {
+FORMS: dict[object, Form] = {
     aten.max_pool2d.default: _max_pool,
     aten.avg_pool2d.default: _avg_pool,
     aten.mean.dim: _mean,

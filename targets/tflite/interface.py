@@ -1,4 +1,4 @@
-"""What a ``.tflite`` file takes and gives: names, number type, and what it says of itself.
+"""The interface of a ``.tflite`` file: names, number types and metadata.
 
 All functions but `read_metadata` change a ``ModelT`` in place (see `flatbuffer`).
 """
@@ -90,7 +90,7 @@ def describe(tflite_model: Any, model: Model, *, variant: str, layout: Layout) -
 
 
 def read_metadata(model: Path | bytes) -> dict[str, Any] | None:
-    """What `describe` wrote; None in a file that someone else made, or that is no model."""
+    """What `describe` wrote; None in a file that another tool wrote, or that is no model."""
     content = model if isinstance(model, bytes) else model.read_bytes()
     if content[4:8] != flatbuffer.IDENTIFIER:
         return None

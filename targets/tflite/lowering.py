@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from pipeline.target import Lowered, Variant
 from targets.tflite import comparison, flatbuffer, forms, gpu, interface, layout, placement, rounding
 from targets.tflite.sdk import litert_torch, quiet
 from targets.tflite.session import interpreter
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 1
 SAME_SCALE = "violate the same scale constraint"  # the converter merged two sets of parameters that are meant to differ
@@ -69,6 +72,7 @@ def _write_for_npu(model: Model, config: TfliteConfig, path: Path) -> tuple[str,
         content, _ = translate(model, "npu")
         flatbuffer.write_model(finish(content, model, config, "int8"), _beside(path), verify=_verify)
     except TargetError as error:
+        logger.debug("no file of its own for the NPU: %s", error.problem)
         return (f"the NPU gets the CPU's file: {error.problem}",)
     return ()
 
@@ -83,11 +87,12 @@ def _verify(path: Path) -> None:
 
 
 def _without_forms(model: Model, config: TfliteConfig, path: Path) -> tuple[str, ...]:
-    """Record where the operators would run without our forms; say so where that model cannot even be made."""
+    """Record where the operators would run without our forms; say so if that model cannot be made."""
     try:
         content, _ = translate(model, None)
     except TargetError as error:
-        return (f"without our forms: {error.problem}",)
+        logger.debug("no placement without our forms: %s", error.problem)
+        return (f"no placement without edgewright's forms: {error.problem}",)
     placement.record_before(finish(content, model, config, "int8"), path, config.npu)
     return ()
 
@@ -100,13 +105,15 @@ def translate(model: Model, goal: forms.Goal | None) -> tuple[bytes, tuple[str, 
     """
     program = capture(model.module, model.inputs, batch_size=BATCH_SIZE).module()
     changed = forms.rewrite(program, goal) if goal is not None else Counter[str]()
-    notes = [f"{count} x {op} rewritten for the {goal}" for op, count in sorted(changed.items())]
+    done = {op: "kept in float between integers" if op in forms.KEPT_IN_FLOAT else "rewritten" for op in changed}
+    notes = [f"{count} x {op} {done[op]} for the {goal}" for op, count in sorted(changed.items())]
     inputs = example_inputs(model.inputs, BATCH_SIZE)
     try:
         return convert(program, inputs, quantized=model.quantized), tuple(notes)
     except TargetError as error:
         if SAME_SCALE not in error.problem:
             raise
+        logger.debug("the converter merges changes of parameters: again, with these apart")
         apart = forms.keep_requantizations_apart(program)
         notes.append(f"{apart} changes of quantization parameters pass through float")
         return convert(program, inputs, quantized=model.quantized), tuple(notes)

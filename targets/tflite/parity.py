@@ -1,4 +1,4 @@
-"""Where a ``.tflite`` file's integers first part from the quantized program's."""
+"""Where a ``.tflite`` file's integers first differ from the quantized program's."""
 
 from __future__ import annotations
 

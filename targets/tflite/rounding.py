@@ -1,9 +1,9 @@
-"""Why LiteRT's plain kernels, which NPUs follow, part from the program by a step here and there: they round twice.
+"""Why LiteRT's plain kernels, which NPUs follow, sometimes differ from the program by a step: they round twice.
 
 An output's integer is an int32 sum of products times a real factor below 1. The program and XNNPACK round that product
 once. The plain kernels know the factor as an integer multiplier and a shift of n bits. They round the sum times the
-multiplier to a whole number, and that number, shifted by n bits, once more: what the first rounding lifts onto the
-midway between two steps, the second one takes up. That befalls one value in 2^(n+1).
+multiplier to a whole number, and that number, shifted by n bits, once more. Where the first rounding lifts a value
+exactly halfway between two steps, the second one rounds it up. This happens to one value in 2^(n+1).
 
 Sources: ``MultiplyByQuantizedMultiplier`` in
 https://github.com/tensorflow/tensorflow/blob/master/tensorflow/lite/kernels/internal/common.h and
@@ -92,7 +92,7 @@ def factors(model: Any, operator: Any) -> Array:
 
 
 def exact_sums(model: Any, operator: Any, integers: Array) -> Array:
-    """An operator's sums of products and bias, channels last, as the int64 that no rounding has touched.
+    """An operator's sums of products and bias, channels last, as int64, before any rounding.
 
     Args:
         integers: Of its input, ``(1, H, W, C)`` or ``(N, C)``.

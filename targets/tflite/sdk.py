@@ -15,14 +15,14 @@ STDERR = 2
 
 
 class NativeLog:
-    """What C++ code wrote to the terminal while it was held back; filled in when `quiet` ends."""
+    """What C++ code wrote to the terminal while it was silenced; filled in when `quiet` ends."""
 
     text = ""
 
 
 @contextmanager
 def quiet() -> Iterator[NativeLog]:
-    """Hold back log lines and warnings that are about the converter and the runtime, not about the user's model.
+    """Silence log lines and warnings about the converter and the runtime, not about the user's model.
 
     LiteRT and MLIR write to the process's standard error from C++, past Python's logging, so the file descriptor
     itself is redirected. Errors are raised; their explanation is in the log that this yields.

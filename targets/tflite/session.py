@@ -64,7 +64,7 @@ class LitertSession:
         return tuple(self._interpreter.get_tensor(port.index) for port in self._outputs)
 
 
-class ReferenceSession:
+class ReferenceKernelSession:
     """A ``.tflite`` file in the reference kernels, one interpreter per core. See `pipeline.target.Session`."""
 
     metrics_source: Literal["measured", "reference"] = "reference"
@@ -97,7 +97,7 @@ class ReferenceSession:
 
 
 class Port:
-    """One input or output: its tensor, and how its numbers stand for real values ``scale * (q - zero_point)``.
+    """One input or output: its tensor, and how its numbers encode real values: ``scale * (q - zero_point)``.
 
     Args:
         channels_last: Whether the tensor holds as ``(N, H, W, C)`` what the original model takes as ``(N, C, H, W)``.

@@ -8,7 +8,6 @@ from pathlib import Path
 from pipeline.core import Model
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Capabilities, Estimated, Latency, Lowered, Placement, Session, Skipped, Variant
-from targets.tflite.capabilities import CAPABILITIES
 
 SLOW_S = 0.02
 """Seconds of one sample in the reference kernels above which they are run only where the recipe asks for it."""
@@ -18,7 +17,9 @@ class TfliteTarget:
     """Lowers to ``.tflite``; runs it in LiteRT with the XNNPACK delegate. See `pipeline.target.Target`."""
 
     name = "tflite"
-    capabilities: Capabilities = CAPABILITIES
+    capabilities = Capabilities(
+        weight_dtypes=("int8",), source="https://ai.google.dev/edge/litert/models/quantization_spec"
+    )
 
     def __init__(self, config: TfliteConfig | None = None) -> None:
         self._config = config or TfliteConfig()
@@ -65,11 +66,11 @@ class TfliteTarget:
 
     def cross_checks(self, lowered: Lowered) -> tuple[Session | Skipped, ...]:
         from targets.tflite.lowering import for_npu
-        from targets.tflite.session import ReferenceSession
+        from targets.tflite.session import ReferenceKernelSession
 
         if lowered.variant != "int8" or self._config.reference_kernels is False:
             return ()
-        session = ReferenceSession(for_npu(lowered.path))
+        session = ReferenceKernelSession(for_npu(lowered.path))
         seconds = session.seconds_per_sample()
         if self._config.reference_kernels is None and seconds > SLOW_S:
             pace = f"they take {seconds * 1e3:.0f} ms a sample, more than {SLOW_S * 1e3:.0f}"

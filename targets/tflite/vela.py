@@ -21,7 +21,7 @@ from pipeline.core import TargetError
 from pipeline.target import Estimated, Fallback, Placement, Skipped
 
 SOURCE = "https://gitlab.arm.com/artificial-intelligence/ethos-u/ethos-u-vela"
-TIMEOUT_S = 600
+COMPILE_TIMEOUT_S = 600
 
 PLACED = re.compile(r"^\s*(CPU|NPU): (\S+) = ", re.MULTILINE)
 REFUSED = re.compile(r"operator: (?P<op>[^,\s]+), ofm: '[^\n]*\nReason: (?P<reason>[^\n]+)")
@@ -78,10 +78,12 @@ def compile_for(model: Path, configuration: str) -> Compilation:
     command = [sys.executable, "-m", "ethosu.vela", str(model), "--accelerator-config", configuration]
     options = ["--show-cpu-operations", "--output-dir", str(folder)]
     try:
-        finished = subprocess.run([*command, *options], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        finished = subprocess.run(
+            [*command, *options], capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired:
         raise TargetError(
-            f"Vela did not finish within {TIMEOUT_S} s", where=f"{model.name} on {configuration}"
+            f"Vela did not finish within {COMPILE_TIMEOUT_S} s", where=f"{model.name} on {configuration}"
         ) from None
     summaries = sorted(folder.glob(f"{model.stem}_summary_*.csv"))
     if finished.returncode or not summaries:

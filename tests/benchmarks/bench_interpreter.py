@@ -28,7 +28,7 @@ from pipeline.target import Session
 from pipeline.tasks.comparison import Comparison
 from pipeline.tasks.prediction import predictor
 from targets.coreml import CoremlTarget
-from targets.coreml.session import ReferenceSession
+from targets.coreml.session import InterpreterSession
 from tests.networks.architectures import ARCHITECTURES
 
 BATCH, REPEATS = 8, 3
@@ -62,7 +62,7 @@ def parity(name: str) -> None:
     full = CoremlTarget(CoremlConfig(precision="float32"))
     with tempfile.TemporaryDirectory() as folder:
         package = half.lower(int8, Path(folder), name="half")
-        sessions: list[Session] = [ReferenceSession(package), ReferenceSession(package, precision="float32")]
+        sessions: list[Session] = [InterpreterSession(package), InterpreterSession(package, precision="float32")]
         sessions.append(full.load(full.lower(int8, Path(folder), name="full"), threads=1))
         columns = [f"{against_program(session, int8, samples):8.1f}" for session in sessions]
     print(f"{name:20}", *columns, f"{against_original(int8, samples):8.1f}", flush=True)

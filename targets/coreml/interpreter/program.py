@@ -29,38 +29,38 @@ MAX_ELEMENTS = 1 << 29
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class DataType:
     """How tensors of one MIL data type look in the file, and how they are held."""
 
     stored: str
     held: torch.dtype
 
 
-FORMS = {
-    "BOOL": Form("?", torch.bool),
-    "FLOAT16": Form("<f2", torch.float32),
-    "FLOAT32": Form("<f4", torch.float32),
-    "FLOAT64": Form("<f8", torch.float32),
-    "INT4": Form("i1", torch.int8),
-    "INT8": Form("i1", torch.int8),
-    "INT16": Form("<i2", torch.int32),
-    "INT32": Form("<i4", torch.int32),
-    "INT64": Form("<i8", torch.int64),
-    "UINT1": Form("u1", torch.uint8),
-    "UINT2": Form("u1", torch.uint8),
-    "UINT3": Form("u1", torch.uint8),
-    "UINT4": Form("u1", torch.uint8),
-    "UINT6": Form("u1", torch.uint8),
-    "UINT8": Form("u1", torch.uint8),
-    "UINT16": Form("<u2", torch.int32),
-    "UINT32": Form("<u4", torch.int64),
-    "UINT64": Form("<u8", torch.int64),
+DATA_TYPES = {
+    "BOOL": DataType("?", torch.bool),
+    "FLOAT16": DataType("<f2", torch.float32),
+    "FLOAT32": DataType("<f4", torch.float32),
+    "FLOAT64": DataType("<f8", torch.float32),
+    "INT4": DataType("i1", torch.int8),
+    "INT8": DataType("i1", torch.int8),
+    "INT16": DataType("<i2", torch.int32),
+    "INT32": DataType("<i4", torch.int32),
+    "INT64": DataType("<i8", torch.int64),
+    "UINT1": DataType("u1", torch.uint8),
+    "UINT2": DataType("u1", torch.uint8),
+    "UINT3": DataType("u1", torch.uint8),
+    "UINT4": DataType("u1", torch.uint8),
+    "UINT6": DataType("u1", torch.uint8),
+    "UINT8": DataType("u1", torch.uint8),
+    "UINT16": DataType("<u2", torch.int32),
+    "UINT32": DataType("<u4", torch.int64),
+    "UINT64": DataType("<u8", torch.int64),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """A tensor's data type, such as ``FLOAT16``, and its shape; None stands for a size known only when it runs."""
+    """A tensor's data type, such as ``FLOAT16``, and its shape; None is a size known only at run time."""
 
     dtype: str
     shape: tuple[int | None, ...] | None
@@ -72,9 +72,9 @@ class TensorType:
         Raises:
             PackageError: It is no type of numbers.
         """
-        if self.dtype not in FORMS:
+        if self.dtype not in DATA_TYPES:
             raise PackageError(f"a tensor cannot be of type {self.dtype}")
-        return FORMS[self.dtype].held
+        return DATA_TYPES[self.dtype].held
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,9 @@ class Operation:
     Attributes:
         type: Its operator, such as ``conv``.
         name: The layer's name; the first output's where the file names none.
-        constants: Inputs whose values stand in the file.
+        constants: Inputs whose values are in the file.
         variables: Inputs that other operations produce: a name, or one name per part of a tuple. A part of a tuple
-            may be a value that stands in the file; it then has a name of its own in the block's constants.
+            may be a constant; it then has a name of its own in the block's constants.
         outputs: Names and, for tensors, types.
     """
 
@@ -100,7 +100,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A list of operations with its own names. ``literals`` are values that stand inside tuples of inputs."""
+    """A list of operations with its own names. ``literals`` are constants inside tuples of inputs."""
 
     inputs: tuple[str, ...]
     operations: tuple[Operation, ...]
@@ -201,7 +201,7 @@ class _Reader:
         return Operation(message.type, str(name), constants, variables, outputs, blocks)
 
     def _part(self, binding: Any, literals: dict[str, Value]) -> str:
-        """The name of one part of a tuple; a value that stands there is given one that no file can contain."""
+        """The name of one part of a tuple; a constant gets one that no file can contain."""
         if binding.WhichOneof("binding") == "name":
             return str(binding.name)
         name = f"\0literal {len(literals)}"
@@ -250,7 +250,7 @@ class _Reader:
         if reference.fileName not in self._weight_files:
             self._weight_files[reference.fileName] = self._package.weights(reference.fileName)
         array = self._weight_files[reference.fileName].read(reference.offset, count)
-        if array.dtype != np.dtype(FORMS[form.dtype].stored):
+        if array.dtype != np.dtype(DATA_TYPES[form.dtype].stored):
             raise PackageError(f"a {form.dtype} tensor is stored as {array.dtype}", where=self._where)
         return hold(array.reshape(form.shape), form)
 
@@ -260,7 +260,7 @@ class _Reader:
             form, count = self._constant_type(type_)
             if form.dtype == "STRING":
                 return ()
-            stored = np.empty(0, FORMS[form.dtype].stored)
+            stored = np.empty(0, DATA_TYPES[form.dtype].stored)
         elif kind == "strings":
             texts = tuple(message.strings.values)
             return texts[0] if type_.tensorType.rank == 0 and len(texts) == 1 else texts
@@ -268,9 +268,9 @@ class _Reader:
             form, count = self._constant_type(type_)
             if kind == "bytes":
                 data = np.frombuffer(message.bytes.values, np.uint8)
-                stored = data.view(FORMS[form.dtype].stored) if len(data) % self._width(form) == 0 else data
+                stored = data.view(DATA_TYPES[form.dtype].stored) if len(data) % self._width(form) == 0 else data
             else:
-                stored = np.asarray(getattr(message, kind).values if kind else [], dtype=FORMS[form.dtype].stored)
+                stored = np.asarray(getattr(message, kind).values if kind else [], dtype=DATA_TYPES[form.dtype].stored)
         if stored.size != count:
             raise PackageError(
                 f"states a {form.dtype} tensor of shape {form.shape} but holds {stored.size} values", where=self._where
@@ -278,19 +278,19 @@ class _Reader:
         return hold(stored.reshape(form.shape), form)
 
     def _width(self, form: TensorType) -> int:
-        return np.dtype(FORMS[form.dtype].stored).itemsize
+        return np.dtype(DATA_TYPES[form.dtype].stored).itemsize
 
     def _constant_type(self, message: Any) -> tuple[TensorType, int]:
         form = self._type(message)
         if form is None or form.shape is None or None in form.shape:
             raise PackageError("holds a constant whose shape is not fixed", where=self._where)
-        if form.dtype not in FORMS and form.dtype != "STRING":
+        if form.dtype not in DATA_TYPES and form.dtype != "STRING":
             raise PackageError(f"holds a constant of unknown type {form.dtype}", where=self._where)
         return form, math.prod(size for size in form.shape if size is not None)
 
 
 def hold(array: Array, form: TensorType) -> Tensor:
     """A stored array as the tensor that it is held as."""
-    held = FORMS[form.dtype].held
+    held = DATA_TYPES[form.dtype].held
     plain = array.astype({torch.float32: "f4", torch.int32: "i4", torch.int64: "i8"}.get(held, array.dtype), copy=True)
     return torch.from_numpy(np.ascontiguousarray(plain)).reshape(array.shape)

@@ -1,4 +1,4 @@
-"""What can be known of the Neural Engine before a device is in hand.
+"""What is known of the Neural Engine without a device.
 
 ``placement`` says by published rules which operators are likely to leave it; ``estimates`` predicts latency by a
 roofline that was fitted to published figures and checked on others.

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.target import Fallback, Placement
-from targets.coreml.neural_engine.work import FOLDED
+from targets.coreml.interpreter.package import read_package
+from targets.coreml.interpreter.program import read_program
+from targets.coreml.neural_engine.rules import IN_FLOAT
+from targets.coreml.neural_engine.work import FOLDED, computed_in_float
 from targets.coreml.sdk import coremltools, quiet
 
 
@@ -34,10 +37,15 @@ def placement(package: Path) -> Placement:
         if not _is_engine(usage.preferred_compute_device):
             can = any(map(_is_engine, usage.supported_compute_devices))
             leaving[name, "Core ML prefers the CPU" if can else "Core ML does not offer the Neural Engine"] += 1
+    program = read_program(read_package(package))
+    in_float = Counter((operation.type, IN_FLOAT) for operation in computed_in_float(program))
     return Placement(
         operators=total,
         accelerated=total - leaving.total(),
-        fallback=tuple(Fallback(op=op, count=count, reason=why) for (op, why), count in leaving.most_common()),
+        fallback=tuple(
+            Fallback(op=op, count=count, reason=why)
+            for (op, why), count in (*leaving.most_common(), *in_float.most_common())
+        ),
         source=f"MLComputePlan on macOS {platform.mac_ver()[0]}",
     )
 

@@ -1,7 +1,7 @@
 """Fit the roofline's efficiencies to published latencies, and say how well it predicts the ones held out.
 
 ``python -m targets.coreml.neural_engine.fit`` reads ``published.csv`` and ``operators.csv``, writes ``fitted.json``
-and prints the errors. Models are split once and for all by a hash of their name; only training models are fitted.
+and prints the errors. Models are split by a hash of their name; only training models are fitted.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ from typing import Any, cast
 
 import numpy as np
 
-from targets.coreml.neural_engine.latency import CHIPS, Fitted, Workload, seconds, workload, write_fitted
+from targets.coreml.neural_engine.latency import CHIPS, Array, Fitted, Workload, seconds, workload, write_fitted
 from targets.coreml.neural_engine.networks import read_operators
-from targets.coreml.neural_engine.work import Precision, Work
+from targets.coreml.neural_engine.work import StoredPrecision, Work
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PublishedLatency:
     """One published latency in milliseconds, and where it stands."""
 
     model: str
-    precision: Precision
+    precision: StoredPrecision
     chip: str
     device: str
     latency_ms: float
@@ -42,10 +40,10 @@ class Row:
         return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 3 == 0
 
 
-def read_published(path: Path = PUBLISHED) -> list[Row]:
+def read_published(path: Path = PUBLISHED) -> list[PublishedLatency]:
     """All rows of the table."""
     with path.open(newline="") as file:
-        return [Row(**{**row, "latency_ms": float(row["latency_ms"])}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
+        return [PublishedLatency(**{**row, "latency_ms": float(row["latency_ms"])}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
 
 
 MAC_KINDS = ("conv", "depthwise", "linear", "matmul")
@@ -59,7 +57,7 @@ PRIOR = Fitted(
     call_us=100.0,
     pace={},
 )
-"""Where the fit starts, and what it is drawn to where rows say nothing."""
+"""Where the fit starts, and what it stays close to where no row says otherwise."""
 
 SPREAD, PACE_SPREAD, NOISE = 1.0, 0.25, 0.2
 """Standard deviations of logarithms: of a constant about its prior, of a chip's pace about 1, of a published latency
@@ -80,7 +78,7 @@ def unpack(logarithms: Array, chips: tuple[str, ...]) -> Fitted:
     )
 
 
-def fit(rows: list[Row], operators: dict[str, Counter[Work]]) -> Fitted:
+def fit(rows: list[PublishedLatency], operators: dict[str, Counter[Work]]) -> Fitted:
     """The constants that make the rows most likely; each model weighs as one, however often it was measured."""
     from scipy.optimize import least_squares  # type: ignore[import-untyped]  # has no types
 
@@ -102,7 +100,7 @@ def fit(rows: list[Row], operators: dict[str, Counter[Work]]) -> Fitted:
     return unpack(solution.x, chips)
 
 
-def row_workload(row: Row, operators: dict[str, Counter[Work]]) -> Workload:
+def row_workload(row: PublishedLatency, operators: dict[str, Counter[Work]]) -> Workload:
     """The FP16 program's work, stored in the row's precision."""
     changed: Counter[Work] = Counter()
     for work, count in operators[row.model].items():
@@ -110,7 +108,7 @@ def row_workload(row: Row, operators: dict[str, Counter[Work]]) -> Workload:
     return workload(changed)
 
 
-def predictions(rows: list[Row], loads: list[Workload], values: Fitted) -> Array:
+def predictions(rows: list[PublishedLatency], loads: list[Workload], values: Fitted) -> Array:
     """Milliseconds for each row."""
     return np.array([1e3 * seconds(load, CHIPS[row.chip], values) for row, load in zip(rows, loads, strict=True)])
 
@@ -127,13 +125,13 @@ def spearman(predicted: Array, published: Array) -> float:
     return float(cast(Any, spearmanr(predicted, published)).statistic)
 
 
-def predicted(rows: list[Row], operators: dict[str, Counter[Work]], values: Fitted) -> Array:
+def predicted(rows: list[PublishedLatency], operators: dict[str, Counter[Work]], values: Fitted) -> Array:
     """Milliseconds for each row, from the networks' operators."""
     return predictions(rows, [row_workload(row, operators) for row in rows], values)
 
 
 def main() -> None:
-    """Fit, write the constants, and print how far they carry."""
+    """Fit, write the constants, and print the errors."""
     operators, rows = read_operators(), read_published()
     train, test = [row for row in rows if not row.test], [row for row in rows if row.test]
     values = fit(train, operators)
@@ -143,7 +141,7 @@ def main() -> None:
     write_fitted(values.model_copy(update=held_out))
 
 
-def _report(part: str, rows: list[Row], found: Array) -> tuple[float, float]:
+def _report(part: str, rows: list[PublishedLatency], found: Array) -> tuple[float, float]:
     published = np.array([row.latency_ms for row in rows])
     error, rank = median_error(found, published), spearman(found, published)
     networks = len({row.model for row in rows})

@@ -6,7 +6,7 @@ from which weights stream, and activations that do not fit on chip. Each operato
     t = pace · (call + Σ (operator + max(2·macs / (peak · efficiency) + activation bytes / on-chip rate,
                                          weight bytes / (bandwidth · share) + spilled bytes / (bandwidth · share))))
 
-The rated figures below are published; the efficiencies stand in ``fitted.json`` and come from
+The rated figures below are published; the efficiencies are in ``fitted.json`` and come from
 ``python -m targets.coreml.neural_engine.fit``. The roofline: Williams, Waterman and Patterson,
 https://doi.org/10.1145/1498765.1498785.
 """
@@ -28,7 +28,7 @@ from pipeline.target import Estimated, Placement, Skipped
 from targets.coreml.interpreter.package import read_package
 from targets.coreml.interpreter.program import Program, read_program
 from targets.coreml.neural_engine.rules import placement
-from targets.coreml.neural_engine.work import UNCOUNTED, Kind, Work, works
+from targets.coreml.neural_engine.work import UNCOUNTED, OperatorKind, Work, works
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -143,7 +143,7 @@ CHIPS = {
     )
 }
 
-DEVICES = {
+CHIP_OF = {
     "iPhone 13 (A15)": "A15",
     "iPhone 14 Pro (A16)": "A16",
     "iPhone 15 Pro (A17 Pro)": "A17 Pro",
@@ -189,7 +189,7 @@ class Workload:
     """A program's operators as columns, one row per distinct `Work`. Sizes in bytes."""
 
     count: Array
-    kind: tuple[Kind, ...]
+    kind: tuple[OperatorKind, ...]
     macs: Array
     weights: Array
     activations: Array
@@ -236,7 +236,7 @@ def write_fitted(values: Fitted, path: Path = FITTED) -> None:
 
 
 def estimates(program: Program | Path, batch_size: int = 1) -> tuple[Estimated | Skipped, ...]:
-    """Latency of one call on each of `DEVICES`, all operators taken to run on the Neural Engine.
+    """Latency of one call on each of `CHIP_OF`, all operators taken to run on the Neural Engine.
 
     Skipped where the placement rules leave no operator there, as for a program in FP32, and where a loop or a recurrent
     layer hides how much work there is.
@@ -249,7 +249,7 @@ def estimates(program: Program | Path, batch_size: int = 1) -> tuple[Estimated |
     runtime = "Core ML, Neural Engine"
     reason = _cannot_estimate(program, placed)
     if reason:
-        return tuple(Skipped(runtime=runtime, device=device, reason=reason) for device in DEVICES)
+        return tuple(Skipped(runtime=runtime, device=device, reason=reason) for device in CHIP_OF)
     load, values = workload(works(program, batch_size)), fitted()
     method = (
         f"roofline per operator on rated peaks, efficiencies fitted to {values.rows} published latencies; on "
@@ -267,7 +267,7 @@ def estimates(program: Program | Path, batch_size: int = 1) -> tuple[Estimated |
             placement=placed,
             figures={"macs": float(load.count @ load.macs)},
         )
-        for device, chip in DEVICES.items()
+        for device, chip in CHIP_OF.items()
     )
 
 

@@ -27,11 +27,11 @@ from targets.coreml.interpreter.program import read_program
 from targets.coreml.neural_engine.work import Work, works
 from targets.coreml.sdk import coremltools, quiet
 
-OPERATORS = Path(__file__).parent / "operators.csv"
+OPERATORS_CSV = Path(__file__).parent / "operators.csv"
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class Published:
     """How to build a network, and what it takes. ``size`` is the side of its image in pixels."""
 
     build: Callable[[], nn.Module]
@@ -303,63 +303,63 @@ def stack(depth: int) -> Callable[[], nn.Module]:
 L1 = ((48, 96, 224, 448), (3, 2, 6, 4), 1)
 L3 = ((64, 128, 320, 512), (4, 4, 12, 6), 4)
 L7 = ((96, 192, 384, 768), (6, 6, 18, 8), 8)
-NETWORKS: dict[str, Network] = {
-    "128x conv1x1 512ch 64x64": Network(stack(128), 64, 512),
-    "64x conv1x1 512ch 64x64": Network(stack(64), 64, 512),
-    "ConvNeXt-T": Network(hugging_face("ConvNextConfig")),
-    "DeiT-S": Network(hugging_face("ViTConfig", hidden_size=384, num_attention_heads=6, intermediate_size=1536)),
-    "DeiT-T": Network(hugging_face("ViTConfig", hidden_size=192, num_attention_heads=3, intermediate_size=768)),
-    "DenseNet121": Network(densenet121),
-    "EfficientFormer-L1": Network(efficientformer(*L1)),
-    "EfficientFormer-L1 backbone": Network(efficientformer(*L1, size=512, classes=False), 512),
-    "EfficientFormer-L3": Network(efficientformer(*L3)),
-    "EfficientFormer-L3 backbone": Network(efficientformer(*L3, size=512, classes=False), 512),
-    "EfficientFormer-L7": Network(efficientformer(*L7)),
-    "EfficientNet-B3": Network(
+NETWORKS: dict[str, Published] = {
+    "128x conv1x1 512ch 64x64": Published(stack(128), 64, 512),
+    "64x conv1x1 512ch 64x64": Published(stack(64), 64, 512),
+    "ConvNeXt-T": Published(hugging_face("ConvNextConfig")),
+    "DeiT-S": Published(hugging_face("ViTConfig", hidden_size=384, num_attention_heads=6, intermediate_size=1536)),
+    "DeiT-T": Published(hugging_face("ViTConfig", hidden_size=192, num_attention_heads=3, intermediate_size=768)),
+    "DenseNet121": Published(densenet121),
+    "EfficientFormer-L1": Published(efficientformer(*L1)),
+    "EfficientFormer-L1 backbone": Published(efficientformer(*L1, size=512, classes=False), 512),
+    "EfficientFormer-L3": Published(efficientformer(*L3)),
+    "EfficientFormer-L3 backbone": Published(efficientformer(*L3, size=512, classes=False), 512),
+    "EfficientFormer-L7": Published(efficientformer(*L7)),
+    "EfficientNet-B3": Published(
         hugging_face(
             "EfficientNetConfig", width_coefficient=1.2, depth_coefficient=1.4, image_size=300, hidden_dim=1536
         ),
         300,
     ),
-    "FastViT-MA36": Network(fastvit((6, 6, 18, 6), 76, 4, attention=True), 256),
-    "FastViT-SA12": Network(fastvit((2, 2, 6, 2), 64, 4, attention=True), 256),
-    "FastViT-SA12 backbone": Network(fastvit((2, 2, 6, 2), 64, 4, attention=True, classes=False), 512),
-    "FastViT-SA24": Network(fastvit((4, 4, 12, 4), 64, 4, attention=True), 256),
-    "FastViT-SA36": Network(fastvit((6, 6, 18, 6), 64, 4, attention=True), 256),
-    "FastViT-T8": Network(fastvit((2, 2, 4, 2), 48, 3, attention=False), 256),
-    "MobileNetV1": Network(hugging_face("MobileNetV1Config")),
-    "MobileNetV2-1.0": Network(hugging_face("MobileNetV2Config")),
-    "MobileNetV3 backbone": Network(mobilenetv3(LARGE, 960, 1280, classes=False), 512),
-    "MobileNetV3-L": Network(mobilenetv3(LARGE, 960, 1280)),
-    "MobileNetV3-small": Network(mobilenetv3(SMALL, 576, 1024)),
-    "MobileOne-S0": Network(mobileone(0.75, 1, 1, 2)),
-    "MobileOne-S1": Network(mobileone(1.5, 1.5, 2, 2.5)),
-    "MobileOne-S3": Network(mobileone(2, 2.5, 3, 4)),
-    "MobileViT-XS": Network(
+    "FastViT-MA36": Published(fastvit((6, 6, 18, 6), 76, 4, attention=True), 256),
+    "FastViT-SA12": Published(fastvit((2, 2, 6, 2), 64, 4, attention=True), 256),
+    "FastViT-SA12 backbone": Published(fastvit((2, 2, 6, 2), 64, 4, attention=True, classes=False), 512),
+    "FastViT-SA24": Published(fastvit((4, 4, 12, 4), 64, 4, attention=True), 256),
+    "FastViT-SA36": Published(fastvit((6, 6, 18, 6), 64, 4, attention=True), 256),
+    "FastViT-T8": Published(fastvit((2, 2, 4, 2), 48, 3, attention=False), 256),
+    "MobileNetV1": Published(hugging_face("MobileNetV1Config")),
+    "MobileNetV2-1.0": Published(hugging_face("MobileNetV2Config")),
+    "MobileNetV3 backbone": Published(mobilenetv3(LARGE, 960, 1280, classes=False), 512),
+    "MobileNetV3-L": Published(mobilenetv3(LARGE, 960, 1280)),
+    "MobileNetV3-small": Published(mobilenetv3(SMALL, 576, 1024)),
+    "MobileOne-S0": Published(mobileone(0.75, 1, 1, 2)),
+    "MobileOne-S1": Published(mobileone(1.5, 1.5, 2, 2.5)),
+    "MobileOne-S3": Published(mobileone(2, 2.5, 3, 4)),
+    "MobileViT-XS": Published(
         hugging_face("MobileViTConfig", hidden_sizes=[96, 120, 144], neck_hidden_sizes=[16, 32, 48, 64, 80, 96, 384]),
         256,
     ),
-    "MobileViTv2-1.0": Network(hugging_face("MobileViTV2Config"), 256),
-    "MobileViTv2-1.5": Network(hugging_face("MobileViTV2Config", width_multiplier=1.5), 256),
-    "MobileViTv2-2.0": Network(hugging_face("MobileViTV2Config", width_multiplier=2.0), 256),
-    "PVTv2-B0 backbone": Network(hugging_face("PvtV2Config", backbone=True, image_size=512), 512),
-    "PoolFormer-S12": Network(hugging_face("PoolFormerConfig")),
-    "PoolFormer-S12 backbone": Network(hugging_face("PoolFormerConfig", backbone=True), 512),
-    "PoolFormer-S24": Network(hugging_face("PoolFormerConfig", depths=[4, 4, 12, 4])),
-    "PoolFormer-S24 backbone": Network(hugging_face("PoolFormerConfig", depths=[4, 4, 12, 4], backbone=True), 512),
-    "PoolFormer-S36": Network(hugging_face("PoolFormerConfig", depths=[6, 6, 18, 6])),
-    "ResNet18 backbone": Network(
+    "MobileViTv2-1.0": Published(hugging_face("MobileViTV2Config"), 256),
+    "MobileViTv2-1.5": Published(hugging_face("MobileViTV2Config", width_multiplier=1.5), 256),
+    "MobileViTv2-2.0": Published(hugging_face("MobileViTV2Config", width_multiplier=2.0), 256),
+    "PVTv2-B0 backbone": Published(hugging_face("PvtV2Config", backbone=True, image_size=512), 512),
+    "PoolFormer-S12": Published(hugging_face("PoolFormerConfig")),
+    "PoolFormer-S12 backbone": Published(hugging_face("PoolFormerConfig", backbone=True), 512),
+    "PoolFormer-S24": Published(hugging_face("PoolFormerConfig", depths=[4, 4, 12, 4])),
+    "PoolFormer-S24 backbone": Published(hugging_face("PoolFormerConfig", depths=[4, 4, 12, 4], backbone=True), 512),
+    "PoolFormer-S36": Published(hugging_face("PoolFormerConfig", depths=[6, 6, 18, 6])),
+    "ResNet18 backbone": Published(
         hugging_face(
             "ResNetConfig", hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", backbone=True
         ),
         512,
     ),
-    "ResNet50": Network(hugging_face("ResNetConfig")),
-    "SwiftFormer-XS": Network(hugging_face("SwiftFormerConfig")),
+    "ResNet50": Published(hugging_face("ResNetConfig")),
+    "SwiftFormer-XS": Published(hugging_face("SwiftFormerConfig")),
 }
 
 
-def measure(network: Network) -> Counter[Work]:
+def measure(network: Published) -> Counter[Work]:
     """Convert to an FP16 ML Program, save it, read it back, and count its operators' work."""
     ct = coremltools()
     torch.manual_seed(0)
@@ -377,7 +377,7 @@ def measure(network: Network) -> Counter[Work]:
         return works(read_program(read_package(path)))
 
 
-def read_operators(path: Path = OPERATORS) -> dict[str, Counter[Work]]:
+def read_operators(path: Path = OPERATORS_CSV) -> dict[str, Counter[Work]]:
     """The committed work of each network, by its name."""
     found: dict[str, Counter[Work]] = {}
     with path.open(newline="") as file:
@@ -387,7 +387,7 @@ def read_operators(path: Path = OPERATORS) -> dict[str, Counter[Work]]:
     return found
 
 
-def write_operators(found: dict[str, Counter[Work]], path: Path = OPERATORS) -> None:
+def write_operators(found: dict[str, Counter[Work]], path: Path = OPERATORS_CSV) -> None:
     """Write what `read_operators` reads."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -399,7 +399,7 @@ def write_operators(found: dict[str, Counter[Work]], path: Path = OPERATORS) -> 
 
 def main(names: list[str]) -> None:
     """Measure the networks named, or all, and keep the others as they were written before."""
-    found = read_operators() if OPERATORS.exists() else {}
+    found = read_operators() if OPERATORS_CSV.exists() else {}
     for name in names or NETWORKS:
         found[name] = measure(NETWORKS[name])
         macs = sum(work.macs * count for work, count in found[name].items())

@@ -20,7 +20,7 @@ from pipeline.core import Record
 from pipeline.target import Fallback, Placement
 from targets.coreml.interpreter.package import Package, read_package
 from targets.coreml.interpreter.program import Operation, Program, TensorType, read_program
-from targets.coreml.neural_engine.work import FOLDED, operands
+from targets.coreml.neural_engine.work import FOLDED, computed_in_float, operands
 
 Property = Literal[
     "operator",
@@ -35,7 +35,7 @@ Property = Literal[
 ]
 
 
-class Rule(Record):
+class EngineRule(Record):
     """One reason why an operator may leave the Neural Engine.
 
     Attributes:
@@ -66,41 +66,46 @@ class Rule(Record):
 
 
 CATALOG = "https://aneforge.readthedocs.io/en/latest/op-catalog/"
-CAPABILITIES = "https://aneforge.readthedocs.io/en/latest/capabilities/"
+CAPABILITIES_PAGE = "https://aneforge.readthedocs.io/en/latest/capabilities/"
 DESIGN_RULES = "https://ane-guide.readthedocs.io/en/latest/part-5-practice/17-model-design-rules.html"
 
-RULES: tuple[Rule, ...] = (
-    Rule(
+IN_FLOAT = (
+    "computed in float between integers: int8 arithmetic is documented only for int8 activations with int8 weights "
+    "(https://apple.github.io/coremltools/docs-guides/source/opt-quantization-api.html)"
+)
+
+ENGINE_RULES: tuple[EngineRule, ...] = (
+    EngineRule(
         property="operator",
         values=frozenset({"gru", "lstm", "rnn"}),
         reason="recurrent layers do not run on the Neural Engine",
         source="https://github.com/apple/coremltools/issues/1780",
     ),
-    Rule(
+    EngineRule(
         property="operator",
         values=frozenset({"gather"}),
         reason="MLComputePlan offers only the CPU",
         source="https://huggingface.co/mickekringai/kb-whisper-coreml/blob/main/medium/TextDecoder.mlcomputeplan.json",
     ),
-    Rule(
+    EngineRule(
         property="operator",
         values=frozenset({"topk", "gather_along_axis"}),
         reason="MLComputePlan puts it on the CPU",
         source="https://github.com/roboflow/rf-detr/pull/1495",
     ),
-    Rule(
+    EngineRule(
         property="operator",
         values=frozenset({"cond", "while_loop"}),
         reason="control flow has no form on the Neural Engine",
         source=CATALOG,
     ),
-    Rule(
+    EngineRule(
         property="operator",
         values=frozenset({"scatter", "scatter_along_axis", "scatter_nd", "non_zero", "one_hot", "reverse_sequence"}),
         reason="no hardware path for data-dependent places",
         source=CATALOG,
     ),
-    Rule(
+    EngineRule(
         property="operator",
         values=frozenset(
             {
@@ -113,44 +118,44 @@ RULES: tuple[Rule, ...] = (
         reason="no hardware path",
         source=CATALOG,
     ),
-    Rule(
+    EngineRule(
         property="operator",
         values=frozenset({"non_maximum_suppression"}),
         reason="is handed to the CPU or the GPU",
-        source=CAPABILITIES,
+        source=CAPABILITIES_PAGE,
     ),
-    Rule(
+    EngineRule(
         property="output dtype",
         values=frozenset({"FLOAT32", "FLOAT64"}),
         exempt=frozenset({"cast", "dequantize"}),
         reason="computes in FP32; the Neural Engine computes in FP16",
         source="https://apple.github.io/coremltools/docs-guides/source/typed-execution.html",
     ),
-    Rule(
+    EngineRule(
         property="output dtype",
         values=frozenset({"INT32", "INT64", "UINT32", "UINT64"}),
         reason="32-bit integers have no path",
-        source=CAPABILITIES,
+        source=CAPABILITIES_PAGE,
     ),
-    Rule(
+    EngineRule(
         property="rank",
         above=5,
         reason="tensors have at most 5 dimensions",
         source="https://aneforge.readthedocs.io/en/latest/api/graph/",
     ),
-    Rule(
+    EngineRule(
         property="width or height",
         above=16384,
         reason="width and height are at most 16384",
         source=DESIGN_RULES,
     ),
-    Rule(property="channels", above=65536, reason="channels are at most 65536", source=DESIGN_RULES),
-    Rule(property="kernel", above=13, reason="kernels are at most 13 wide", source=DESIGN_RULES),
-    Rule(property="window", above=31, reason="pooling windows are at most 31 wide", source=CATALOG),
-    Rule(
+    EngineRule(property="channels", above=65536, reason="channels are at most 65536", source=DESIGN_RULES),
+    EngineRule(property="kernel", above=13, reason="kernels are at most 13 wide", source=DESIGN_RULES),
+    EngineRule(property="window", above=31, reason="pooling windows are at most 31 wide", source=CATALOG),
+    EngineRule(
         property="reduced axis", above=2048, reason="argmin and argmax reduce at most 2048 values", source=DESIGN_RULES
     ),
-    Rule(
+    EngineRule(
         property="input shape",
         values=frozenset({"range"}),
         reason="with a range of input shapes, only the default one runs on the Neural Engine",
@@ -161,6 +166,8 @@ RULES: tuple[Rule, ...] = (
 
 def placement(program: Program | Path) -> Placement:
     """Where a program's operators are likely to run; the first rule that applies names the reason.
+
+    Operators that the Neural Engine computes in FP16 between integers count as accelerated, and are listed as well.
 
     Args:
         program: A program, or the package that holds one. Only a package says whether open sizes are a range or a
@@ -175,19 +182,25 @@ def placement(program: Program | Path) -> Placement:
         program, ranged = read_program(package), takes_range(package)
     types = {**program.inputs, **{name: form for op in program.body.walk() for name, form in op.outputs if form}}
     kernels = {name: op for op in program.body.walk() for name, _ in op.outputs}
-    total, leaving = 0, Counter[tuple[str, str]]()
+    floats = {id(operation) for operation in computed_in_float(program)}
+    total, leaving, in_float = 0, Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for operation in program.body.walk():
         if operation.type == "const" or operation.type.startswith(FOLDED):
             continue
         total += 1
         facts = properties(operation, types, kernels, ranged=ranged)
-        broken = next((rule for rule in RULES if rule.applies(operation.type, facts)), None)
+        broken = next((rule for rule in ENGINE_RULES if rule.applies(operation.type, facts)), None)
         if broken:
             leaving[operation.type, f"{broken.reason} ({broken.source})"] += 1
+        elif id(operation) in floats:
+            in_float[operation.type, IN_FLOAT] += 1
     return Placement(
         operators=total,
         accelerated=total - leaving.total(),
-        fallback=tuple(Fallback(op=op, count=count, reason=why) for (op, why), count in leaving.most_common()),
+        fallback=tuple(
+            Fallback(op=op, count=count, reason=why)
+            for (op, why), count in (*leaving.most_common(), *in_float.most_common())
+        ),
         source="published rules for the Neural Engine, A14 and M2 or later; a device decides when the model loads",
     )
 

@@ -1,4 +1,4 @@
-"""What each operator of a MIL program asks of the hardware: multiply-accumulates, weights, activations."""
+"""The work of each operator of a MIL program: multiply-accumulates, weights, activations."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Literal
 
 from targets.coreml.interpreter.program import Operation, Program, TensorType
 
-Kind = Literal["conv", "depthwise", "linear", "matmul", "elementwise", "activation", "reduction", "layout"]
+OperatorKind = Literal["conv", "depthwise", "linear", "matmul", "elementwise", "activation", "reduction", "layout"]
 
-_OPERATORS: dict[Kind, str] = {
+_OPERATORS: dict[OperatorKind, str] = {
     "conv": "conv conv_transpose",
     "linear": "linear",
     "matmul": "matmul einsum scaled_dot_product_attention",
@@ -27,7 +27,7 @@ _OPERATORS: dict[Kind, str] = {
         space_to_batch space_to_depth split squeeze stack tile transpose upsample_bilinear
         upsample_nearest_neighbor""",
 }
-KINDS: dict[str, Kind] = {name: kind for kind, names in _OPERATORS.items() for name in names.split()}
+KIND_OF: dict[str, OperatorKind] = {name: kind for kind, names in _OPERATORS.items() for name in names.split()}
 """How the roofline treats an operator; any other one is elementwise."""
 
 FREE = frozenset({"const", "quantize", "dequantize", "classify"})
@@ -35,6 +35,8 @@ FREE = frozenset({"const", "quantize", "dequantize", "classify"})
 
 UNCOUNTED = frozenset({"cond", "gru", "lstm", "rnn", "while_loop"})
 """Operators that repeat or choose what they do, so that their work is not known from the file, or not counted here."""
+
+FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64")
 
 FOLDED = "constexpr_"
 """The prefix of operators that Core ML evaluates when a model loads, or while weights stream in."""
@@ -52,21 +54,21 @@ class Work:
         activation_bits: Bits that one activation is stored in: 8 where both operands are quantized, 16 otherwise.
     """
 
-    kind: Kind
+    kind: OperatorKind
     macs: int
     weights: int
     activations: int
     weight_bits: int = 16
     activation_bits: int = 16
 
-    def as_precision(self, precision: Precision) -> Work:
+    def as_precision(self, precision: StoredPrecision) -> Work:
         """The same operator of an FP16 program, stored as the precision says."""
-        weight_bits, activation_bits = PRECISIONS[precision]
+        weight_bits, activation_bits = BITS[precision]
         return replace(self, weight_bits=weight_bits, activation_bits=activation_bits)
 
 
-Precision = Literal["fp16", "W8A16", "W8A8"]
-PRECISIONS: dict[Precision, tuple[int, int]] = {"fp16": (16, 16), "W8A16": (8, 16), "W8A8": (8, 8)}
+StoredPrecision = Literal["fp16", "W8A16", "W8A8"]
+BITS: dict[StoredPrecision, tuple[int, int]] = {"fp16": (16, 16), "W8A16": (8, 16), "W8A8": (8, 8)}
 """Bits of a weight and of an activation."""
 
 
@@ -81,6 +83,30 @@ def works(program: Program, batch_size: int = 1) -> Counter[Work]:
         if operation.type not in FREE and not operation.type.startswith(FOLDED):
             found[_work(operation, shapes)] += 1
     return found
+
+
+def computed_in_float(program: Program) -> list[Operation]:
+    """Operators of an integer program that compute in floats, between integers: none where it quantizes nothing.
+
+    Left out are those that only move or convert values, and those that multiply dequantized activations by 8-bit
+    weights, which the Neural Engine computes in int8.
+    """
+    if "quantize" not in program.count_operators():
+        return []
+    shapes = _Shapes(program, batch_size=1)
+    return [
+        operation
+        for operation in program.body.walk()
+        if operation.type not in FREE | {"cast", "identity"}
+        and not operation.type.startswith(FOLDED)
+        and KIND_OF.get(operation.type) != "layout"
+        and any(form is not None and form.dtype in FLOATS for _, form in operation.outputs)
+        and not _multiplies_int8(_work(operation, shapes))
+    ]
+
+
+def _multiplies_int8(work: Work) -> bool:
+    return work.weight_bits == work.activation_bits == 8
 
 
 class _Shapes:
@@ -112,7 +138,7 @@ class _Shapes:
         return tuple(self._open[name] if size is None else size for size in (form.shape if form else None) or ())
 
     def argument(self, operation: Operation, key: str) -> tuple[int, ...]:
-        """The shape of an operator's argument, which may stand in the operator itself."""
+        """The shape of an operator's argument, which may be a constant of the operator itself."""
         name = operation.variables.get(key)
         return self.shape(name) if isinstance(name, str) else tuple(operation.constants[key].shape)
 
@@ -121,7 +147,7 @@ class _Shapes:
         return math.prod(self.shape(name))
 
     def constant(self, name: str) -> bool:
-        """Whether the value stands in the file."""
+        """Whether the value is a constant of the file."""
         maker = self.makers.get(name)
         return maker is not None and (maker.type == "const" or maker.type.startswith(FOLDED))
 
@@ -168,7 +194,7 @@ def _work(operation: Operation, shapes: _Shapes) -> Work:
     moving = [name for name in names if name not in fixed]
     outputs = [name for name, _ in operation.outputs]
     written = sum(map(shapes.elements, outputs))
-    kind = KINDS.get(operation.type, "elementwise")
+    kind = KIND_OF.get(operation.type, "elementwise")
     macs = 0
     if operation.type in ("conv", "conv_transpose"):
         macs, kind = _convolution(operation, shapes, outputs[0])
@@ -188,7 +214,7 @@ def _work(operation: Operation, shapes: _Shapes) -> Work:
     )
 
 
-def _convolution(operation: Operation, shapes: _Shapes, output: str) -> tuple[int, Kind]:
+def _convolution(operation: Operation, shapes: _Shapes, output: str) -> tuple[int, OperatorKind]:
     """Outputs (inputs, where transposed) times the kernel's elements per channel of it."""
     weight = shapes.argument(operation, "weight")
     transposed = operation.type == "conv_transpose"

@@ -5,19 +5,22 @@ Rules, for a ``Relu`` or ``Clip(low, high)`` that is read only by ``QuantizeLine
 2. Where one reader does not, and nothing else reads the clamp's input, ``QuantizeLinear`` comes first, and a ``Clip``
    to the integers of ``low`` and ``high`` follows it.
 
-Quantization is monotonic and saturates: what the clamp would bring back to its bounds, the integers bring there as
-well. A clamp between Conv and QuantizeLinear keeps onnxruntime from fusing the two into one integer kernel. Rule 2 is
-for tensors that share their encoding with wider ones, such as the parts of a concatenation.
+Quantization is monotonic and saturates: values that the clamp would limit to its bounds, the integers limit as well. A
+clamp between Conv and QuantizeLinear keeps onnxruntime from fusing the two into one integer kernel. Rule 2 is for
+tensors that share their encoding with wider ones, such as the parts of a concatenation.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import Encoding, constant, encoding, initializer
+from targets.onnx.qdq import Encoding, constant, encoding, initializer, label
+
+logger = logging.getLogger(__name__)
 
 
 class ClampIntegers(ir.passes.InPlacePass):
@@ -32,13 +35,20 @@ class ClampIntegers(ir.passes.InPlacePass):
                 continue
             readers = [use.node for use in clamp.outputs[0].uses()]
             rules = [_per_tensor(reader) for reader in readers]
-            if not readers or None in rules:
+            if not readers:
+                continue
+            if None in rules:
+                logger.debug("%s: left, not all of its readers quantize it per tensor", label(clamp))
                 continue
             if not all(rule is not None and implies(rule, *bounds) for rule in rules):
                 if len(readers) > 1 or len(source.consumers()) > 1:
+                    logger.debug("%s: left, narrower than the integers, and other nodes read its input", label(clamp))
                     continue
                 assert rules[0] is not None
                 _clip_after(model.graph, readers[0], rules[0], *bounds)
+                logger.debug("%s: moved behind %s", label(clamp), label(readers[0]))
+            else:
+                logger.debug("%s: removed, the quantization behind it implies it", label(clamp))
             clamp.outputs[0].replace_all_uses_with(source)
             model.graph.remove(clamp, safe=True)
             modified = True

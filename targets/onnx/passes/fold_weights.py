@@ -2,16 +2,20 @@
 
 Rule: ``DequantizeLinear(Clip?(QuantizeLinear(constant)))`` becomes ``DequantizeLinear(int8 initializer)``.
 
-The exported program quantizes its float weights anew in every run. The integers are computed here as PyTorch computes
+The exported program quantizes its float weights in every run. The integers are computed here as PyTorch computes
 them, by a product with the reciprocal of the scale, so that they are the program's own to the last bit.
 """
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import Array, Encoding, constant, encoding, initializer
+from targets.onnx.qdq import Array, Encoding, constant, encoding, initializer, label
+
+logger = logging.getLogger(__name__)
 
 
 class FoldWeights(ir.passes.InPlacePass):
@@ -23,7 +27,10 @@ class FoldWeights(ir.passes.InPlacePass):
         for quantize in list(graph):
             weight = constant(quantize.inputs[0]) if quantize.op_type == "QuantizeLinear" else None
             rule = encoding(quantize)
-            if weight is None or rule is None:
+            if weight is None:
+                continue
+            if rule is None:
+                logger.debug("%s: left, its scale or zero point is computed", label(quantize))
                 continue
             last, low, high = _clipped(quantize.outputs[0], rule)
             integers = _quantize(weight, rule, low, high)
@@ -35,6 +42,7 @@ class FoldWeights(ir.passes.InPlacePass):
                 if node.op_type == "DequantizeLinear":
                     node.replace_input_with(1, initializer(graph, f"{source.name}.scale", rule.scale))
                     node.replace_input_with(2, initializer(graph, f"{source.name}.zero_point", rule.zero_point))
+            logger.debug("%s: stored as %s %s", label(quantize), integers.dtype, list(integers.shape))
             modified = True
         return ir.passes.PassResult(model, modified)
 

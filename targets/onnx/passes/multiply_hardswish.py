@@ -1,8 +1,8 @@
 """Write hardswish as a product of integers.
 
 Rule: ``QuantizeLinear(HardSwish(DequantizeLinear(q, s, z)))`` becomes ``QuantizeLinear(Mul(DequantizeLinear(q, s, z),
-DequantizeLinear(Clip(q, high = 2 z), f, 0)))`` where a factor f exists for which every one of the 256 integers gives
-what hardswish gives.
+DequantizeLinear(Clip(q, high = 2 z), f, 0)))`` where a factor f exists with which each of the 256 integers gives the
+result of hardswish.
 
 One exists where the quantizer let the grid begin at -3 with 3 a whole number of steps
 (`pipeline.stages.quantize.scales.hardswish`): ``x * min(x + 3, 6) / 6`` is then a multiple of
@@ -13,10 +13,14 @@ onnxruntime has no integer hardswish: in float it is four kernels, which take mo
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import Array, Encoding, dequantized_from, encoding, initializer
+from targets.onnx.qdq import Array, Encoding, dequantized_from, encoding, initializer, label
+
+logger = logging.getLogger(__name__)
 
 
 class MultiplyHardswish(ir.passes.InPlacePass):
@@ -29,11 +33,16 @@ class MultiplyHardswish(ir.passes.InPlacePass):
             readers = hardswish.outputs[0].consumers()
             before, after = encoding(dequantize), encoding(readers[0] if len(readers) == 1 else None)
             if dequantize is None or before is None or after is None or hardswish.outputs[0].is_graph_output():
+                if hardswish.op_type == "HardSwish":
+                    logger.debug("%s: left, not between one DequantizeLinear and one QuantizeLinear", label(hardswish))
                 continue
             factor = gate_scale(before, after)
-            if factor is not None:
-                _rewrite(model.graph, hardswish, dequantize, before, factor)
-                modified = True
+            if factor is None:
+                logger.debug("%s: left, no product gives it for all 256 integers", label(hardswish))
+                continue
+            logger.debug("%s: written as an integer product", label(hardswish))
+            _rewrite(model.graph, hardswish, dequantize, before, factor)
+            modified = True
         return ir.passes.PassResult(model, modified)
 
 
@@ -55,7 +64,7 @@ def gate_scale(before: Encoding, after: Encoding) -> np.float32 | None:
 
 
 def hardswish_table(before: Encoding, after: Encoding) -> Array:
-    """What the program makes of each of the 256 integers: ``(256,) int64``."""
+    """The program's result for each of the 256 integers: ``(256,) int64``."""
     x = np.arange(256, dtype=np.float32) - np.float32(int(before.zero_point) - before.lowest)
     x *= before.scale
     y = x * np.clip(x + np.float32(3), 0, 6) / np.float32(6)
@@ -63,7 +72,7 @@ def hardswish_table(before: Encoding, after: Encoding) -> Array:
 
 
 def _product_table(before: Encoding, after: Encoding, factor: np.float32) -> Array:
-    """What the integer product makes of them."""
+    """The integer product's result for each of them."""
     return _rounded(_products(before).astype(np.float32) * (before.scale * factor / after.scale), after)
 
 

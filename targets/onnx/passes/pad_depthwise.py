@@ -12,12 +12,15 @@ cost far less than that.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import Array, constant, dequantized_from, encoding, initializer
+from targets.onnx.qdq import Array, constant, dequantized_from, encoding, initializer, label
+
+logger = logging.getLogger(__name__)
 
 LANES = 16
 PER_CHANNEL = (
@@ -57,9 +60,13 @@ class PadDepthwise(ir.passes.InPlacePass):
             if not is_depthwise(node) or channels_of(node.inputs[0]) % LANES == 0:
                 continue
             group = connected(node)
-            if group is not None:
-                _widen(model.graph, group, -channels_of(node.inputs[0]) % LANES)
-                modified = True
+            if group is None:
+                continue  # `connected` has logged why
+            added = -channels_of(node.inputs[0]) % LANES
+            others = len(group.makers) + len(group.mixers) + len(group.depthwise) - 1
+            logger.debug("%s: %d channels added, as in %d convolutions around it", label(node), added, others)
+            _widen(model.graph, group, added)
+            modified = True
         return ir.passes.PassResult(model, modified)
 
 
@@ -87,13 +94,15 @@ def connected(start: ir.Node) -> Group | None:
         if value in group.values:
             continue
         if channels_of(value) != channels or value is None or constant(value) is not None:
+            logger.debug("%s: left, its channels meet a constant or another shape", label(start))
             return None
         if value.is_graph_input() or value.is_graph_output():
+            logger.debug("%s: left, its channels reach %s of the model", label(start), value.name)
             return None
         group.values[value] = None
-        producer = value.producer()
-        for node in {producer, *value.consumers()}:
+        for node in (value.producer(), *value.consumers()):
             if node is None or not _step(group, node, value, waiting):
+                logger.debug("%s: left, its channels reach %s", label(start), label(node) if node else value.name)
                 return None
     return group
 

@@ -10,12 +10,16 @@ gets a weight scale that is a power of two larger, and loses that many bits of (
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import Array, constant, dequantized_from, encoding, initializer
+from targets.onnx.qdq import Array, constant, dequantized_from, encoding, initializer, label
 
-LIMIT = 2**30  # leaves room for the products that are added to the bias
+logger = logging.getLogger(__name__)
+
+LARGEST_BIAS = 2**30  # leaves room for the products that are added to the bias
 
 
 class QuantizeBiases(ir.passes.InPlacePass):
@@ -29,10 +33,11 @@ class QuantizeBiases(ir.passes.InPlacePass):
                 continue
             activation, weight = dequantized_from(node.inputs[0]), dequantized_from(node.inputs[1])
             of_x, of_w, bias = encoding(activation), encoding(weight), constant(node.inputs[2])
-            if weight is None or of_x is None or of_w is None or bias is None or of_x.scale.ndim != 0:
+            weights = None if weight is None else constant(weight.inputs[0])
+            if bias is None:
                 continue
-            weights = constant(weight.inputs[0])
-            if weights is None:
+            if weight is None or weights is None or of_w is None or of_x is None or of_x.scale.ndim != 0:
+                logger.debug("%s: bias left in float, the activation or the weight is not quantized", label(node))
                 continue
             bias = np.broadcast_to(bias.reshape(-1), (weights.shape[_channel_axis(node)],)).astype(np.float64)
             scale = np.broadcast_to(of_w.scale, bias.shape)
@@ -51,6 +56,8 @@ class QuantizeBiases(ir.passes.InPlacePass):
             )
             graph.insert_before(node, stored)
             node.replace_input_with(2, stored.outputs[0])
+            coarser = np.count_nonzero(shift)
+            logger.debug("%s: bias stored as int32, weights of %d channels coarser for it", label(node), coarser)
             modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -62,7 +69,7 @@ def overflow_shift(bias: Array, activation_scale: Array, weight_scale: Array) ->
     [0, 2]
     """
     magnitude = np.abs(bias) / (activation_scale.astype(np.float64) * weight_scale.astype(np.float64))
-    shift: Array = np.ceil(np.log2(np.maximum(magnitude / LIMIT, 1))).astype(np.int64)
+    shift: Array = np.ceil(np.log2(np.maximum(magnitude / LARGEST_BIAS, 1))).astype(np.int64)
     return shift
 
 

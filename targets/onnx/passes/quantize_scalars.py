@@ -10,10 +10,14 @@ operands are dequantized; otherwise three float kernels run.
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import constant, dequantized_from, encoding, initializer
+from targets.onnx.qdq import constant, dequantized_from, encoding, initializer, label
+
+logger = logging.getLogger(__name__)
 
 
 class QuantizeScalars(ir.passes.InPlacePass):
@@ -22,7 +26,10 @@ class QuantizeScalars(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for node in list(model.graph):
-            if node.op_type not in ("Add", "Mul") or not _is_quantized(node):
+            if node.op_type not in ("Add", "Mul"):
+                continue
+            if not _is_quantized(node):
+                logger.debug("%s: left, its result does not go to one QuantizeLinear alone", label(node))
                 continue
             for index in (0, 1):
                 rule = encoding(dequantized_from(node.inputs[1 - index]))
@@ -38,6 +45,7 @@ class QuantizeScalars(ir.passes.InPlacePass):
                 stored = ir.node("DequantizeLinear", parameters)
                 model.graph.insert_before(node, stored)
                 node.replace_input_with(index, stored.outputs[0])
+                logger.debug("%s: the number %g stored as one integer", label(node), float(number))
                 modified = True
         return ir.passes.PassResult(model, modified)
 

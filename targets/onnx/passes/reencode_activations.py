@@ -9,10 +9,14 @@ kernels multiply unsigned activations by signed weights (VPDPBUSD), so int8 acti
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import Array, constant, encoding, initializer
+from targets.onnx.qdq import Array, constant, encoding, initializer, label
+
+logger = logging.getLogger(__name__)
 
 
 class ReencodeActivations(ir.passes.InPlacePass):
@@ -28,13 +32,16 @@ class ReencodeActivations(ir.passes.InPlacePass):
             readers = [use.node for use in quantize.outputs[0].uses()]
             if rule is None or rule.zero_point.dtype != np.int8:
                 continue
-            if not all(reader.op_type == "DequantizeLinear" for reader in readers):
+            others = {reader.op_type for reader in readers} - {"DequantizeLinear"}
+            if others:
+                logger.debug("%s: left as int8, read by %s", label(quantize), ", ".join(sorted(others)))
                 continue
             zero_point = unsigned(rule.zero_point)
             stored = initializer(graph, f"zero_point.uint8.{int(zero_point)}", zero_point)
             for node in (quantize, *readers):
                 node.replace_input_with(2, stored)
             quantize.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+            logger.debug("%s: uint8, zero point %d", label(quantize), int(zero_point))
             modified = True
         return ir.passes.PassResult(model, modified)
 

@@ -10,10 +10,14 @@ integer MatMul does neither, which leaves the bias and the quantization to two m
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import constant, dequantized_from, encoding, initializer
+from targets.onnx.qdq import constant, dequantized_from, encoding, initializer, label
+
+logger = logging.getLogger(__name__)
 
 
 class UseGemm(ir.passes.InPlacePass):
@@ -33,11 +37,13 @@ def _rewrite(graph: ir.Graph, matmul: ir.Node) -> bool:
     add = _only_reader(matmul, "Add")
     quantize = None if add is None else _only_reader(add, "QuantizeLinear")
     if dequantize is None or weight is None or add is None or quantize is None:
+        logger.debug("%s: left, no constant weight, or no single sum and QuantizeLinear behind it", label(matmul))
         return False
     row = next((value for value in add.inputs if value is not matmul.outputs[0]), None)
     bias, integers, result = constant(row), dequantize.inputs[0], quantize.outputs[0]
     inner, outer = _static_tail(integers), _static_tail(add.outputs[0])
     if bias is None or bias.ndim != 1 or integers is None or not inner or not outer or len(outer) < 2:
+        logger.debug("%s: left, no constant bias, or two axes or dynamic ones", label(matmul))
         return False
 
     flatten = ir.node("Reshape", [integers, initializer(graph, f"shape.rows_{inner[-1]}", _shape([inner[-1]]))])
@@ -50,6 +56,7 @@ def _rewrite(graph: ir.Graph, matmul: ir.Node) -> bool:
     unflatten = ir.node("Reshape", [requantize.outputs[0], initializer(graph, f"shape.{name}", _shape(outer))])
     unflatten.outputs[0].shape, unflatten.outputs[0].type = result.shape, result.type
     new = [flatten, activation, gemm, requantize, unflatten]
+    logger.debug("%s: written as Gemm", label(matmul))
     ir.convenience.replace_nodes_and_values(graph, quantize, [quantize], new, [result], [unflatten.outputs[0]])
     return True
 

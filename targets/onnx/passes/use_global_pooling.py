@@ -8,10 +8,14 @@ It is the same sum over the same elements. onnxruntime has an integer kernel for
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 
-from targets.onnx.qdq import constant, initializer
+from targets.onnx.qdq import constant, initializer, label
+
+logger = logging.getLogger(__name__)
 
 
 class UseGlobalPooling(ir.passes.InPlacePass):
@@ -27,6 +31,7 @@ class UseGlobalPooling(ir.passes.InPlacePass):
             axes = constant(mean.inputs[1]) if len(mean.inputs) > 1 else None
             rank = len(source.shape)
             if axes is None or sorted(int(axis) % rank for axis in axes) != list(range(2, rank)):
+                logger.debug("%s: left, it is not over all axes from 2 on", label(mean))
                 continue
             result = mean.outputs[0]
             pool = ir.node("GlobalAveragePool", [source])
@@ -38,5 +43,6 @@ class UseGlobalPooling(ir.passes.InPlacePass):
                 last = nodes[-1].outputs[0]
                 last.type, last.shape = result.type, result.shape
             ir.convenience.replace_nodes_and_values(graph, mean, [mean], nodes, [result], [last])
+            logger.debug("%s: written as GlobalAveragePool", label(mean))
             modified = True
         return ir.passes.PassResult(model, modified)

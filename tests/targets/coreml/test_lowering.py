@@ -49,7 +49,7 @@ def test_lower_keeps_fp32_when_program_is_the_original(tmp_path: Path) -> None:
     assert lowered.variant == "fp32"
 
 
-def test_lower_names_inputs_and_outputs_as_the_artifact_does(tmp_path: Path) -> None:
+def test_lower_names_inputs_and_outputs_as_the_model_does(tmp_path: Path) -> None:
     lowered = CoremlTarget().lower(model_of(HandQuantized(), quantized=True), tmp_path, name="named")
     description = specification(lowered).description
 
@@ -148,4 +148,4 @@ def test_lower_falls_back_to_batch_one_and_says_so_when_an_open_batch_does_not_c
     lowered = CoremlTarget().lower(architecture.model(), tmp_path, name="audio")
 
     assert lowered.batch_size == 1
-    assert "with an open batch, coremltools cannot convert it" in lowered.notes[0]
+    assert "no dynamic batch: coremltools cannot convert it" in lowered.notes[0]

@@ -18,7 +18,7 @@ from targets.onnx.passes.keep_softmax_in_float import KeepSoftmaxInFloat
 from targets.onnx.passes.multiply_hardswish import MultiplyHardswish
 from targets.onnx.passes.pack_stem import PackStem
 from targets.onnx.passes.pad_depthwise import PadDepthwise
-from targets.onnx.passes.quantize_biases import LIMIT, QuantizeBiases
+from targets.onnx.passes.quantize_biases import LARGEST_BIAS, QuantizeBiases
 from targets.onnx.passes.quantize_scalars import QuantizeScalars
 from targets.onnx.passes.reencode_activations import ReencodeActivations
 from targets.onnx.passes.remove_requantization import RemoveRequantization
@@ -244,7 +244,7 @@ def test_quantize_biases_coarsens_a_channel_when_its_bias_does_not_fit() -> None
     model = convolution("1.0, 1.0", f"0.25, {tiny}")
     QuantizeBiases()(model)
     bias = model.graph[-1].inputs[2].producer()
-    assert np.abs(constant(bias.inputs[0])).max() <= LIMIT
+    assert np.abs(constant(bias.inputs[0])).max() <= LARGEST_BIAS
     y = run(model, x=np.zeros((1, 1, 1, 1), np.float32)).reshape(-1)
     np.testing.assert_allclose(y, [1.0, 1.0], rtol=1e-6)
     weight = model.graph[-1].inputs[1].producer()

@@ -55,6 +55,6 @@ class QuantizedConv(nn.Module):
 
 
 def model(module, *shapes, quantized):
-    """An artifact of a module whose inputs are float tensors of these shapes (without the batch)."""
+    """A model of a module whose inputs are float tensors of these shapes (without the batch)."""
     inputs = tuple(TensorSpec(name=f"input_{index}", shape=shape) for index, shape in enumerate(shapes))
     return Model(module=module.eval(), reference=module, inputs=inputs, outputs=("scores",), quantized=quantized)

@@ -16,9 +16,9 @@ def test_lower_stores_weights_in_the_variants_type(tmp_path, variant, dtype, lea
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
     target = TfliteTarget(TfliteConfig(variants=(variant,)))
-    tflite_model = model(network, (64,), quantized=False)
-    original = target.lower(tflite_model, tmp_path, name="original")
-    lowered = target.lower(tflite_model, tmp_path, name="variant", variant=variant)
+    float_model = model(network, (64,), quantized=False)
+    original = target.lower(float_model, tmp_path, name="original")
+    lowered = target.lower(float_model, tmp_path, name="variant", variant=variant)
     assert lowered.variant == target.open(lowered.path).variant == variant
     graph = flatbuffer.read_model(lowered.path.read_bytes()).subgraphs[0]
     weights = {flatbuffer.dtype_name(tensor) for tensor in graph.tensors if list(tensor.shape) == [64, 64]}
@@ -30,5 +30,5 @@ def test_lower_stores_weights_in_the_variants_type(tmp_path, variant, dtype, lea
 
 
 def test_encode_gives_the_tools_reason_when_it_fails():
-    with pytest.raises(TargetError, match="ai-edge-quantizer makes no fp16 model of it"):
+    with pytest.raises(TargetError, match="ai-edge-quantizer cannot make a fp16 model of it"):
         comparison.encode(b"nonsense", "fp16")

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from pipeline.core import TargetError
 from pipeline.recipe import TfliteConfig
 from targets.tflite import TfliteTarget, flatbuffer, lowering
+from targets.tflite.placement import CONVERTS, KEPT_REASONS
 from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, model, through_int8
 
 
@@ -122,7 +123,7 @@ def test_hardswish_gives_the_programs_result_for_all_256_integers_in_one_partiti
     assert len(np.unique(output)) > 40
     placement = target.placement(lowered)
     assert "1 XNNPACK partition" in placement.source
-    assert {fallback.reason for fallback in placement.fallback} == {"computed in float in an integer model"}
+    assert {fallback.reason for fallback in placement.fallback} == {KEPT_REASONS["HARD_SWISH"], CONVERTS}
 
 
 @pytest.mark.slow

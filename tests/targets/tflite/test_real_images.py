@@ -19,7 +19,7 @@ from pipeline.target import Lowered
 from pipeline.tasks.comparison import Comparison
 from pipeline.tasks.prediction import predictor, session_predictor
 from targets.tflite import TfliteTarget, parity
-from targets.tflite.session import ReferenceSession
+from targets.tflite.session import ReferenceKernelSession
 from tests.networks.architectures import RGB, ViT
 
 pytestmark = pytest.mark.slow
@@ -78,8 +78,8 @@ def deployed(request, tmp_path_factory):
         module = trained_vit(train)
     else:
         module = load_trained() if name == "resnet" else harder.load_trained(name)
-    tflite_model = Model(module=module, reference=module, inputs=train.inputs)
-    model = quantize(tflite_model, QuantizeConfig(), train.take(128), budget=Budget(metric="agreement"))
+    original = Model(module=module, reference=module, inputs=train.inputs)
+    model = quantize(original, QuantizeConfig(), train.take(128), budget=Budget(metric="agreement"))
     lowered = TfliteTarget().lower(model, tmp_path_factory.mktemp(name), name="model")
     batch = next(test.batches(IMAGES))
     expected = predictor(model.module)(batch.inputs)
@@ -108,7 +108,7 @@ def test_reference_kernels_agree_with_the_program_on_real_images(deployed):
     of 0.15 points comes with 2,000 images, so that is where the bound lies. No layer is more than a step off anywhere.
     """
     images = 400 if deployed.name == "resnet" else IMAGES  # its convolutions take them ten times as long
-    comparison = compared(deployed, ReferenceSession(deployed.lowered.path), images)
+    comparison = compared(deployed, ReferenceKernelSession(deployed.lowered.path), images)
     assert comparison.agreement >= (0.993 if deployed.name in SQUEEZE_EXCITE else 0.995)
     assert comparison.sqnr_db > (35 if deployed.name in ("resnet", "vit") else 29)
 

@@ -10,7 +10,7 @@ from pipeline.recipe import TfliteConfig
 from pipeline.target import Skipped
 from pipeline.tasks.prediction import predictor
 from targets.tflite import TfliteTarget
-from targets.tflite.session import LitertSession, Port, ReferenceSession
+from targets.tflite.session import LitertSession, Port, ReferenceKernelSession
 from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, model, ops
 
 STEP = 0.1  # of QuantizedConv's output
@@ -77,7 +77,7 @@ def test_reference_session_shares_samples_out_and_keeps_their_order(linear):
     x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32) * 4
     one_by_one = LitertSession(linear.path, reference_kernels=True)
     expected = np.concatenate([one_by_one.run((row[None],))[0] for row in x])
-    (output,) = ReferenceSession(linear.path).run((x,))
+    (output,) = ReferenceKernelSession(linear.path).run((x,))
     assert np.array_equal(output, expected)
 
 
@@ -104,4 +104,4 @@ def test_cross_checks_say_how_slow_the_reference_kernels_are_where_that_leaves_t
     assert skipped.runtime.endswith("reference kernels")
     assert re.match(r"they take \d+ ms a sample, more than 0; reference_kernels: true", skipped.reason)
     (session,) = TfliteTarget(TfliteConfig(reference_kernels=True)).cross_checks(linear)
-    assert isinstance(session, ReferenceSession)
+    assert isinstance(session, ReferenceKernelSession)

@@ -6,31 +6,25 @@ import torch
 from torch.utils.data import TensorDataset
 
 from pipeline.data.open import from_dataset
-from pipeline.recipe import Budget, QuantizeConfig, TfliteConfig
+from pipeline.recipe import TfliteConfig
 from pipeline.stages.benchmark import benchmark
-from pipeline.stages.quantize import quantize
 from pipeline.target import Exported
 from pipeline.tasks.comparison import sqnr_db
 from pipeline.tasks.prediction import predictor
 from targets.tflite import TfliteTarget
+from targets.tflite.placement import CONVERTS, KEPT_REASONS
 from tests.networks.architectures import ARCHITECTURES
+from tests.targets.float_layers import calibrated
 from tests.targets.tflite.programs import QuantizedLinear, model
 
 NPUS = ("ethos-u55-256", "ethos-u85-256")
 IN_FLOAT = {"DEQUANTIZE", "HARD_SWISH", "QUANTIZE"}
 
 
-def quantized(name):
-    """One of the test networks, calibrated on 32 samples with the plainest settings."""
-    architecture = ARCHITECTURES[name]
-    config = QuantizeConfig(observers=("minmax",), bias_correction=False, equalisation=False, mixed_precision=False)
-    return quantize(architecture.model(), config, architecture.samples(32), budget=Budget(metric="agreement"))
-
-
 @pytest.mark.slow
 def test_views_of_a_convolution_lower_when_the_converter_moves_it_to_nhwc(tmp_path):
     """MobileViT's windows: a view of an NCHW tensor that would need a copy in NHWC."""
-    lowered = TfliteTarget().lower(quantized("mobilevit"), tmp_path, name="model")
+    lowered = TfliteTarget().lower(calibrated("mobilevit"), tmp_path, name="model")
     assert lowered.path.exists()
 
 
@@ -38,12 +32,12 @@ def test_views_of_a_convolution_lower_when_the_converter_moves_it_to_nhwc(tmp_pa
 @pytest.mark.parametrize("name", ["resnet", "mobilenet_v2", "mobilenet_v3", "efficientnet", "densenet"])
 def test_cnns_run_as_integers_in_one_partition_and_on_the_npu(name, tmp_path):
     architecture = ARCHITECTURES[name]
-    program = quantized(name)
+    program = calibrated(name)
     target = TfliteTarget(TfliteConfig(npu=NPUS))
     lowered = target.lower(program, tmp_path, name="model")
     placement = target.placement(lowered)
     assert {fallback.op for fallback in placement.fallback} <= IN_FLOAT
-    assert {fallback.reason for fallback in placement.fallback} <= {"computed in float in an integer model"}
+    assert {fallback.reason for fallback in placement.fallback} <= {KEPT_REASONS["HARD_SWISH"], CONVERTS}
     assert "1 XNNPACK partition" in placement.source
     for estimate in target.estimates(lowered):
         assert estimate.placement.fallback == ()

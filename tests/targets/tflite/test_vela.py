@@ -84,8 +84,8 @@ def test_estimates_says_what_is_left_out_when_operators_fall_to_the_cpu(tmp_path
 @pytest.mark.slow
 def test_estimates_is_skipped_with_velas_reason_when_the_model_is_float(tmp_path):
     target = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",)))
-    tflite_model = target.lower(model(nn.Linear(4, 4), (4,), quantized=False), tmp_path, name="model")
-    (estimate,) = target.estimates(tflite_model)
+    lowered = target.lower(model(nn.Linear(4, 4), (4,), quantized=False), tmp_path, name="model")
+    (estimate,) = target.estimates(lowered)
     assert isinstance(estimate, Skipped)
     assert "Float32" in estimate.reason
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core import TargetError
-from targets.coreml.interpreter.program import FORMS, MAX_ELEMENTS
+from targets.coreml.interpreter.program import DATA_TYPES, MAX_ELEMENTS
 
 
 def bounded(shape: Iterable[int]) -> tuple[int, ...]:
@@ -104,7 +104,7 @@ def topk(
     output_indices_dtype: str = "int32",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The ``k`` largest (ascending: smallest) elements of an axis, in order, and their indices; -1 takes all."""
-    del sort, output_indices_dtype  # always sorted; the indices' type stands in the file
+    del sort, output_indices_dtype  # always sorted; the file states the indices' type
     along = (-1 if axis is None else int(axis)) % x.ndim
     indices = argsort(x, torch.tensor(along), ascending)
     count = 1 if k is None else int(k)
@@ -125,7 +125,7 @@ def make_list(
     del dynamic_length
     sizes = elem_shape if isinstance(elem_shape, tuple) else (elem_shape,)
     shape = tuple(0 if isinstance(size, str) else int(size) for size in sizes)
-    held = FORMS[{"fp16": "FLOAT16", "fp32": "FLOAT32"}.get(dtype, dtype.upper())].held
+    held = DATA_TYPES[{"fp16": "FLOAT16", "fp32": "FLOAT32"}.get(dtype, dtype.upper())].held
     (count,) = bounded((1 if init_length is None else int(init_length),))
     return (torch.zeros(bounded(shape), dtype=held),) * count
 
@@ -136,7 +136,7 @@ def list_length(ls: tuple[Tensor, ...]) -> Tensor:
 
 
 def list_write(ls: tuple[Tensor, ...], index: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """The list with one element replaced; it grows where the index lies behind its end."""
+    """The list with one element replaced; it grows where the index is past its end."""
     return list_scatter(ls, index.reshape(1), value.unsqueeze(0))
 
 
@@ -151,7 +151,7 @@ def list_gather(ls: tuple[Tensor, ...], indices: Tensor) -> Tensor:
 
 
 def list_scatter(ls: tuple[Tensor, ...], indices: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """The list with chosen elements replaced; it grows where an index lies behind its end."""
+    """The list with chosen elements replaced; it grows where an index is past its end."""
     written = list(ls)
     for index, element in zip(indices.tolist(), value, strict=True):
         bounded((index + 1, *element.shape))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from targets.coreml.interpreter.program import FORMS
+from targets.coreml.interpreter.program import DATA_TYPES
 
 
 def real_div(x: Tensor, y: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def threshold(x: Tensor, alpha: Tensor) -> Tensor:
 
 def cast(x: Tensor, dtype: str) -> Tensor:
     """``x`` as another type; from float to integer by truncation towards zero. FP16 is held as float32, unrounded."""
-    return x.to(FORMS[_long_name(dtype)].held)
+    return x.to(DATA_TYPES[_long_name(dtype)].held)
 
 
 def _long_name(dtype: str) -> str:

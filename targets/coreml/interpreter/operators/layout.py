@@ -193,14 +193,14 @@ def slice_by_size(x: Tensor, begin: Tensor, size: Tensor) -> Tensor:
 
 
 def reverse(x: Tensor, axes: Tensor | None = None) -> Tensor:
-    """The order of elements turned round along the axes, all where absent."""
+    """The order of elements reversed along the axes, all where absent."""
     return x.flip(tuple(range(x.ndim)) if axes is None else tuple(axes.tolist()))
 
 
 def reverse_sequence(
     x: Tensor, lengths: Tensor, seq_axis: Tensor | None = None, batch_axis: Tensor | None = None
 ) -> Tensor:
-    """The first ``lengths[i]`` elements of each sequence turned round; both axes are 0 where absent."""
+    """The first ``lengths[i]`` elements of each sequence reversed; both axes are 0 where absent."""
     along = (0 if seq_axis is None else int(seq_axis)) % x.ndim
     batch = (0 if batch_axis is None else int(batch_axis)) % x.ndim
     rows = []

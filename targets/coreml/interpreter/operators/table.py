@@ -28,7 +28,7 @@ DEFINITIONS = "https://apple.github.io/coremltools/source/coremltools.converters
 
 
 @dataclass(frozen=True, slots=True)
-class Operator:
+class MilOperator:
     """One MIL operator.
 
     Attributes:
@@ -63,13 +63,13 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tenso
     return run
 
 
-def _defined_in(module: str, functions: dict[str, Callable[..., Any]]) -> dict[str, Operator]:
-    return {name: Operator(function, f"{module}.{name}") for name, function in functions.items()}
+def _defined_in(module: str, functions: dict[str, Callable[..., Any]]) -> dict[str, MilOperator]:
+    return {name: MilOperator(function, f"{module}.{name}") for name, function in functions.items()}
 
 
 _axes = reduction.over_axes
 
-OPERATORS: dict[str, Operator] = {
+OPERATORS: dict[str, MilOperator] = {
     **_defined_in(
         "iOS15.elementwise_unary",
         {

@@ -17,14 +17,14 @@ from targets.coreml import CoremlTarget
 from targets.coreml.neural_engine import estimates
 from targets.coreml.neural_engine.fit import (
     PRIOR,
-    Row,
+    PublishedLatency,
     fit,
     median_error,
     predicted,
     read_published,
     spearman,
 )
-from targets.coreml.neural_engine.latency import CHIPS, DEVICES, Chip, fitted, seconds, workload
+from targets.coreml.neural_engine.latency import CHIP_OF, CHIPS, Chip, fitted, seconds, workload
 from targets.coreml.neural_engine.networks import read_operators
 from targets.coreml.neural_engine.work import Work
 from tests.networks.structures import build
@@ -81,9 +81,11 @@ def test_fit_recovers_the_constants_when_latencies_come_from_them() -> None:
         "calls": Counter({Work("layout", 0, 0, 1): 1}),
     }
     truth = PRIOR.model_copy(update={"efficiency": PRIOR.efficiency | {"conv": 0.8}, "call_us": 200.0})
-    rows = [Row(name, "fp16", "A17 Pro", "", 1.0, "") for name in operators] * 20
+    rows = [PublishedLatency(name, "fp16", "A17 Pro", "", 1.0, "") for name in operators] * 20
     published = predicted(rows, operators, truth)
-    rows = [Row(row.model, "fp16", row.chip, "", time, "") for row, time in zip(rows, published, strict=True)]
+    rows = [
+        PublishedLatency(row.model, "fp16", row.chip, "", time, "") for row, time in zip(rows, published, strict=True)
+    ]
 
     found = fit(rows, operators)
 
@@ -140,9 +142,9 @@ def test_estimates_name_every_device_and_their_method_when_a_program_is_quantize
     lowered = target.lower(model_of(HandQuantized(), quantized=True), tmp_path, name="net")
 
     eight = estimates(lowered.path, batch_size=8)
-    one = [record for record in target.estimates(lowered) if record.device in DEVICES]
+    one = [record for record in target.estimates(lowered) if record.device in CHIP_OF]
 
-    assert [record.device for record in one] == list(DEVICES)
+    assert [record.device for record in one] == list(CHIP_OF)
     for single, batch in zip(one, eight, strict=True):
         assert isinstance(single, Estimated)
         assert isinstance(batch, Estimated)

@@ -13,7 +13,14 @@ from pipeline.recipe import CoremlConfig
 from targets.coreml import CoremlTarget
 from targets.coreml.interpreter.package import read_package
 from targets.coreml.interpreter.program import Program, read_program
-from targets.coreml.neural_engine.networks import NETWORKS, Network, measure, read_operators, stack, write_operators
+from targets.coreml.neural_engine.networks import (
+    NETWORKS,
+    Published,
+    measure,
+    read_operators,
+    stack,
+    write_operators,
+)
 from targets.coreml.neural_engine.work import Work, works
 from tests.targets.coreml.programs import HandQuantized, model_of
 
@@ -77,7 +84,7 @@ def test_works_are_stored_in_bytes_when_operands_are_quantized(tmp_path: Path) -
 
 
 def test_measure_counts_every_convolution_when_a_network_is_rebuilt() -> None:
-    found = measure(Network(stack(2), 4, 512))
+    found = measure(Published(stack(2), 4, 512))
 
     assert sum(work.macs * count for work, count in found.items()) == 2 * 512 * 512 * 16
     assert sum(work.weights * count for work, count in found.items()) == 2 * (512 * 512 + 512 + ARGUMENTS)
