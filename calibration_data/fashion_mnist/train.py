@@ -1,7 +1,7 @@
 """Train the demo's checkpoint in FP32 on all 60,000 training images, from Debian's ``dataset-fashion-mnist``.
 
 Run ``python -m calibration_data.fashion_mnist.train``; about 18 minutes on 2 cores. Writes ``model.safetensors`` and
-prints the top-1 accuracy on the 10,000 test images, which are looked at only then.
+prints the top-1 accuracy on the 10,000 test images, which nothing else uses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Seventeen small, seeded networks, one of every common architecture: what quantization and the targets are tested on.
+"""Seventeen small seeded networks, one of every common architecture, on which quantization and the targets are tested.
 
-Each is built in milliseconds. Batch norms are settled on the samples first, so that activations have the spread of a
-trained network's.
+Each is built in milliseconds. Batch-norm statistics are set from the samples first, so that activations are spread as
+in a trained network.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class CalledTwice(nn.Module):
 
 
 class ControlFlow(nn.Module):
-    """Branches on a shape and on a setting, which export decides once."""
+    """Branches on a shape and on a setting; export resolves both once."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -285,7 +285,7 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 
 def build(name: str) -> Model:
-    """The named network as the pipeline's first artifact, with the same weights in every process."""
+    """The named network as a `Model`, with the same weights in every process."""
     torch.manual_seed(0)
     module = FACTORIES[name]()
     for layer in module.modules():

@@ -1,4 +1,4 @@
-"""Inverted residual networks for 28x28 greyscale images: what is hard about MobileNets and EfficientNets, in small."""
+"""Inverted residual networks for 28x28 greyscale images, with what is hard about MobileNets and EfficientNets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def conv_bn(
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighed by a gate that has seen them all (Hu et al. 2018, https://arxiv.org/abs/1709.01507)."""
+    """Channels weighted by gates computed from all channels (Hu et al. 2018, https://arxiv.org/abs/1709.01507)."""
 
     def __init__(self, channels: int, gate: nn.Module) -> None:
         super().__init__()

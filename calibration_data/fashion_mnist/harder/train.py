@@ -1,8 +1,8 @@
 """Train the harder networks in FP32 on all 60,000 training images, from Debian's ``dataset-fashion-mnist``.
 
 Run ``python -m calibration_data.fashion_mnist.harder.train [NAME …]``; about 6 minutes each on one core. Writes
-``NAME.safetensors`` and its line of ``models.json``, with the top-1 accuracy on the 10,000 test images, which are
-looked at only then.
+``NAME.safetensors`` and its entry in ``models.json``, with the top-1 accuracy on the 10,000 test images, which nothing
+else uses.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def train(name: str) -> None:
 
 
 def describe(name: str, description: dict[str, object]) -> None:
-    """Put a network's line into ``models.json``, beside where all of them come from."""
+    """Put a network's entry into ``models.json``, which also says where all of them come from."""
     path = HERE / "models.json"
     models = json.loads(path.read_text())["models"] if path.exists() else {}
     manifest = {

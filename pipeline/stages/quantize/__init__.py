@@ -1,12 +1,12 @@
-"""Quantize: our own INT8 annotator for PT2E, calibration, and the accuracy-driven search around them."""
+"""The quantize stage: static INT8 with PT2E, our own annotator and calibration, and an accuracy-driven choice."""
 
 import logging
 import warnings
 
-# torchao reports GPU libraries it does not need here, and torch a rename inside torchao: neither is for our user.
+# torchao warns of missing GPU libraries, and torch of a name that torchao uses: users can act on neither.
 for _logger in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_logger).setLevel(logging.ERROR)
-# torch's own GraphModule trips over torch's own deprecation whenever it is copied.
+# Copying a GraphModule raises a deprecation warning that concerns torch alone.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning, module="copyreg")
 
 from pipeline.stages.quantize.stage import quantize  # noqa: E402

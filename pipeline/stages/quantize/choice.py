@@ -22,7 +22,7 @@ class Choice:
     """What was chosen, and how.
 
     Attributes:
-        prepared: The chosen simulation, configured; `simulation.convert` makes the program of it.
+        prepared: The chosen simulation, configured; `simulation.convert` turns it into the program.
         found: The chosen configuration and all trials.
         ranking: Sensitivities of the layers, where they were measured; the most sensitive first.
     """
@@ -33,7 +33,7 @@ class Choice:
 
 
 def choose(simulations: Simulations, judge: Judge, config: QuantizeConfig, data: SampleSet) -> Choice:
-    """Try range methods and bias corrections, then what a recipe allows beside them; keep what the judge prefers.
+    """Try range methods and bias corrections, then the recipe's other options; keep what the judge prefers.
 
     Equalised channels, AdaRound and, where the budget is not met, layers in float are each tried on the best
     configuration so far.
@@ -64,7 +64,7 @@ def choose(simulations: Simulations, judge: Judge, config: QuantizeConfig, data:
 
 
 def _equalise(simulations: Simulations, config: QuantizeConfig, data: SampleSet) -> bool:
-    """Calibrate the graph with equalised channels as well, where some layers gain by them; whether any do."""
+    """Calibrate a copy of the graph with equalised channels if any layer gains by it; return whether one does."""
     plain = simulations.calibration
     factors = gaining_factors(plain.graph, plain.few_inputs, layers=config.equalisation, norms=config.smoothquant)
     if factors:

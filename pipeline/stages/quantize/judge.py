@@ -1,4 +1,4 @@
-"""The judge: how well an integer network does what its float network does, on held-out samples."""
+"""The judge: how closely an integer network matches its float network on held-out samples."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipeline.tasks.prediction import predictor
 class Judge:
     """Judges networks against a float module on held-out samples.
 
-    The metric, a ratio, is top-1 where the samples are labelled and the budget asks for it; else the share of samples
-    whose largest output is the float module's; and for a module that does not classify ``1 - noise / signal``.
+    The metric is a ratio: top-1 if the samples are labelled and the budget asks for it, otherwise the share of samples
+    with the same largest output as the float module. For a module that does not classify it is ``1 - noise / signal``.
 
     Attributes:
         metric: ``top1``, ``agreement`` or ``signal``.
         baseline: The float module's metric.
-        max_drop: How far the metric may fall: the budget's share, but one sample at least, which is chance.
+        max_drop: How far the metric may fall: the budget's share, but at least one sample, which may be chance.
     """
 
     def __init__(self, module: nn.Module, samples: SampleSet, budget: Budget, batch_size: int) -> None:
@@ -44,7 +44,7 @@ class Judge:
         return self(network)[0]
 
     def on(self, count: int) -> Judge:
-        """A judge that takes at most this many of the samples."""
+        """A judge that uses at most this many of the samples."""
         return Judge(self._module, self.samples.take(count), self._budget, self.batch_size)
 
     def _compare(self, module: nn.Module) -> Comparison:

@@ -1,11 +1,11 @@
-"""Quantization-aware training: the network learns to answer as its original does while every tensor is rounded.
+"""Quantization-aware training: the network learns to reproduce its original's outputs while every tensor is rounded.
 
-It starts from the best post-training program and trains the prepared graph itself, so the annotator's rules hold here
-as everywhere. Gradients pass rounding straight through (Bengio et al. 2013, https://arxiv.org/abs/1308.3432).
+It starts from the best post-training program and trains the prepared graph itself, so the same quantization rules
+apply. Gradients pass rounding straight through (Bengio et al. 2013, https://arxiv.org/abs/1308.3432).
 
 - Activation ranges are learned (Esser et al. 2020, LSQ, https://arxiv.org/abs/1902.08153). After a share of the steps
-  they are frozen, at scales that every runtime holds and rounds by alike, so that the weights settle on the very grids
-  that are deployed.
+  they are frozen at scales that every runtime stores, and with which all round alike. The weights then adapt to
+  exactly the grids that are deployed.
 - Weight scales follow the largest weight of each channel.
 - Batch norms are folded before training, so their statistics are frozen from the first step. Nagel et al. 2021
   (https://arxiv.org/abs/2106.08295, section 5.2.1) find this as good as training them, and the network that is trained
@@ -37,9 +37,9 @@ from pipeline.training.losses import distillation_loss
 
 
 class LearnedGrid(nn.Module):
-    """An activation's grid whose scale is trained, as a factor of the scale it starts from, until it is settled.
+    """An activation's grid whose scale is trained, as a factor of its initial scale, until it is settled.
 
-    The zero point stays until then.
+    The zero point changes only when the grid is settled.
     """
 
     def __init__(self, scale: float, zero_point: int) -> None:
@@ -54,17 +54,17 @@ class LearnedGrid(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """``start * exp(log_factor)``, positive whatever the optimizer does, or what was settled; of shape ``(1,)``."""
+        """``start * exp(log_factor)``, which stays positive, or the settled scale; of shape ``(1,)``."""
         return torch.where(self.settled > 0, self.settled, self.start * self.log_factor.exp())
 
     def settle(self, scale: float, zero_point: int) -> None:
-        """Keep to these parameters from now on."""
+        """Use these parameters from now on."""
         self.settled.fill_(scale)
         self.zero_point.fill_(zero_point - QMIN)
 
     def forward(self, values: Tensor) -> Tensor:
-        gradient = 1 / math.sqrt(values[0].numel() * QMAX)  # LSQ's: as large a step as the weights take
-        # On 0 … 255, which are the same real values: torch's backward pass rounds a negative zero point wrongly.
+        gradient = 1 / math.sqrt(values[0].numel() * QMAX)  # LSQ's factor: steps as large as those of the weights
+        # On 0 … 255, for the same real values: torch's backward pass rounds a negative zero point wrongly.
         return torch._fake_quantize_learnable_per_tensor_affine(
             values.float(), self.scale, self.zero_point, 0, QMAX - QMIN, gradient
         )
@@ -82,7 +82,7 @@ class PrescribedGrid(nn.Module):
 
 
 class FollowingGrid(nn.Module):
-    """A weight's grid: one symmetric scale per channel, always that of the weight as it is."""
+    """A weight's grid: one symmetric scale per channel, always that of the current weight."""
 
     def __init__(self, axis: int) -> None:
         super().__init__()
@@ -110,11 +110,11 @@ def train(
     Args:
         teacher: The FP32 original.
         validate: Metric of a module on held-out samples; larger is better.
-        checkpoint: Where the training's state is kept, so that a killed one goes on; removed at the end.
+        checkpoint: File for the training's state, so that an interrupted training resumes; removed at the end.
         log: CSV file of the loss, step by step.
 
     Raises:
-        StageError: The loss diverges, or the graph takes one batch size only.
+        StageError: The loss diverges, or the graph's batch size is fixed.
     """
     _refuse_fixed_batch(prepared)
     student, grids = trainable(prepared)
@@ -152,7 +152,7 @@ def trainable(prepared: GraphModule) -> tuple[GraphModule, dict[ActivationGrid, 
     """A view of a prepared graph that rounds and can be trained; its parameters are the prepared graph's own.
 
     Returns:
-        The view, and what each activation's grid became in it. Tensors that share a grid share what it became.
+        The view, and the learned grid that replaces each activation's grid. Tensors that shared a grid still do.
     """
     student = GraphModule(prepared, copy.deepcopy(prepared.graph))  # a prepared graph itself refuses train()
     learned: dict[ActivationGrid, LearnedGrid] = {}
@@ -171,7 +171,7 @@ def trainable(prepared: GraphModule) -> tuple[GraphModule, dict[ActivationGrid, 
 
 
 def settle(prepared: GraphModule, grids: Mapping[ActivationGrid, LearnedGrid]) -> None:
-    """End the learning of ranges at scales by which every runtime rounds alike, and give them to the prepared graph."""
+    """Freeze learned ranges at scales with which every runtime rounds alike, and copy them to the prepared graph."""
     for grid, learned in grids.items():
         grid.scale, grid.zero_point = float(learned.scale.detach()), int(learned.zero_point) + QMIN
     if any(not learned.settled for learned in grids.values()):

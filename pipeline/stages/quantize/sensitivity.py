@@ -1,4 +1,4 @@
-"""Sensitivity: what each layer costs when it alone is quantized, and gains when it alone is not."""
+"""Sensitivity: what quantizing one layer alone costs, and what leaving that layer alone in float gains."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Judge = Callable[[nn.Module], tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """The network's metric and the SQNR of its outputs in dB, with one layer treated unlike all others.
+    """Metric of the network and SQNR of its outputs in dB when one layer is treated differently from all others.
 
-    A layer is its weight and its result.
+    A layer means its weight and its result.
 
     Attributes:
-        alone_db: Only this layer is quantized: low where it does harm.
+        alone_db: When only this layer is quantized: low where that does harm.
         alone_metric: The metric then.
-        without_db: Everything but this layer is quantized: high where sparing it helps.
+        without_db: When all but this layer are quantized: high where leaving it in float helps.
         without_metric: The metric then.
     """
 
@@ -36,10 +36,10 @@ class Sensitivity:
 
 
 def sensitivities(prepared: GraphModule, judge: Judge) -> list[Sensitivity]:
-    """Simulate a prepared graph once for each weighted layer in either way; worst first.
+    """Simulate a prepared graph twice per weighted layer: with it alone quantized, and with all others; worst first.
 
-    Layers are ranked by the noise power that they cause alone: noise of different layers is nearly uncorrelated, so
-    powers add up.
+    Layers are ranked by the noise power that each causes alone: the noise of different layers is nearly uncorrelated,
+    so powers add up.
     """
     grids = grids_of(prepared)
 

@@ -32,10 +32,10 @@ from pipeline.stages.quantize.scales.settle import settle_scales
 
 
 class Simulation:
-    """A float graph that rounds where a quantized program does; what can be chosen is set again for every trial.
+    """A float graph that rounds where a quantized program does; each trial sets its ranges, biases and weights.
 
     Args:
-        scheme: What runs as integers; the calibration's own where it is left out.
+        scheme: What runs as integers; the calibration's own when absent.
     """
 
     def __init__(self, calibration: Calibration, scheme: Scheme | None = None) -> None:
@@ -53,11 +53,11 @@ class Simulation:
         self._configured: tuple[str, BiasCorrection, bool] | None = None
 
     def configure(self, method: str, bias_correction: BiasCorrection, *, adaround: bool = False) -> GraphModule:
-        """The graph with ranges, biases and weights as asked for, rounding everywhere.
+        """Set ranges, biases and weights, and return the graph, which rounds everywhere.
 
         Args:
             method: How ranges are read: one of `METHODS`.
-            adaround: Round weights up or down by the layers' outputs, not each to the nearest.
+            adaround: Round weights as AdaRound chooses, not to the nearest integer.
         """
         simulate(self.graph, grids_of(self.graph))
         if self._configured == (method, bias_correction, adaround):
@@ -88,14 +88,14 @@ class Simulation:
         return output_means(self._calibration.graph, self._scheme.weighted, self._calibration.few_inputs)
 
     def _set_weights(self, rounded: Mapping[str, Tensor]) -> None:
-        """These weights, by the operator's key, and the float graph's for all others."""
+        """Set these weights, by the operator's key, and restore the float graph's for all others."""
         for key in self._scheme.weighted:
             weight = self._float_nodes[key].all_input_nodes[1]
             value = rounded.get(key, tensor_of(self._calibration.graph, weight))
             set_tensor(self.graph, weight, value)
 
     def _set_biases(self, bias_correction: BiasCorrection) -> None:
-        """The float graph's biases, to which the analytic correction is added where asked."""
+        """Restore the float graph's biases, and add the analytic correction if it is asked for."""
         for key in self._scheme.weighted:
             bias = self.graph.get_parameter(bias_name(key))
             own = argument(self._float_nodes[key], 2)
@@ -115,15 +115,14 @@ class Simulation:
 class Simulations:
     """The simulations that trials compare, each made when it is first asked for.
 
-    There is one for the calibration as it is, one for that with equalised channels where there is one, and one of each
-    for every set of layers that is left in float.
+    There is one for each set of layers left in float, with and without equalised channels.
 
     Args:
         skip: Names of modules that the recipe leaves in float.
 
     Attributes:
-        calibration: Of the canonical graph as it is.
-        equalised: Of the same graph with the channels of some layers equalised, once that was calibrated.
+        calibration: Of the canonical graph.
+        equalised: Of the same graph with equalised channels; None until that has been calibrated.
     """
 
     def __init__(self, calibration: Calibration, skip: tuple[str, ...] = ()) -> None:
@@ -134,7 +133,7 @@ class Simulations:
         self._simulations: dict[tuple[bool, tuple[str, ...]], Simulation] = {}
 
     def scheme(self, float_layers: tuple[str, ...] = ()) -> Scheme:
-        """What runs as integers when these layers, besides the recipe's, are left in float."""
+        """What runs as integers when these layers stay in float, in addition to the recipe's."""
         if float_layers not in self._schemes:
             self._schemes[float_layers] = scheme_of(self.calibration.graph, (*self._skip, *float_layers))
         return self._schemes[float_layers]
@@ -150,14 +149,14 @@ class Simulations:
 
 
 def convert(prepared: GraphModule) -> GraphModule:
-    """The quantized program of a prepared graph, which is used up: Q/DQ operators in place of grids."""
+    """The quantized program of a prepared graph: Q/DQ operators in place of grids. The graph itself is consumed."""
     converted: GraphModule = convert_pt2e(prepared, fold_quantize=False)
     round_biases(converted)
     return converted
 
 
 def _give_own_bias(graph: GraphModule, node: Node, name: str) -> None:
-    """Let a weighted operator read a bias that no other one reads."""
+    """Give a weighted operator a bias that no other operator reads."""
     channels = node.meta["val"].shape[channel_axis(node.target)]
     with graph.graph.inserting_before(node):
         node.args = (*node.args[:2], add_parameter(graph, name, torch.zeros(channels)), *node.args[3:])

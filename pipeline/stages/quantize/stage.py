@@ -44,11 +44,11 @@ def quantize(
     Args:
         data: Calibration samples; labels are not needed.
         budget: How far the metric on the held-out samples may fall below the float module's.
-        held_out: Samples to choose the configuration by; a quarter of ``data`` where there are none.
-        train: What quantization-aware training learns from; nothing else needs it.
-        seed: Draws that quarter, and the order of training.
-        checkpoint: Where the training's state is kept, so that a killed one goes on; removed at the end.
-        log: CSV file of its loss, step by step.
+        held_out: Samples that decide between configurations; a quarter of ``data`` when absent.
+        train: Samples for quantization-aware training; only ``qat`` needs them.
+        seed: Determines that quarter, and the order of the training samples.
+        checkpoint: File for the training's state, so that an interrupted training resumes; removed at the end.
+        log: CSV file of the training's loss, step by step.
 
     Raises:
         DataError: A sample holds NaN or infinity.
@@ -61,25 +61,25 @@ def quantize(
     if held_out is None:
         data, held_out = data.split(max(1, len(data) // 4), seed) if len(data) > 1 else (data, data)
 
-    # Prepare: the network in the operators that integer kernels have.
+    # Prepare: rewrite the network in operators that have integer kernels.
     module = model.module
     if config.batch_norm:
         module, details["batch_norm"] = _with_settled_batch_norms(model, config, data, held_out, budget)
     graph = canonical_graph(replace(model, module=module))
 
-    # Calibrate: one run over the samples keeps what every range method reads.
+    # Calibrate: one pass over the samples collects what every range method reads.
     calibration = calibrate(graph, data, batch_size=config.batch_size, methods=config.observers)
     details |= {"calibration_samples": len(data), "calibration_s": time.perf_counter() - started}
 
-    # Choose: candidates simulate rounding, and the held-out samples decide between them.
+    # Choose: simulate the rounding of each candidate, and compare them on the held-out samples.
     judge = Judge(module, held_out, budget, fitting_batch(graph, config.batch_size))
     simulations = Simulations(calibration, config.skip)
     choice = choose(simulations, judge, config, data)
 
-    # Convert: the chosen simulation becomes a program of quantize and dequantize operators.
+    # Convert: turn the chosen simulation into a program of quantize and dequantize operators.
     result = _converted(choice.prepared, judge)
 
-    # Train, where asked: the weights learn to live on their grids.
+    # Train, if the recipe asks for it: adapt the weights to their grids.
     if config.qat is not None and train is not None:
         learn = partial(qat.train, choice.prepared, model.reference, train, config.qat, checkpoint=checkpoint, log=log)
         epochs = learn(seed=seed, validate=judge.metric_of)
@@ -104,7 +104,7 @@ def _converted(prepared: GraphModule, judge: Judge) -> _Judged:
 
 
 def _better(before: _Judged, after: _Judged, epochs: list[EpochLog], samples: int) -> tuple[_Judged, dict[str, Any]]:
-    """The program after training unless it is worse than before, and what the record says of the training."""
+    """The program after training unless it is worse than before, and the training's part of the record."""
     kept = after.metric >= before.metric
     record = {
         "samples": samples,
@@ -120,7 +120,7 @@ def _better(before: _Judged, after: _Judged, epochs: list[EpochLog], samples: in
 def _with_settled_batch_norms(
     model: Model, config: QuantizeConfig, data: SampleSet, held_out: SampleSet, budget: Budget
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The module, with its batch norms' statistics estimated again where it then follows the original better."""
+    """The module, with re-estimated batch-norm statistics if it then follows the original better."""
     follows = Judge(model.reference, held_out, budget, config.batch_size)
     settled = reestimated(model.module, data, batch_size=config.batch_size)
     before, after = follows(model.module), follows(settled)
@@ -138,7 +138,7 @@ def _record(
     details: dict[str, Any],
     started: float,
 ) -> StageRecord:
-    """What was done, tried and reached."""
+    """The stage's record: what was done, tried and reached."""
     float_layers = choice.found.config.float_layers
     scheme = simulations.scheme(float_layers)
     return StageRecord(
@@ -169,7 +169,7 @@ def _record(
 
 
 def explained(skipped: tuple[SkippedLayer, ...], float_layers: tuple[str, ...]) -> tuple[SkippedLayer, ...]:
-    """The skipped layers, where those that the search left in float say so."""
+    """The skipped layers; those that the search left in float say so."""
     reason = "left in float by the search: the accuracy budget needs it"
     return tuple(
         SkippedLayer(layer=entry.layer, reason=reason) if entry.layer in float_layers else entry for entry in skipped

@@ -27,10 +27,10 @@ class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor 
 
     Args:
         method: How ranges are read from the statistics.
-        bias_correction: How biases take back the mean shift of rounded weights.
+        bias_correction: How biases compensate for the mean shift that rounding causes.
         float_layers: Modules left in float.
         equalised: Whether channels were equalised before calibration.
-        adaround: Whether weights were rounded up or down by the layers' outputs.
+        adaround: Whether AdaRound chose how weights are rounded.
     """
 
     name = "static_int8"
@@ -56,7 +56,7 @@ class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor 
 
     @classmethod
     def register_supported_configs(cls) -> None:
-        """Nothing to add: the annotator's table says what is supported."""
+        """Nothing to add: the table in `graph.capabilities` says what is supported."""
 
     @classmethod
     def get_config_set_for_tuning(cls) -> list[CalibrationConfig]:
@@ -99,15 +99,15 @@ def search(
 ) -> Found:
     """Try configurations in order; of those within the budget take the one with the highest SQNR.
 
-    Top-1 on a few hundred held-out samples moves in steps too coarse to rank close configurations by, so it only says
-    which of them meet the budget. Where none does, the highest metric wins.
+    On a few hundred held-out samples top-1 is too coarse to rank similar configurations, so it only decides which of
+    them meet the budget. If none does, the highest metric wins.
 
     Args:
-        build: Makes a simulation of the program of a configuration.
+        build: Makes the simulation of a configuration.
         judge: Metric (a ratio) and SQNR in dB of a program on the held-out samples.
         baseline: The float model's metric.
         max_drop: How far below the baseline the metric may fall, absolute.
-        stop_when_met: End with the first configuration within the budget, for lists ordered by what they cost.
+        stop_when_met: Stop at the first configuration within the budget; for lists ordered by cost.
     """
     tolerable_loss = max_drop / baseline if baseline > 0 else 1.0  # neural-compressor's loss is relative
     tuning = TuningConfig(config_set=list(configs), tolerable_loss=tolerable_loss, max_trials=len(configs))

@@ -1,7 +1,7 @@
-"""The canonical graph: compound operators taken apart until integer kernels exist for what is left.
+"""The canonical graph: compound operators are decomposed into operators that have integer kernels.
 
-Each form computes the same function as what it replaces. All of this happens before quantization, because a range has
-to be taken of every intermediate that an integer kernel will round.
+Each form computes the same function as what it replaces. All of this happens before quantization, because every
+intermediate value that an integer kernel rounds needs a range.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ REWRITES: tuple[Rewrite, ...] = (
     fold_batch_norms,
     numbers_to_biases,
 )
-"""In the order in which they run: what cannot fold is moved out of the way of what can."""
+"""In the order in which they run: batch norms that cannot fold become convolutions before the others are folded."""
 
 
 def canonical_graph(model: Model, program: ExportedProgram | None = None) -> GraphModule:
     """The module as a functional ATen graph without batch norms, recurrent cells, attention, SiLU or hardsigmoid.
 
     Args:
-        program: The module as captured by the caller, where more than the batch is to stay dynamic.
+        program: The module as captured by the caller, if more than the batch must stay dynamic.
 
     Raises:
         StageError: torch.export cannot trace the module.
@@ -59,7 +59,7 @@ def canonical_graph(model: Model, program: ExportedProgram | None = None) -> Gra
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """How compound ATen operators are taken apart; LSTM and GRU are unrolled over time."""
+    """How compound ATen operators are decomposed; LSTM and GRU are unrolled over time."""
     return {
         **get_decompositions([aten.lstm.input, aten.gru.input]),
         aten.silu.default: silu,

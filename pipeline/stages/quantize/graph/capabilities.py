@@ -20,7 +20,7 @@ from torch.fx import Node
 aten = torch.ops.aten
 
 Operator = Callable[..., Any]
-"""What a node calls: an ATen overload such as ``aten.conv2d.default``, or ``operator.getitem``. Its one identity."""
+"""What a node calls: an ATen overload such as ``aten.conv2d.default``, or ``operator.getitem``; its identity."""
 
 LITERT_SPEC = "https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec"
 LITERT_KERNELS = "https://github.com/tensorflow/tensorflow/tree/master/tensorflow/lite/kernels"
@@ -45,7 +45,7 @@ class Rule:
         channel_axis: Axis of a weight's output channels (kind ``weighted``).
         scale: The output scale that the kernel prescribes (kind ``fixed``).
         zero_point: The output zero point that the kernel prescribes (kind ``fixed``).
-        source: Who says that integer kernels work like this.
+        source: Page that documents this behaviour of integer kernels.
     """
 
     operators: tuple[Operator, ...]
@@ -103,13 +103,13 @@ WEIGHTED = tuple(each for rule in RULES if rule.kind == "weighted" for each in r
 """Convolutions, transposed convolutions and linear layers."""
 
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
-"""Operators that give several tensors at once: each is picked by a ``getitem``, which moves it."""
+"""Operators that return several tensors; ``getitem`` selects one of them, and only moves it."""
 
 CREATES = (aten.zeros.default, aten.ones.default, aten.full.default)
 """Operators that make constants: quantized where an integer operator reads them."""
 
 MASKS = (aten.where.self, aten.where.ScalarOther, aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-"""Operators that give masked attention scores a value that softmax maps to zero."""
+"""Operators that set masked attention scores to a value that softmax maps to zero."""
 
 
 def rule_of(node: Node) -> Rule:
@@ -124,5 +124,5 @@ def kind_of(node: Node) -> Kind | None:
 
 
 def operator_of(node: Node) -> Operator:
-    """What a node calls; of a node that calls no function, its target, which is no operator of the table."""
+    """What a node calls; for a node that calls no function, its target, which has no row in the table."""
     return cast("Operator", node.target)

@@ -1,7 +1,7 @@
-"""Nodes: the identity of a node in all copies of a graph, and small questions that every pass asks of one.
+"""Nodes: the identity of a node across copies of a graph, and what passes need to know of a node.
 
-Calibration reads the canonical graph, simulations and programs are made from copies of it, and PT2E inserts nodes of
-its own into them. A node's key stays with it through all of that.
+Calibration reads the canonical graph; simulations and programs are copies of it, into which PT2E inserts nodes. A node
+keeps its key through all of that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KEY = "edgewright_key"
 
 
 def give_keys(graph: GraphModule) -> None:
-    """Give every node of a canonical graph the key by which its copies are known; it reads like the node's name."""
+    """Give every node of a canonical graph the key that identifies its copies; it reads like the node's name."""
     for node in graph.graph.nodes:
         node.meta[_KEY] = node.name
 
@@ -53,7 +53,7 @@ def argument(node: Node, index: int, default: Any = None) -> Any:
 
 
 def channel_axis(operator: Any) -> int:
-    """The axis of the channels in what a weighted operator takes and gives: the last of a linear layer's, else 1."""
+    """The channel axis of a weighted operator's input and output: the last one for a linear layer, else 1."""
     return -1 if operator == aten.linear.default else 1
 
 

@@ -25,7 +25,7 @@ PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """The scheme of one canonical graph, by the keys of its nodes; it serves every copy of the graph.
+    """The scheme of one canonical graph, by the keys of its nodes; it is valid for every copy of the graph.
 
     Attributes:
         quantized: Nodes that run as integer operators, in the graph's order.
@@ -79,7 +79,7 @@ def scheme_of(graph: GraphModule, skip: tuple[str, ...] = ()) -> Scheme:
 
 
 def activations(node: Node) -> list[Node]:
-    """The float tensors that an operator takes in, without its weight and bias."""
+    """The float tensors that an operator reads, without its weight and bias."""
     sources = node.all_input_nodes
     if kind_of(node) == "weighted":
         sources = sources[:1]
@@ -89,7 +89,7 @@ def activations(node: Node) -> list[Node]:
 
 
 def has_fixed_parameters(value: Node) -> bool:
-    """Whether an integer kernel prescribes the parameters of what an operator gives."""
+    """Whether an integer kernel prescribes the parameters of an operator's result."""
     return kind_of(value) == "fixed"
 
 

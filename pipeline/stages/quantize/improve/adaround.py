@@ -1,9 +1,9 @@
-"""AdaRound: each weight is rounded up or down so that the layer's output is closest, not to its nearest grid value.
+"""AdaRound: round each weight up or down so that the layer's output is closest, not to the nearest grid value.
 
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization" (https://arxiv.org/abs/2004.10568):
-layer by layer, on unlabelled samples, each layer reading what the rounded layers before it give. A layer is seen
-through some positions of its output only. Each is a row of input values, so that a convolution becomes a matrix
-product, and a step costs the same at any resolution.
+layer by layer, on unlabelled samples; each layer reads the outputs of the rounded layers before it. Only some positions
+of a layer's output are used. Each is a row of input values, so a convolution becomes a matrix product and a step costs
+the same at any resolution.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.stages.quantize.scales.grids import PerChannelWeightGrid
 from pipeline.stages.quantize.scales.numbers import WEIGHT_QMAX
 
 POSITIONS = 2048
-"""Output positions that a layer is seen through, drawn evenly from all samples."""
+"""Output positions that are used of a layer, drawn evenly from all samples."""
 ITERATIONS, ROWS, LEARNING_RATE = 500, 256, 0.02
 GAMMA, ZETA = -0.1, 1.1  # the paper's equation 23 stretches the sigmoid, so that it reaches 0 and 1
 PRESSURE = 0.01  # weight of the regulariser, the paper's lambda
@@ -35,13 +35,13 @@ Activation = Callable[[Tensor], Tensor]
 def round_adaptively(
     float_graph: GraphModule, rounding_graph: GraphModule, inputs: tuple[Tensor, ...], *, correct_biases: bool
 ) -> dict[str, Tensor]:
-    """Give the weights of convolutions and linear layers the grid values that AdaRound chooses, first to last.
+    """Set the weights of convolutions and linear layers to the grid values that AdaRound chooses, in order.
 
     A transposed convolution, and a weight that several operators read, keep their nearest grid values.
 
     Args:
         rounding_graph: A copy that simulates rounding; its weights are changed in place.
-        correct_biases: Whether each operator's bias takes back what is left of the mean error, before the next one is
+        correct_biases: Whether each operator's bias compensates for the remaining mean error before the next one is
             rounded.
 
     Returns:
@@ -78,7 +78,7 @@ def up_or_down(
         rows: Input values as the integer network sees them, ``(G, N, K)``.
         targets: The float network's outputs before the activation, ``(G, N, O)``.
         bias: Broadcasts to the targets.
-        activation: What follows: only what passes it counts.
+        activation: What follows the layer: only errors that pass it count.
         seed: Draws the rows of each step.
     """
     below = torch.floor(weight / scales)

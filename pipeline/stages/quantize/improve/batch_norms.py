@@ -1,4 +1,4 @@
-"""Batch norms' statistics, estimated again: after pruning, the stored ones belong to the network before it.
+"""Re-estimated batch-norm statistics: after pruning, the stored ones describe the network before it.
 
 Mean and variance are pooled over all samples ("precise" batch norm: Wu and Johnson 2021, section 3,
 https://arxiv.org/abs/2105.07576; after pruning: Li et al. 2020, https://arxiv.org/abs/2007.02491).
@@ -26,7 +26,7 @@ class _Moments:
     squares: Tensor | float = 0.0
 
     def update(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG002  # a hook's signature
-        """Take in a batch norm's input ``(N, C, …)``."""
+        """Add a batch norm's input ``(N, C, …)``."""
         values = inputs[0].detach().transpose(0, 1).flatten(1).double()
         self.count += values.shape[1]
         self.total = self.total + values.sum(1)
@@ -34,10 +34,10 @@ class _Moments:
 
 
 def reestimated(module: nn.Module, data: SampleSet, *, batch_size: int) -> nn.Module:
-    """A copy whose batch norms hold the mean and the unbiased variance of what these samples give them.
+    """A copy whose batch norms hold the mean and the unbiased variance of their inputs on these samples.
 
-    While the samples run, each batch is normalised by its own statistics, so that later layers are not fed by stale
-    ones; the larger the batches the better.
+    While the samples run, each batch is normalised by its own statistics, so that stale ones do not affect later
+    layers; larger batches are better.
     """
     result = copy.deepcopy(module).eval()
     norms = [part for part in result.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]

@@ -1,6 +1,7 @@
-"""Bias correction: rounding shifts the mean of each operator's output; the bias takes that shift back.
+"""Bias correction: rounding shifts the mean of each operator's output; the bias compensates for that shift.
 
-The analytic form knows weights only; the empirical one also the rounding and clipping of all activations before.
+The analytic form accounts for the weights only; the empirical one also for the rounding and clipping of all earlier
+activations.
 
 Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2
 (https://arxiv.org/abs/1906.04721).
@@ -31,7 +32,7 @@ def mean_shift(
     Args:
         operator: The convolution or linear ``f(x, weight, bias, *arguments)``.
         mean_input: ``E[x]`` over the calibration samples, ``(1, …)``.
-        lost: ``W - Wq``: what rounding took from the weight.
+        lost: ``W - Wq``: what rounding removed from the weight.
 
     >>> linear, lost = torch.ops.aten.linear.default, torch.tensor([[0.25, 0.0]])
     >>> mean_shift(linear, torch.tensor([[4.0, 1.0]]), lost)
@@ -65,8 +66,8 @@ def output_means(graph: GraphModule, operators: Iterable[str], inputs: tuple[Ten
 class Correcting(Interpreter):
     """Runs a graph that simulates rounding, and corrects each operator's bias as it is reached.
 
-    So later operators see corrected inputs. One run over a set of inputs gives every operator the bias with which its
-    mean output on them is the expected one, up to the rounding of that bias.
+    Later operators therefore see corrected inputs. After one run over a set of inputs, every operator's mean output on
+    them is the expected one, up to the rounding of its bias.
 
     Args:
         graph: Every operator to correct has a bias of its own, a parameter called `bias_name`, changed in place.
@@ -91,5 +92,5 @@ class Correcting(Interpreter):
 
 
 def bias_name(operator: str) -> str:
-    """What the bias that corrections change is called, of the operator with this key."""
+    """Name of the bias that corrections change, for the operator with this key."""
     return f"{operator}_corrected_bias"

@@ -1,9 +1,9 @@
-"""Equalisation: channels of one tensor share one scale, so a channel far smaller than the largest loses its precision.
+"""Equalisation: the channels of a tensor share one scale, so a channel far smaller than the largest loses precision.
 
-Scaling channel c up where it is made, and the weights that read it down, leaves the float function as it was (Nagel
-et al. 2019, section 4.1, https://arxiv.org/abs/1906.04721). Only what ReLU or nothing stands between is touched: a
-clamp at 6 does not commute with a scale. Where a layer norm makes the tensor this is SmoothQuant with alpha 0.5 (Xiao
-et al. 2022, https://arxiv.org/abs/2211.10438): the norm's own gain and offset take the factors.
+Scaling a channel up where it is produced, and the weights that read it down, does not change the float function (Nagel
+et al. 2019, section 4.1, https://arxiv.org/abs/1906.04721). Only layers with nothing or a ReLU between them are
+treated: a clamp at 6 does not commute with a scale. If a layer norm produces the tensor, this is SmoothQuant with alpha
+0.5 (Xiao et al. 2022, https://arxiv.org/abs/2211.10438): the norm's gain and offset absorb the factors.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from pipeline.stages.quantize.graph.nodes import argument, channel_axis, group_c
 from pipeline.stages.quantize.scales.numbers import affine_parameters, channel_scales, fake_quantize, rounded
 from pipeline.tasks.comparison import sqnr_db
 
-FACTOR_LIMIT = 1e3  # no channel is scaled by more, so that one which hardly fires is not blown up
+FACTOR_LIMIT = 1e3  # no channel is scaled by more, so that a nearly inactive one does not grow without bound
 GAIN_DB = 1.0  # a pair that gains less is not worth another calibration
 EQUALISED = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An operator whose channels can be scaled, and all that reads them: with nothing or a ReLU between."""
+    """An operator whose channels can be scaled, and all operators that read them, with nothing or a ReLU between."""
 
     first: Node
     seconds: tuple[Node, ...]
 
     @property
     def smooths(self) -> bool:
-        """Whether a layer norm takes the factors (SmoothQuant)."""
+        """Whether a layer norm absorbs the factors (SmoothQuant)."""
         return bool(self.first.target == aten.layer_norm.default)
 
 
@@ -61,14 +61,14 @@ def pairs(graph: GraphModule) -> list[Pair]:
 def gaining_factors(
     graph: GraphModule, inputs: tuple[Tensor, ...], *, layers: bool = True, norms: bool = True
 ) -> dict[str, Tensor]:
-    """Factors ``(C,)`` of the pairs that they help, by the first operator's key.
+    """Factors ``(C,)`` of the pairs that gain by them, by the first operator's key.
 
-    A pair is judged by itself: by the SQNR of what its second operators give when their input and weights are rounded,
-    as they are and scaled.
+    Each pair is judged alone: by the SQNR of its second operators' outputs when their input and weights are rounded,
+    with the factors and without.
 
     Args:
-        layers: Whether to scale what convolutions and linear layers make.
-        norms: Whether to scale what layer norms make.
+        layers: Whether to scale the outputs of convolutions and linear layers.
+        norms: Whether to scale the outputs of layer norms.
     """
     by_second = {pair.seconds[0]: pair for pair in pairs(graph) if (norms if pair.smooths else layers)}
     if not by_second:
@@ -93,7 +93,7 @@ def gaining_factors(
 
 
 def equalised(graph: GraphModule, factors: Mapping[str, Tensor]) -> GraphModule:
-    """A copy of a canonical graph that computes the same, the channels of some pairs scaled.
+    """A copy of a canonical graph that computes the same, with the channels of some pairs scaled.
 
     Args:
         factors: Of each channel ``(C,)``, by the key of the pair's first operator.
@@ -168,7 +168,7 @@ def _scale(graph: GraphModule, node: Node, factors: Tensor, axis: int) -> None:
 
 
 def _along(factors: Tensor, ndim: int, axis: int) -> Tensor:
-    """``(C,)`` with as many axes as it takes to multiply one axis of a tensor."""
+    """``(C,)`` with enough axes to multiply one axis of a tensor."""
     shape = [1] * ndim
     shape[axis] = -1
     return factors.reshape(shape)

@@ -1,4 +1,4 @@
-"""Calibration: one run of the canonical graph over the samples, and the ranges that can be read from what it kept."""
+"""Calibration: one run of the canonical graph over the samples, and the ranges read from what it collected."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ BATCH = 128
 """Samples that are run at once where whole activations are compared."""
 
 CACHED_ELEMENTS = 5_000_000
-"""Elements of the largest activation in a batch: with more, memory is fetched again for every operator, which costs
-more than the arithmetic (224x224 networks run 3 times as fast in batches of 4 as in batches of 64)."""
+"""Limit for the elements of the largest activation in a batch. Beyond it, every operator gets fresh memory from the
+system, which costs more than the arithmetic (224x224 networks run 3 times as fast in batches of 4 as of 64)."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A canonical graph and what the calibration samples showed of it.
+    """A canonical graph and what the calibration samples revealed about it.
 
     Attributes:
         graph: The float graph; programs are made from copies of it.
-        scheme: What runs as integers where nothing is left in float on purpose.
+        scheme: What runs as integers if no layer is left in float on purpose.
         statistics: Of every value that needs its own range, by the node's key.
-        errors: What ranges of those values cost the outputs, where a method needs that.
+        errors: What candidate ranges of those values cost the outputs, if a method needs that.
         means: Mean over the samples of the input of each weighted operator, ``(1, …)``, by the operator's key.
-        inputs: One batch of the samples, for what takes more than statistics.
+        inputs: One batch of the samples, for steps that need more than statistics.
     """
 
     graph: GraphModule
@@ -68,7 +68,7 @@ class Calibration:
 
     @property
     def few_inputs(self) -> tuple[Tensor, ...]:
-        """As many of the inputs as can be run once for every trial."""
+        """As many of the inputs as every trial can afford to run."""
         size = fitting_batch(self.graph, BATCH, 4 * CACHED_ELEMENTS)
         return tuple(tensor[:size] for tensor in self.inputs)
 
@@ -83,7 +83,7 @@ def calibrate(
     """Run every sample through a canonical graph.
 
     Args:
-        methods: The range methods that will be asked for, of `METHODS`; what none of them needs is not kept.
+        methods: The range methods that will be used, from `METHODS`; what none of them needs is not kept.
 
     Raises:
         DataError: A sample holds NaN or infinity.
@@ -106,9 +106,9 @@ def calibrate(
 
 
 def fitting_batch(graph: GraphModule, limit: int, elements: int = CACHED_ELEMENTS) -> int:
-    """How many samples to run at once: at most ``limit``, and so many elements in the largest activation at most.
+    """How many samples to run at once: at most ``limit``, with at most ``elements`` in the largest activation.
 
-    A graph that takes one batch size only gets that.
+    A graph with a fixed batch size gets that size.
     """
     batch = next(node.meta["val"].shape[0] for node in graph.graph.nodes if node.op == "placeholder")
     if isinstance(batch, int):

@@ -26,9 +26,8 @@ class Evidence:
 
     Attributes:
         statistics: Of all of them together.
-        errors: What candidate ranges cost the outputs, where that was measured and some output depends on them.
-        reader: The elementwise function that alone reads the value, where there is one: the error that counts is then
-            that of what the function gives.
+        errors: What candidate ranges cost the outputs, if that was measured and any output depends on the values.
+        reader: The elementwise function that alone reads the value, if there is one; then its result's error decides.
     """
 
     statistics: Statistics
@@ -61,8 +60,8 @@ def minmax(statistics: Statistics) -> Range:
 def moving_average(statistics: Statistics) -> Range:
     """The moving average of each sample's extremes: one odd sample does not widen the range.
 
-    The average weighs samples alike up to the hundredth, and then every new one as 0.01 (`MOMENTUM`), like
-    torch's observer of that name (https://docs.pytorch.org/docs/stable/generated/torch.ao.quantization.observer.MovingAverageMinMaxObserver.html).
+    The first hundred samples have equal weight; each later one has weight 0.01 (`MOMENTUM`), as in torch's observer
+    of that name (https://docs.pytorch.org/docs/stable/generated/torch.ao.quantization.observer.MovingAverageMinMaxObserver.html).
     """
     return statistics.average_extremes
 
@@ -88,11 +87,11 @@ def mse(statistics: Statistics) -> Range:
 
 
 def entropy(statistics: Statistics) -> Range:
-    """The shrunken range whose int8 histogram tells most of the float one: least Kullback-Leibler divergence.
+    """The shrunken range whose int8 histogram has the least Kullback-Leibler divergence from the float one.
 
-    What lies outside counts at the ends; each of the 255 steps spreads its count over the bins that it stands for, as
-    far as they are not empty. Migacz 2017, "8-bit Inference with TensorRT"
-    (https://www.cse.iitd.ac.in/~rijurekha/course/tensorrt.pdf), with both ends shrunk alike.
+    Values outside count at the ends; each of the 255 steps spreads its count over the non-empty bins that it
+    represents. Migacz 2017, "8-bit Inference with TensorRT"
+    (https://www.cse.iitd.ac.in/~rijurekha/course/tensorrt.pdf), with both ends shrunk by one factor.
     """
     used = statistics.counts > 0
     values, counts = statistics.centres[used], statistics.counts[used]
@@ -119,13 +118,13 @@ def entropy(statistics: Statistics) -> Range:
 
 
 def least_error_through(statistics: Statistics, function: Function, *, worst: bool) -> Range:
-    """The range with the least error of ``function(x)``, for a tensor that nothing but that function reads.
+    """The range with the least error of ``function(x)``, for a tensor that only that function reads.
 
-    A hardswish gives zero for everything below -3: steps spent there are wasted, whatever the tensor's own error.
-    Either end is searched in turn, down to a tenth of the extreme.
+    Hardswish is zero for everything below -3, so steps spent there are wasted. The ends are searched in turn, each down
+    to a tenth of its extreme.
 
     Args:
-        worst: Judge by the largest error, which keeps outliers (as min-max does), and not by the squared error.
+        worst: Minimise the largest error, which keeps outliers (as min-max does), instead of the squared error.
     """
     error = _error(statistics, function, _largest if worst else _sum_of_squares)
     low, high = statistics.low, statistics.high

@@ -2,7 +2,7 @@
 
 A value x that becomes x + e moves the outputs by J e, to first order, J being their Jacobian. With v of independent
 entries of mean 0 and variance 1, the mean of ``(v J e)^2`` is ``|J e|^2``, and ``g = v J`` costs one backward pass.
-Rounding errors inside the range are as good as independent: they cost ``s^2 / 12 * sum(g^2)``, s being the step.
+Rounding errors inside the range are nearly independent: they cost ``s^2 / 12 * sum(g^2)``, s being the step.
 Clipping errors share a sign and add up: ``sum(g e)^2`` over each sample. Both are summed for all candidates at once,
 so memory does not grow with the samples.
 
@@ -30,10 +30,10 @@ SHRINKAGE = 1 - STEP * torch.arange(STEPS, dtype=torch.float64)
 """Candidate ends of a range, as shares of the extreme: 1, 0.97 … 0.19."""
 
 VECTORS = 2
-"""How often the outputs of a batch are multiplied with something new."""
+"""Random vectors that the outputs of a batch are multiplied with."""
 
 ELEMENTS = 100_000_000
-"""Activations that are looked at, which takes seconds on one core; small networks have fewer in all their samples."""
+"""Limit for the activations that are examined, which takes seconds on one core; small networks stay below it."""
 
 
 class OutputError:
@@ -51,7 +51,7 @@ class OutputError:
         self._clipping = torch.zeros(2 * STEPS, 2 * STEPS, dtype=torch.float64)  # products of the errors of two ends
 
     def update(self, values: Tensor, gradients: Sequence[Tensor]) -> None:
-        """Take in a value ``(N, …)`` and its gradients of ``v @ outputs`` for several v; errors add up within a row."""
+        """Add a value ``(N, …)`` and its gradients of ``v @ outputs`` for several v; errors add up within a row."""
         x = values.reshape(len(values) if values.ndim > 1 else 1, -1)
         slopes = torch.stack([gradient.reshape(x.shape) for gradient in gradients])
         self._squares += float((slopes * (x != 0)).square().sum(dtype=torch.float64))
@@ -84,7 +84,7 @@ class OutputError:
 
 
 def least_output_error(errors: Sequence[OutputError]) -> tuple[float, float]:
-    """The range with the least cost for values that share it; all were given the same ends."""
+    """The range with the least cost for values that share it; all have the same ends."""
     together = torch.stack([error.costs() for error in errors]).sum(0)
     low, high = np.unravel_index(int(together.argmin()), (STEPS, STEPS))
     return errors[0].low * float(SHRINKAGE[low]), errors[0].high * float(SHRINKAGE[high])
@@ -96,9 +96,9 @@ def output_errors(
     """Run the float graph forwards and backwards over some samples.
 
     Args:
-        ends: The extremes of each value to look at, by the node's key.
+        ends: The extremes of each value to examine, by the node's key.
         batch_size: Samples that are run at once.
-        seed: Draws what the outputs are multiplied with.
+        seed: Of the random vectors.
 
     Returns:
         By the node's key; a value that no float output depends on is left out.

@@ -1,6 +1,6 @@
-"""Readers: the one function that takes in a value, where there is such a function.
+"""Readers: the function that alone reads a value, if there is one.
 
-A value that only a saturating activation reads is best judged by what comes out of it
+A value that only a saturating activation reads is best judged by the activation's result
 (`methods.least_error_through`).
 """
 

@@ -18,15 +18,15 @@ from pipeline.stages.quantize.scales.numbers import Floats
 BINS = 4096
 SEEN, RUN = 2**15, 16
 MOMENTUM = 0.01
-"""How much of a moving average is replaced by each new sample, once there are a hundred."""
+"""Weight of a new sample in a moving average, once there are a hundred."""
 
 
 class Statistics:
     """Extremes and a histogram of all values seen, in constant memory.
 
     The histogram covers ``[-limit, limit]`` with `BINS` equal bins. A value beyond the limit doubles it: neighbouring
-    bins are merged, so counts stay exact. Of a tensor with more than `SEEN` values, runs of `RUN` values at even
-    distances are counted; extremes are always those of all values.
+    bins are merged, so counts stay exact. Of a tensor with more than `SEEN` values, evenly spaced runs of
+    `RUN` values are counted; extremes always cover all values.
 
     Args:
         counts: Whether the histogram is kept.
@@ -42,7 +42,7 @@ class Statistics:
         self._counting, self._averaging = counts, averages
 
     def update(self, values: Tensor) -> bool:
-        """Take in a tensor of any shape; False, and nothing taken, where a value is not finite."""
+        """Add a tensor of any shape; return False, and add nothing, if a value is not finite."""
         low, high = (float(extreme) for extreme in values.aminmax())
         if not math.isfinite(high - low):
             return False
@@ -96,7 +96,7 @@ class Statistics:
 def merge(parts: Iterable[Statistics]) -> Statistics:
     """Statistics of several tensors together, as when they share one set of parameters.
 
-    The histogram takes each bin's centre for its values, so counts may move to a neighbouring bin.
+    Each bin counts as its centre, so counts may move to a neighbouring bin.
     """
     parts = list(parts)
     if len(parts) == 1:

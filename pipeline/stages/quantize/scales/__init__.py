@@ -1,1 +1,1 @@
-"""Scales: the grids on which integers stand for real numbers."""
+"""Scales: the grids on which integers represent real numbers."""

@@ -55,7 +55,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
         return model
 
     def prepare_obs_or_fq_callback(self, model: GraphModule, grids: dict[Any, Any]) -> None:
-        """Span every weight, and tell activations' grids which values they hold."""
+        """Set the scales of every weight, and tell each activation's grid which values it is for."""
         for place, grid in grids.items():
             if isinstance(grid, PerChannelWeightGrid):
                 grid.set_weight(tensor_of(model, place[0]))

@@ -1,15 +1,15 @@
-"""Biases on the accumulator's grid, so that every target stores the program's own integers.
+"""Biases on the accumulator's grid, so that every target stores the program's integers.
 
 An integer kernel adds the bias to an int32 accumulator whose unit is ``s_x * s_w``, so each target rounds biases to
-that unit. Where the program keeps them unrounded, the half unit of difference flips one value in some hundreds by one
-step, layer after layer; on the demo's network that is the difference between 54 and 40 dB of parity.
+that unit. If the program kept them unrounded, the difference of up to half a unit would move one value in several
+hundred by a step in every layer: on the demo's network, 40 instead of 54 dB of parity.
 
-Core ML keeps biases in float16 instead. They are therefore rounded to float16 first, and then to the unit, which is
-finer almost everywhere: both numbers then stand for the same bias, at 2^-12 of its size from the original one.
+Core ML stores biases in float16 instead. They are therefore rounded to float16 first and then to the unit, which is
+finer almost everywhere. Both numbers then represent the same bias, within 2^-12 of the original's size.
 
-Simulations round biases just like programs. An image's background is one value in thousands of places; where that is
-close to a tie, the last bit of a bias moves it by a step everywhere, and what the layers behind were corrected for is
-no longer what they get: 1.6 dB of the output of a MobileNetV3 were once lost so.
+Simulations round biases exactly as programs do. An image's background repeats one value in thousands of places. If
+that value is close to a tie, the last bit of a bias moves it by a step everywhere, and later layers no longer receive
+what they were corrected for. This once cost the output of a MobileNetV3 1.6 dB.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.stages.quantize.graph.capabilities import WEIGHTED
 from pipeline.stages.quantize.graph.nodes import argument, set_tensor, tensor_of
 from pipeline.stages.quantize.scales.grids import ActivationGrid, FixedGrid, PerChannelWeightGrid
 
-MOST_UNITS = 2**30  # a larger integer does not fit in int32 beside the products
+MOST_UNITS = 2**30  # a larger integer would leave the products no room in int32
 
 
 def round_biases(program: GraphModule) -> None:
@@ -45,7 +45,7 @@ def round_biases(program: GraphModule) -> None:
 
 
 def rounded_bias(prepared: GraphModule, operator: Node, bias: Tensor) -> Tensor:
-    """What `round_biases` will make of a bias of this operator once a prepared graph has become a program."""
+    """The value that `round_biases` will give a bias of this operator once the prepared graph is converted."""
     return on_grid(bias, accumulator_units(prepared, operator))
 
 

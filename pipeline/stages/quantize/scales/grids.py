@@ -1,7 +1,7 @@
 """Grids: the modules that PT2E inserts where a tensor becomes integers.
 
-Unlike PT2E's own observers they watch nothing: their parameters come from statistics that are already there, so that
-one calibration serves many programs. They can simulate the rounding, without gradients.
+Unlike PT2E's own observers they observe nothing: their parameters come from statistics collected beforehand, so that
+one calibration serves many programs. They can simulate rounding, without gradients.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ActivationGrid(ObserverBase):  # type: ignore[misc]  # torchao has no type
     """One scale and zero point; several tensors may share it.
 
     Attributes:
-        holds: Names of the nodes whose values it is for.
+        holds: Keys of the nodes whose values it is for.
     """
 
     def __init__(self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **_: Any) -> None:
@@ -30,11 +30,11 @@ class ActivationGrid(ObserverBase):  # type: ignore[misc]  # torchao has no type
         self.simulate = False
 
     def set_range(self, low: float, high: float) -> None:
-        """Span ``[low, high]``."""
+        """Cover ``[low, high]``."""
         self.scale, self.zero_point = affine_parameters(low, high)
 
     def widen(self, scale: float) -> None:
-        """Take a larger scale; the range keeps the end that it has below zero."""
+        """Take a larger scale; the lower end of the range stays where it is."""
         self.zero_point = round(QMIN - (QMIN - self.zero_point) * self.scale / scale)
         self.scale = scale
 
@@ -69,7 +69,7 @@ class PerChannelWeightGrid(ObserverBase):  # type: ignore[misc]  # torchao has n
         self.simulate = False
 
     def set_weight(self, weight: Tensor) -> None:
-        """Span a weight."""
+        """Take the scales of a weight."""
         self.scales = channel_scales(weight, self.ch_axis)
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 From -3 up, ``hardswish(x) = x * min(x + 3, 6) / 6``; below, it is 0. On a grid that begins at -3 and in which 3 is z
 whole steps, ``x + 3`` has the integers of x itself, ``q``: hardswish is the integer product ``(q - z) * min(q, 2 z)``
-with one rounding after it. Values below -3 are lost, and make no difference.
+with one rounding after it. Values below -3 are clipped, which changes nothing.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pipeline.stages.quantize.scales.grids import ActivationGrid
 from pipeline.stages.quantize.scales.numbers import QMAX, QMIN, representable
 
 STEP_GROWTH = 1.1
-"""How much coarser than asked the steps may become for the range to begin at -3."""
+"""How much coarser the steps may become so that the range begins at -3."""
 COARSEST = 1 / 10
 """The share of z that may be given up for a product ``scale * z`` nearer to 3."""
 
 
 class HardswishInputGrid(ActivationGrid):
-    """A grid that begins at -3 wherever that costs little; else it is like any other."""
+    """A grid that begins at -3 if that costs little; otherwise it is like any other."""
 
     def set_range(self, low: float, high: float) -> None:
-        """Span ``[-3, high]`` or a little more, or ``[low, high]`` where that needs much smaller steps."""
+        """Cover ``[-3, high]`` or a little more, or ``[low, high]`` if that needs much smaller steps."""
         super().set_range(low, high)
         if high + 3 <= STEP_GROWTH * (max(high, 0.0) - min(low, 0.0)) and high + 3 <= 3 * (QMAX - QMIN):
             self.scale, steps = three_in_whole_steps(high)
@@ -32,7 +32,7 @@ class HardswishInputGrid(ActivationGrid):
 def three_in_whole_steps(high: float) -> tuple[float, int]:
     """The scale of a grid over ``[-3, high]`` or a little more, and how many steps make 3.
 
-    Scales that every target can hold are few: of those that are up to `COARSEST` too large, the one that comes
+    Few scales can be stored by every target: of those that are up to `COARSEST` too large, this is the one that comes
     nearest.
 
     >>> three_in_whole_steps(4.96875)

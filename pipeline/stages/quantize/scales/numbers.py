@@ -1,6 +1,6 @@
-"""Numbers: affine arithmetic of int8, and the scales that every target can hold.
+"""Numbers: affine arithmetic of int8, and the scales that every target can store.
 
-A real number ``x`` is stood for by the integer ``q = round(x / scale) + zero_point``.
+The integer ``q = round(x / scale) + zero_point`` represents the real number ``x``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 QMIN, QMAX = -128, 127
 WEIGHT_QMAX = 127
 SIGNIFICANT_BITS = 11
-"""Of a scale: as many as FP16 holds."""
+"""Of a scale: as many as FP16 has."""
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -23,7 +23,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 def affine_parameters(low: float, high: float) -> tuple[float, int]:
     """Scale and zero point of the int8 grid over ``[low, high]``, widened to hold zero exactly.
 
-    A range that is empty (a tensor that was never anything but zero) gets scale 1.
+    An empty range (of a tensor that was always zero) gets scale 1.
 
     >>> affine_parameters(0.0, 25.5)
     (0.10009765625, -128)
@@ -46,11 +46,12 @@ def channel_scales(weight: Tensor, axis: int) -> Tensor:
 
 
 def representable(scales: Floats) -> Floats:
-    """The next numbers, rarely over 0.2 % larger, that every target holds and divides by alike; positive, any shape.
+    """The next larger scales that every target stores exactly and divides by identically; positive, any shape.
 
-    They have 11 significant bits, so FP16 holds them (from 2^-14 up, its smallest normal). Their FP32 reciprocal is
-    right to 2^-25, so that multiplying by it turns every multiple of a quarter step below 2^10 into that multiple: the
-    ties that average pooling makes are ties in every runtime, whether it divides or multiplies.
+    They are rarely more than 0.2 % larger. They have 11 significant bits, so FP16 holds them (from 2^-14, its smallest
+    normal number). Their FP32 reciprocal is accurate to 2^-25, so multiplying by it maps every multiple of a quarter
+    step below 2^10 to exactly that multiple: the ties that average pooling produces are ties in every runtime, whether
+    it divides or multiplies.
 
     >>> representable(np.array([0.1, 0.5, 1 / 3])).tolist()
     [0.10009765625, 0.5, 0.33349609375]
@@ -64,7 +65,7 @@ def representable(scales: Floats) -> Floats:
 
 
 def divides_exactly(values: Floats) -> NDArray[np.bool_]:
-    """Where the FP32 reciprocal is right to 2^-25, so that multiplying by it is dividing by the value."""
+    """Where the FP32 reciprocal is accurate to 2^-25, so that multiplying by it equals dividing by the value."""
     return np.asarray(np.abs((1 / values).astype(np.float32).astype(np.float64) * values - 1) <= 2**-25)
 
 
@@ -77,7 +78,7 @@ def fake_quantize(weight: Tensor, scales: Tensor, axis: int) -> Tensor:
 
 
 def rounded(values: Tensor, scale: float, zero_point: int) -> Tensor:
-    """What an int8 grid makes of a tensor; 7 times as fast as torch's own fake quantization, which keeps a mask.
+    """A tensor rounded to an int8 grid; 7 times as fast as torch's fake quantization, which also keeps a mask.
 
     >>> rounded(torch.tensor([-9.0, 0.3, 200.0]), 0.5, 0)
     tensor([-9.0000,  0.5000, 63.5000])

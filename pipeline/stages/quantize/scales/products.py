@@ -1,9 +1,9 @@
-"""Scales with which the product of a tensor and its own sigmoid (SiLU) rounds alike in every runtime.
+"""Scales for which the product of a tensor and its own sigmoid (SiLU) rounds the same way in every runtime.
 
-Such a product has 256 values, one for each integer of the tensor. Kernels that round twice, which are TFLite's plain
-ones and NPUs, part from the others only where a value lies less than one unit of the product below midway between two
-integers. With a scale as it comes that is one value of the 256, or two; with one larger by a few tenths of a percent
-it nearly always is none. The first scale with the fewest is taken.
+Such a product has 256 values, one for each integer of the tensor. TFLite's plain kernels and NPUs round twice, and
+differ from the others only if a value lies less than one unit of the product below the midpoint between two integers.
+With an arbitrary scale that is one or two of the 256 values; with a scale that is a few tenths of a percent larger it
+is nearly always none. The first scale with the fewest such values is taken.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def self_products_of(prepared: GraphModule) -> tuple[SelfProduct, ...]:
 
 
 def round_alike(product: SelfProduct, step: float | None = None) -> None:
-    """Widen the result's grid, by a `SCALE_GROWTH` share at most, until as few products as can be round differently.
+    """Widen the result's grid, by at most a `SCALE_GROWTH` share, so that the fewest products round differently.
 
     Args:
-        step: The scale grows by multiples of this; by any that targets can hold where it is left out.
+        step: The scale grows by multiples of this; when absent, to any scale that targets can store.
     """
     scale = product.result.scale
     step = unit_of([scale]) if step is None else step

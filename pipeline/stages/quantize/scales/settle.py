@@ -1,4 +1,4 @@
-"""Settling: grids that are chosen become grids by which every runtime rounds alike."""
+"""Settling: adjust the chosen grids so that every runtime rounds the same way."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def settle_scales(prepared: GraphModule) -> None:
-    """Widen the grids of a prepared graph where runtimes would round apart.
+    """Widen the grids of a prepared graph where runtimes would round differently.
 
-    First those of additions, then those of products like SiLU's. Each of the two makes a scale larger by a
-    thirty-second at most.
+    First those of additions, then those of products like SiLU's. Each of the two enlarges a scale by at most 1/32.
     """
     sums, products = sums_of(prepared), self_products_of(prepared)
     growth = avoid_ties(sums)

@@ -1,14 +1,13 @@
-"""Scales with which no sum falls midway between two integers.
+"""Scales for which no sum falls exactly midway between two integers.
 
 A scale has few significant bits (see `numbers.representable`), so a sum of two dequantized tensors is a fraction with
-a small denominator, and one value in some thousands lies exactly midway between two of the integers it is to become.
-Runtimes do not agree on those: they round before or after they add the zero point, to the even integer or away from
-zero. Behind three residual additions and their layers that was 40 dB of parity for a MobileNetV3, where 50 are left
-when no sum is a tie.
+a small denominator, and one value in several thousand is a tie: exactly midway between two integers of the result.
+Runtimes round ties differently: before or after they add the zero point, to the even integer or away from zero. After
+three residual additions a MobileNetV3 had 40 dB of parity; without ties it has 50.
 
-Let every scale of an addition be a whole multiple of one power of two, the total's an odd one. In that unit the sum is
-an integer, and so twice the sum is even; a tie is half of an odd multiple of the total's scale, and so twice a tie is
-odd. They never meet.
+Ties are impossible if every scale of an addition is a whole multiple of one power of two, and the total's is an odd
+multiple. In that unit the sum is an integer, so twice the sum is even; a tie is half of an odd multiple of the total's
+scale, so twice a tie is odd.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ Grid = TypeVar("Grid", ActivationGrid, FixedGrid)
 
 ADDITIONS = (aten.add.Tensor, aten.sub.Tensor)
 SCALE_GROWTH = 1 / 32
-"""How much a scale may grow. One that would have to grow by more stays: it is small beside the others of its group."""
+"""How much a scale may grow. One that would have to grow more is left alone: it is small compared with its group."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """The grids of an addition: of what it adds, and of what it gives."""
+    """The grids of an addition: those of its terms, and that of its total."""
 
     terms: tuple[ActivationGrid, ...]
     total: ActivationGrid
 
 
 def sums_of(prepared: GraphModule) -> tuple[Sum, ...]:
-    """The additions of a prepared graph whose grids may all be moved."""
+    """The additions of a prepared graph whose grids may all be changed."""
     found = []
     for node in prepared.graph.nodes:
         if node.target in ADDITIONS and len(node.all_input_nodes) == 2:
@@ -53,10 +52,10 @@ def sums_of(prepared: GraphModule) -> tuple[Sum, ...]:
 
 
 def avoid_ties(sums: Sequence[Sum]) -> dict[ActivationGrid, float]:
-    """Widen the grids of additions so that none gives a tie; additions that share a grid are treated together.
+    """Widen the grids of additions so that none produces a tie; additions that share a grid are treated together.
 
     Returns:
-        By what multiples the scale of each of them may grow further without making ties.
+        For each of these grids, the step by which its scale may grow further without producing ties.
     """
     groups: list[set[ActivationGrid]] = []
     for addition in sums:
@@ -77,7 +76,7 @@ def avoid_ties(sums: Sequence[Sum]) -> dict[ActivationGrid, float]:
 
 
 def tie_free(scales: Sequence[float], total: Sequence[bool]) -> list[float]:
-    """The next scales that are multiples of one power of two, and odd multiples where they are of a total.
+    """The next larger scales that are multiples of one power of two; those of totals are odd multiples.
 
     >>> tie_free([0.5, 0.25, 0.75], [False, False, True])
     [0.5, 0.25, 0.75146484375]
@@ -91,19 +90,19 @@ def tie_free(scales: Sequence[float], total: Sequence[bool]) -> list[float]:
 
 
 def unit_of(scales: Sequence[float]) -> float:
-    """What the last significant bit of the largest scale stands for."""
+    """The value of the last significant bit of the largest scale."""
     return float(2.0 ** (math.frexp(max(scales))[1] - SIGNIFICANT_BITS))
 
 
 def _next(step: int, *, odd: bool) -> int:
-    """The first multiple from ``step`` up that serves; 2^11 - 1, the last, does."""
+    """The first suitable multiple from ``step`` up; 2^11 - 1, the last one, is suitable."""
     while (odd and step % 2 == 0) or not divides_exactly(np.array(step, np.float64)):
         step += 1
     return step
 
 
 def quantizer_of(operator: Node) -> Node:
-    """Who takes the result of an operator: the module behind it, or behind the clamp that fuses into it."""
+    """The node that quantizes an operator's result: it follows the operator, or the clamp that fuses into it."""
     reader = next(iter(operator.users))
     return next(iter(reader.users)) if kind_of(reader) == "clamp" else reader
 

@@ -22,7 +22,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """``softmax(q s @ k^T) @ v``; the scale meets the query, the smaller factor. Shared heads stay as they are.
+    """``softmax(q s @ k^T) @ v``; the query, the smaller operand, is scaled. Shared heads are left alone.
 
     A masked score becomes `MASKED`; the offsets of an additive mask are added where they are finite.
     """

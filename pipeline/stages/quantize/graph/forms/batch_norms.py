@@ -1,7 +1,7 @@
 """A batch norm becomes part of the convolution or linear layer before it, or else a 1x1 depthwise convolution.
 
-It cannot fold where something else reads that operator's result too; torchao folds it all the same, which is wrong.
-As a convolution of its own it costs one rounding.
+It cannot fold if something else also reads that operator's result; torchao folds it all the same, which is wrong. As a
+separate convolution it costs one rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
 def fold_batch_norms(graph: GraphModule) -> int:
-    """Fold each batch norm into the only operator that feeds it, in place; how many there were."""
+    """Fold each batch norm into the only operator that feeds it, in place; return how many there were."""
     count = len(_batch_norms(graph))
     _fuse_conv_bn_(graph)
     _fuse_linear_bn_(graph)
@@ -26,7 +26,7 @@ def fold_batch_norms(graph: GraphModule) -> int:
 
 
 def batch_norms_to_convolutions(graph: GraphModule) -> int:
-    """Turn each batch norm that cannot fold into a depthwise convolution, in place; how many did."""
+    """Turn each batch norm that cannot fold into a depthwise convolution, in place; return how many."""
     return sum(_to_convolution(graph, norm) for norm in _batch_norms(graph) if not _folds(norm))
 
 
@@ -41,7 +41,7 @@ def _folds(norm: Node) -> bool:
 
 
 def _to_convolution(graph: GraphModule, norm: Node) -> bool:
-    """Replace one batch norm, where there is a convolution of its rank and only its first result is read."""
+    """Replace one batch norm, if there is a convolution of its rank and only its first result is read."""
     arguments: Any = norm.args
     source, gamma, beta, mean, variance, _, epsilon = arguments
     spatial = source.meta["val"].ndim - 2

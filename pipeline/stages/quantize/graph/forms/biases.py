@@ -1,7 +1,7 @@
-"""``conv(x) + c`` for numbers c as a convolution whose bias holds c: one rounding, and one operator, fewer.
+"""``conv(x) + c`` with a number c becomes a convolution whose bias includes c: one operator and one rounding less.
 
-Squeeze-and-excite gates (hardsigmoid) are such sums. Where something else reads the convolution's result, the sum
-stays.
+Hardsigmoid gates of squeeze-and-excite contain such sums. If something else also reads the convolution's result, the
+sum stays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.stages.quantize.graph.nodes import add_parameter, argument, channe
 
 
 def numbers_to_biases(graph: GraphModule) -> int:
-    """Move every such number into a bias, in place; how many moved."""
+    """Move every such number into a bias, in place; return how many."""
     count = 0
     for node in list(graph.graph.nodes):
         if node.target != aten.add.Tensor or isinstance(node.args[1], Node) or node.kwargs:

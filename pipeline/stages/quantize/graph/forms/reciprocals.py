@@ -8,7 +8,7 @@ from pipeline.stages.quantize.graph.capabilities import aten
 
 
 def multiply_by_reciprocals(graph: GraphModule) -> int:
-    """Rewrite every division by a number in place; how many there were."""
+    """Rewrite every division by a number in place; return how many."""
     divisions = [
         node for node in graph.graph.nodes if node.target == aten.div.Tensor and not isinstance(node.args[1], Node)
     ]

@@ -1,4 +1,4 @@
-"""SiLU as ``x * sigmoid(x)``: there are integer kernels for both operators, and none for the whole."""
+"""SiLU as ``x * sigmoid(x)``: both operators have integer kernels; SiLU has none."""
 
 from __future__ import annotations
 
