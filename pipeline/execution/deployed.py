@@ -17,7 +17,7 @@ from pipeline.target import Lowered, Placement, Target
 from pipeline.tasks.prediction import session_predictor
 
 TARGET_OF = {".onnx": "onnx", ".mlpackage": "coreml", ".tflite": "tflite"}
-BATCH = 64
+SAMPLES_AT_ONCE = 64
 
 
 def open_artifact(path: Path) -> tuple[Target, Lowered]:
@@ -50,8 +50,8 @@ def predict(path: Path, inputs: Path, outputs: Path) -> dict[str, Array]:
     run = session_predictor(target.load(lowered, threads=all_cores()))
     count = len(arrays[0])
     parts = [
-        run(tuple(torch.from_numpy(array[start : start + BATCH]) for array in arrays))
-        for start in range(0, count, BATCH)
+        run(tuple(torch.from_numpy(array[start : start + SAMPLES_AT_ONCE]) for array in arrays))
+        for start in range(0, count, SAMPLES_AT_ONCE)
     ]
     joined = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
     results = dict(zip(lowered.outputs, joined, strict=True))

@@ -9,6 +9,7 @@ with the best held-out metric is kept instead.
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from pipeline.tasks.evaluation import evaluate
 from pipeline.training.features import FeatureLoss
 from pipeline.training.loop import StepLoss, best_epoch, fit
 from pipeline.training.losses import distillation_loss
+
+log = logging.getLogger(__name__)
 
 
 def distill(
@@ -104,6 +107,9 @@ def _loss(
 def _record(
     model: Model, student: nn.Module, config: DistillConfig, details: dict[str, Any], duration_s: float
 ) -> StageRecord:
+    log.debug(
+        "kept epoch %d; losses on the features of %s", details["kept_epoch"], details["feature_layers"] or "no layer"
+    )
     return StageRecord(
         stage="distill",
         config=config.model_dump(mode="json"),

@@ -22,7 +22,7 @@ from pipeline.models.capture import example_inputs
 from pipeline.stages.prune import recurrent
 
 Conv = nn.modules.conv._ConvNd
-PRUNABLE = (Conv, nn.Linear, *recurrent.KINDS)
+PRUNABLE = (Conv, nn.Linear, *recurrent.RECURRENT)
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "heads")
 """Attributes by which attention modules call their number of heads (torch, timm, transformers)."""
 

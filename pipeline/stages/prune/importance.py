@@ -53,7 +53,7 @@ def scorer(kind: Importance, module: nn.Module, data: SampleSet | None) -> Score
     def weights(group: Any) -> Tensor | None:
         """Hidden units are judged by their own gates as well, which torch-pruning does not look at."""
         found, root = readers(group), group[0].dep.target.module
-        if not isinstance(root, recurrent.KINDS):
+        if not isinstance(root, recurrent.RECURRENT):
             return found
         own = recurrent.saliency(root, power)
         own = own if normalizer is None else own / own.mean()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 Recurrent = nn.modules.rnn.RNNBase
-KINDS = (nn.LSTM, nn.GRU, nn.RNN)
+RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 
 
 class _OneNode(torch.autograd.Function):
@@ -104,7 +104,7 @@ class HiddenUnits(tp.BasePruningFunc):  # type: ignore[misc]  # torch-pruning is
         return 1
 
 
-PRUNERS = dict.fromkeys(KINDS, HiddenUnits())
+PRUNERS = dict.fromkeys(RECURRENT, HiddenUnits())
 
 
 def saliency(layer: nn.Module, power: int) -> Tensor:

@@ -176,7 +176,7 @@ def recorded(model: Model) -> StageRecord:
         (diverging, "not finite"),
     ],
 )
-def test_runner_refuses_a_result_when_a_stage_breaks_its_contract(project: Project, stage, problem: str) -> None:  # type: ignore[no-untyped-def]
+def test_run_refuses_a_result_when_a_stage_breaks_its_contract(project: Project, stage, problem: str) -> None:  # type: ignore[no-untyped-def]
     model = check(parse_recipe(project.recipe), project.folder).model
     with pytest.raises(StageError, match=problem):
         _checked(stage, model, "test")
