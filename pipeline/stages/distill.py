@@ -107,9 +107,8 @@ def _loss(
 def _record(
     model: Model, student: nn.Module, config: DistillConfig, details: dict[str, Any], duration_s: float
 ) -> StageRecord:
-    log.debug(
-        "kept epoch %d; losses on the features of %s", details["kept_epoch"], details["feature_layers"] or "no layer"
-    )
+    features = details["feature_layers"] or "no layer"
+    log.debug("kept epoch %d, with a loss on the features of %s", details["kept_epoch"], features)
     return StageRecord(
         stage="distill",
         config=config.model_dump(mode="json"),

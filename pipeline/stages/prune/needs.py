@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.core import Model, RecipeError
 from pipeline.recipe import PruneConfig
 from pipeline.stages.contract import Needs, Stage, Supplies
-from pipeline.stages.prune.stage import prune
+from pipeline.stages.prune import prune
 
 
 def needs(config: PruneConfig) -> Needs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.core import Model, RecipeError
 from pipeline.recipe import QuantizeConfig
 from pipeline.stages.contract import Needs, Stage, Supplies
-from pipeline.stages.quantize.stage import quantize
+from pipeline.stages.quantize import quantize
 
 
 def needs(config: QuantizeConfig) -> Needs:

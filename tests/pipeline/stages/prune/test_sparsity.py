@@ -67,7 +67,7 @@ def test_recovery_leaves_every_zero_at_zero_and_moves_the_rest(optimizer: str) -
     [
         ([{"prune": {"sparsity": {"ratio": 0.5}}}, {"distill": {}}], "distill would fill the zeros"),
         ([{"prune": {"sparsity": {"ratio": 0.5, "pattern": [2, 4]}}}], "give either ratio or pattern"),
-        ([{"prune": {"sparsity": {"pattern": [4, 2]}}}], "N must be the smaller"),
+        ([{"prune": {"sparsity": {"pattern": [4, 2]}}}], "N must be smaller than M"),
         ([{"prune": {"macs_ratio": 0.5, "iterations": 3}}], "add recover"),
     ],
     ids=["distilled after", "both", "more than all", "rounds without training"],
