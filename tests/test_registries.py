@@ -129,7 +129,7 @@ def test_every_variant_of_the_recipe_is_one_of_the_target_contract(name: str) ->
 
 def test_every_execution_provider_of_the_recipe_has_its_name_and_device() -> None:
     providers = importlib.import_module("targets.onnx.providers")
-    assert set(get_args(OnnxProvider)) == providers.NAMES.keys() == providers.DEVICES.keys()
+    assert set(get_args(OnnxProvider)) == providers.NAMES.keys() == providers.DEVICE_OF.keys()
 
 
 def settings() -> Iterator[tuple[str, str]]:

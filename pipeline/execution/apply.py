@@ -27,7 +27,7 @@ from pipeline.report.write import write_report
 from pipeline.tasks.evaluation import evaluate
 from pipeline.tasks.prediction import predictor
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = None) -> Report:
@@ -85,7 +85,7 @@ def _apply(
         if supplies.log is not None:
             shutil.copyfile(supplies.log, folder / "training.csv")
 
-    log.debug("stage %s has key %s", step.name, result_key)
+    logger.debug("stage %s has key %s", step.name, result_key)
     folder = _computed_together(store, result_key, compute, lambda: call(model) if needs.trains else None)
     if supplies.log is not None and processes().is_main_process:
         supplies.log.parent.mkdir(parents=True, exist_ok=True)

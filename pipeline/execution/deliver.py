@@ -32,7 +32,7 @@ from pipeline.stages.benchmark import benchmark
 from pipeline.stages.export import export
 from pipeline.target import Exported, Target
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.core.files import sync
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Store:
@@ -35,7 +35,7 @@ class Store:
     def holds(self, key: str) -> bool:
         """Whether the result of that key is finished."""
         found = self.folder_of(key).is_dir()
-        log.debug("%s %s", "hit" if found else "miss", key)
+        logger.debug("%s %s", "hit" if found else "miss", key)
         return found
 
     def entry(self, key: str, compute: Callable[[Path], None]) -> tuple[Path, bool]:
@@ -69,4 +69,4 @@ class Store:
         except OSError:
             if not self.folder_of(key).is_dir():
                 raise
-            log.debug("another process finished %s first", key)
+            logger.debug("another process finished %s first", key)

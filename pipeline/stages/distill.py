@@ -30,7 +30,7 @@ from pipeline.training.features import FeatureLoss
 from pipeline.training.loop import StepLoss, best_epoch, fit
 from pipeline.training.losses import distillation_loss
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def distill(
@@ -108,7 +108,7 @@ def _record(
     model: Model, student: nn.Module, config: DistillConfig, details: dict[str, Any], duration_s: float
 ) -> StageRecord:
     features = details["feature_layers"] or "no layer"
-    log.debug("kept epoch %d, with a loss on the features of %s", details["kept_epoch"], features)
+    logger.debug("kept epoch %d, with a loss on the features of %s", details["kept_epoch"], features)
     return StageRecord(
         stage="distill",
         config=config.model_dump(mode="json"),

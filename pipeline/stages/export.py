@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.core import EdgewrightError, Model
 from pipeline.target import Exported, Lowered, Target, Variant
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def export(model: Model, targets: Sequence[Target], out_dir: Path) -> tuple[Exported, ...]:
@@ -25,7 +25,7 @@ def export(model: Model, targets: Sequence[Target], out_dir: Path) -> tuple[Expo
     """
     exported = tuple(_export_one(model, target, out_dir / target.name) for target in targets)
     for item in exported:
-        log.debug("%s: %s%s", item.target.name, item.status, f", {item.reason}" if item.reason else "")
+        logger.debug("%s: %s%s", item.target.name, item.status, f", {item.reason}" if item.reason else "")
     return exported
 
 

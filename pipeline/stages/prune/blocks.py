@@ -22,7 +22,7 @@ from pipeline.recipe import PruneConfig
 from pipeline.stages.prune.channels import PRUNABLE, is_within, still_runs
 from pipeline.stages.prune.sensitivity import movement
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def remove_blocks(model: Model, config: PruneConfig, data: SampleSet | None) -> 
     damages = block_damages(model.module, found, data)
     removed = list(damages)[: round(config.blocks_ratio * len(found))]
     blocks = [{"block": name, "divergence": moved, "removed": name in removed} for name, moved in damages.items()]
-    log.debug("%d of %d residual blocks removed: %s", len(removed), len(found), ", ".join(removed))
+    logger.debug("%d of %d residual blocks removed: %s", len(removed), len(found), ", ".join(removed))
     return Shortened(without_blocks(model.module, removed), blocks, skipped)
 
 

@@ -20,7 +20,7 @@ from pipeline.stages.prune.sparsity import zeros_stay
 from pipeline.training.loop import EpochLog, fit
 from pipeline.training.losses import distillation_loss
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def recover(
@@ -46,7 +46,7 @@ def recover(
     module.requires_grad_(True)
     finished = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-finished")
     if finished is not None and finished.exists():
-        log.debug("a recovery that was finished earlier is read back")
+        logger.debug("a recovery that was finished earlier is read back")
         return _read(finished, module)
     teacher = copy.deepcopy(model.reference).requires_grad_(False).eval()
     loss = distillation_loss(teacher, temperature=config.recover.temperature, alpha=config.recover.alpha)

@@ -36,7 +36,7 @@ from pipeline.stages.prune.importance import scorer
 from pipeline.stages.prune.limits import CostLimit
 from pipeline.stages.prune.sensitivity import Curve, damages, sensitivity
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _measured: dict[str, list[Curve]] = {}
 """Sensitivities that this process has measured: a search asks for the same ones under many budgets."""
@@ -100,16 +100,16 @@ def _unreachable(least: nn.Module, limits: tuple[CostLimit, ...], skipped: tuple
 
 
 def _log_selection(order: list[Step], count: int, skipped: tuple[SkippedLayer, ...]) -> None:
-    if not log.isEnabledFor(logging.DEBUG):
+    if not logger.isEnabledFor(logging.DEBUG):
         return
-    log.debug("%d of %d steps are enough", count, len(order))
+    logger.debug("%d of %d steps are enough", count, len(order))
     layers = dict.fromkeys(_layer(step) for step in order)
     for layer in layers:
         removed = sum(step.units for step in order[:count] if _layer(step) == layer)
         (group,) = {id(step.group): step.group for step in order if _layer(step) == layer}.values()
-        log.debug("%s: %d of %d %s removed", layer, removed, len(group.units), group.kind)
+        logger.debug("%s: %d of %d %s removed", layer, removed, len(group.units), group.kind)
     for entry in skipped:
-        log.debug("%s left as it is: %s", entry.layer, entry.reason)
+        logger.debug("%s left as it is: %s", entry.layer, entry.reason)
 
 
 def _removable(
@@ -154,7 +154,7 @@ def _sensitivity(
             (step.group.layer, step.channels) for group in groups for step in steps_of(group, config.max_layer_ratio)
         ],
     )
-    log.debug("sensitivities %s", "known" if key in _measured else "measured")
+    logger.debug("sensitivities %s", "known" if key in _measured else "measured")
     if key not in _measured:
         _measured[key] = sensitivity(model.module, model.inputs, groups, config.max_layer_ratio, data, kept_share)
     return _measured[key]

@@ -15,7 +15,7 @@ from pipeline.core import SkippedLayer
 from pipeline.recipe import Sparsity
 from pipeline.stages.prune.channels import PRUNABLE, is_within
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 NOTE = (
     "zeros are stored and multiplied like any other weight: the files that this pipeline writes for onnxruntime, "
@@ -43,7 +43,7 @@ def sparsify(
             else:
                 weight.mul_(_kept(weight, config))
     for entry in skipped:
-        log.debug("%s keeps all its weights: %s", entry.layer, entry.reason)
+        logger.debug("%s keeps all its weights: %s", entry.layer, entry.reason)
     return module, tuple(skipped)
 
 

@@ -32,7 +32,7 @@ from pipeline.stages.prune.widths import head_counts, layer_widths
 from pipeline.target import Target
 from pipeline.training.loop import EpochLog
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def prune(
@@ -113,7 +113,7 @@ class _Pruned:
 
     def note_round(self, model: Model, limits: tuple[CostLimit, ...], logs: list[EpochLog]) -> None:
         macs, parameters = count_macs(self.module, model.inputs), count_parameters(self.module)
-        log.debug("round %d: %d MACs and %d parameters left", len(self.rounds) + 1, macs, parameters)
+        logger.debug("round %d: %d MACs and %d parameters left", len(self.rounds) + 1, macs, parameters)
         self.rounds.append(
             {
                 "budgets": {limit.name: limit.share for limit in limits},

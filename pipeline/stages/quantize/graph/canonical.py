@@ -25,7 +25,7 @@ from pipeline.stages.quantize.graph.forms.reciprocals import multiply_by_recipro
 from pipeline.stages.quantize.graph.forms.silu import silu
 from pipeline.stages.quantize.graph.nodes import give_keys
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Rewrite = Callable[[GraphModule], int]
 """Edits a graph in place so that it computes the same; returns how many places it changed."""
@@ -51,7 +51,7 @@ def canonical_graph(model: Model, program: ExportedProgram | None = None) -> Gra
     program = program or capture(model.module, model.inputs)
     graph: GraphModule = program.run_decompositions(decompositions()).module(check_guards=False)
     for rewrite in REWRITES:
-        log.debug("%s: %d places", rewrite.__name__, rewrite(graph))
+        logger.debug("%s: %d places", rewrite.__name__, rewrite(graph))
     graph.graph.eliminate_dead_code()
     graph.recompile()
     give_keys(graph)

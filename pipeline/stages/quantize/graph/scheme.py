@@ -18,7 +18,7 @@ from pipeline.core import SkippedLayer
 from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, RULE_OF, SPLITS, aten, kind_of, rule_of
 from pipeline.stages.quantize.graph.nodes import is_float_tensor, key_of, layer_name
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
@@ -68,7 +68,7 @@ def scheme_of(graph: GraphModule, skip: tuple[str, ...] = ()) -> Scheme:
     members = sorted(anchored | groups.members, key=order.__getitem__)
     roots = {value: root for value in members if (root := groups.root(value)) in used}
     quantized = [node for node in candidates if node in roots or node in inner]
-    log.debug("%d of %d operators run as integers; in float: %s", len(quantized), len(order), skipped)
+    logger.debug("%d of %d operators run as integers; in float: %s", len(quantized), len(order), skipped)
     return Scheme(
         quantized=tuple(key_of(node) for node in quantized),
         weighted=tuple(key_of(node) for node in quantized if kind_of(node) == "weighted"),

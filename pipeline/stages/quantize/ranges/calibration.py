@@ -22,7 +22,7 @@ from pipeline.stages.quantize.ranges.output_error import OutputError, output_err
 from pipeline.stages.quantize.ranges.readers import reader
 from pipeline.stages.quantize.ranges.statistics import Statistics, merge
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BATCH = 128
 """Samples that are run at once where whole activations are compared."""
@@ -101,7 +101,9 @@ def calibrate(
         errors = output_errors(graph, ends, data, batch_size=fitting_batch(graph, batch_size))
     size = fitting_batch(graph, BATCH, 8 * CACHED_ELEMENTS)
     (batch,) = data.take(size).batches(size)
-    log.debug("%d samples: statistics of %d values, output errors of %d", len(data), len(run.statistics), len(errors))
+    logger.debug(
+        "%d samples: statistics of %d values, output errors of %d", len(data), len(run.statistics), len(errors)
+    )
     return Calibration(graph, scheme, run.statistics, errors, means, batch.inputs)
 
 

@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 from pipeline.stages.quantize.scales.products import round_alike, self_products_of
 from pipeline.stages.quantize.scales.sums import avoid_ties, sums_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def settle_scales(prepared: GraphModule) -> None:
@@ -21,4 +21,4 @@ def settle_scales(prepared: GraphModule) -> None:
     growth = avoid_ties(sums)
     for product in products:
         round_alike(product, growth.get(product.result))
-    log.debug("settled the scales of %d additions and %d products", len(sums), len(products))
+    logger.debug("settled the scales of %d additions and %d products", len(sums), len(products))
