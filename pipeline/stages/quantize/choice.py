@@ -58,8 +58,9 @@ def choose(simulations: Simulations, judge: Judge, config: QuantizeConfig, data:
     if config.sensitivity or (config.mixed_precision and not found.chosen.within_budget):
         plain = build(found.config.but(bias_correction="none", adaround=False))
         ranking = sensitivities(plain, judge.on(config.sensitivity_samples))
-    if config.mixed_precision and not found.chosen.within_budget:
-        found = better(found, run(fewer_float_layers(found.config, ranking), stop_when_met=True))
+    sparing = fewer_float_layers(found.config, ranking)
+    if config.mixed_precision and not found.chosen.within_budget and sparing:
+        found = better(found, run(sparing, stop_when_met=True))
     return Choice(build(found.config), found, ranking)
 
 

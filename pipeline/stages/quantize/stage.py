@@ -18,7 +18,7 @@ from pipeline.models.capture import count_macs, count_parameters
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import qat
 from pipeline.stages.quantize.choice import Choice, choose
-from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.graph.canonical import SAMPLES, canonical_graph
 from pipeline.stages.quantize.graph.cost import integer_share
 from pipeline.stages.quantize.improve.batch_norms import reestimated
 from pipeline.stages.quantize.judge import Judge
@@ -65,7 +65,7 @@ def quantize(
     module = model.module
     if config.batch_norm:
         module, details["batch_norm"] = _with_settled_batch_norms(model, config, data, held_out, budget)
-    graph = canonical_graph(replace(model, module=module))
+    graph = canonical_graph(replace(model, module=module), inputs=next(data.batches(SAMPLES)).inputs)
 
     # Calibrate: one pass over the samples collects what every range method reads.
     calibration = calibrate(graph, data, batch_size=config.batch_size, methods=config.observers)

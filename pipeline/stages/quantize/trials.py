@@ -7,6 +7,7 @@ monitor holds the baseline, keeps the results and says when the budget is met.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ def search(
     tolerable_loss = max_drop / baseline if baseline > 0 else 1.0  # neural-compressor's loss is relative
     tuning = TuningConfig(config_set=list(configs), tolerable_loss=tolerable_loss, max_trials=len(configs))
     loader, _, monitor = init_tuning(tuning)
-    monitor.set_baseline(baseline)
+    monitor.set_baseline(max(baseline, sys.float_info.min))  # it divides by the baseline
     best: tuple[CalibrationConfig, Trial] | None = None
     trials: list[Trial] = []
     for index, config in enumerate(loader, start=1):

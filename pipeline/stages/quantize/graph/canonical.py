@@ -1,26 +1,37 @@
-"""The canonical graph: compound operators are decomposed into operators that have integer kernels.
+"""The canonical graph: compound operators taken apart until integer kernels exist for what is left.
 
-Each form computes the same function as what it replaces. All of this happens before quantization, because every
-intermediate value that an integer kernel rounds needs a range.
+Each form computes the same function as what it replaces, and proves it: after every step the graph is compared with
+the module on real samples. A step that changed the function is undone, and said. All of this happens before
+quantization, because a range has to be taken of every intermediate that an integer kernel will round.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from pipeline.core import Model
-from pipeline.models.capture import capture
+from pipeline.core import Model, StageError
+from pipeline.models.capture import capture, example_inputs, fixed_batch_size
 from pipeline.stages.quantize.graph.capabilities import aten
+from pipeline.stages.quantize.graph.equality import difference_db
 from pipeline.stages.quantize.graph.forms.attention import attention
-from pipeline.stages.quantize.graph.forms.batch_norms import batch_norms_to_convolutions, fold_batch_norms
+from pipeline.stages.quantize.graph.forms.batch_norms import batch_norms_to_operators
 from pipeline.stages.quantize.graph.forms.biases import numbers_to_biases
+from pipeline.stages.quantize.graph.forms.cells import gru_cell, lstm_cell, rnn_cell
+from pipeline.stages.quantize.graph.forms.constants import compute_constants
 from pipeline.stages.quantize.graph.forms.hardsigmoid import hardsigmoid
+from pipeline.stages.quantize.graph.forms.identities import remove_identities
+from pipeline.stages.quantize.graph.forms.masks import masks_to_choices
+from pipeline.stages.quantize.graph.forms.padding import number_paddings, pads_to_convolutions
 from pipeline.stages.quantize.graph.forms.reciprocals import multiply_by_reciprocals
 from pipeline.stages.quantize.graph.forms.silu import silu
 from pipeline.stages.quantize.graph.nodes import give_keys
@@ -31,27 +42,38 @@ Rewrite = Callable[[GraphModule], int]
 """Edits a graph in place so that it computes the same; returns how many places it changed."""
 
 REWRITES: tuple[Rewrite, ...] = (
+    compute_constants,
+    remove_identities,
     multiply_by_reciprocals,
-    batch_norms_to_convolutions,
-    fold_batch_norms,
+    number_paddings,
+    pads_to_convolutions,
+    batch_norms_to_operators,
     numbers_to_biases,
 )
-"""In the order in which they run: batch norms that cannot fold become convolutions before the others are folded."""
+"""In the order in which they run, behind the masks: constants first, since a weight that was computed can then fold."""
+
+SAMPLES = 4
+"""Samples on which a step is checked."""
 
 
-def canonical_graph(model: Model, program: ExportedProgram | None = None) -> GraphModule:
+def canonical_graph(
+    model: Model, program: ExportedProgram | None = None, *, inputs: tuple[Tensor, ...] | None = None
+) -> GraphModule:
     """The module as a functional ATen graph without batch norms, recurrent cells, attention, SiLU or hardsigmoid.
 
     Args:
-        program: The module as captured by the caller, if more than the batch must stay dynamic.
+        program: The module as captured by the caller, where more than the batch is to stay dynamic.
+        inputs: Real samples ``(N, …)`` on which every step is checked; seeded ones where they are left out.
 
     Raises:
-        StageError: torch.export cannot trace the module.
+        StageError: torch.export cannot trace the module, or the graph is another function than the module.
     """
     program = program or capture(model.module, model.inputs)
-    graph: GraphModule = program.run_decompositions(decompositions()).module(check_guards=False)
-    for rewrite in REWRITES:
-        logger.debug("%s: %d places", rewrite.__name__, rewrite(graph))
+    samples = _few(inputs or example_inputs(model.inputs, SAMPLES), program)
+    graph = _decomposed(program, model, samples)
+    masks: Rewrite = partial(masks_to_choices, samples=samples)
+    for rewrite in (masks, *REWRITES):
+        graph = _checked(rewrite, graph, samples)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     give_keys(graph)
@@ -59,10 +81,58 @@ def canonical_graph(model: Model, program: ExportedProgram | None = None) -> Gra
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """How compound ATen operators are decomposed; LSTM and GRU are unrolled over time."""
+    """How compound ATen operators are taken apart; recurrent layers are unrolled over time."""
     return {
-        **get_decompositions([aten.lstm.input, aten.gru.input]),
+        **get_decompositions([aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input]),
+        aten.lstm_cell.default: lstm_cell,
+        aten.gru_cell.default: gru_cell,
+        aten.rnn_tanh_cell.default: rnn_cell(torch.tanh),
+        aten.rnn_relu_cell.default: rnn_cell(torch.relu),
         aten.silu.default: silu,
         aten.hardsigmoid.default: hardsigmoid,
         aten.scaled_dot_product_attention.default: attention,
     }
+
+
+def _few(inputs: tuple[Tensor, ...], program: ExportedProgram) -> tuple[Tensor, ...]:
+    """As many samples as a check needs, or the one batch size that the program takes."""
+    size = fixed_batch_size(program) or SAMPLES
+    return tuple(value[:size] for value in inputs)
+
+
+def _decomposed(program: ExportedProgram, model: Model, samples: tuple[Tensor, ...]) -> GraphModule:
+    """The program with compound operators taken apart; those whose parts are another function stay whole."""
+    ways = decompositions()
+    graph: GraphModule = program.run_decompositions(ways).module(check_guards=False)
+    if difference_db(model.module, graph, samples) is None:
+        return graph
+    for operator in list(ways):
+        fewer = {each: way for each, way in ways.items() if each is not operator}
+        graph = program.run_decompositions(fewer).module(check_guards=False)
+        if difference_db(model.module, graph, samples) is None:
+            logger.warning("%s is not taken apart: its parts compute something else here", operator)
+            return graph
+    raise StageError(
+        "its graph, as torch.export captures it, computes something else than the module on the same samples",
+        where=type(model.module).__name__,
+        fix="make forward a function of its inputs: no random numbers, no state, no sizes taken from an example",
+    )
+
+
+def _checked(rewrite: Rewrite, graph: GraphModule, samples: tuple[Tensor, ...]) -> GraphModule:
+    """The graph after a rewrite, or as it was where the rewrite changed its function."""
+    before = copy.deepcopy(graph)
+    count = rewrite(graph)
+    graph.recompile()
+    logger.debug("%s: %d places", _name(rewrite), count)
+    if count == 0:
+        return graph
+    found = difference_db(before, graph, samples)
+    if found is None:
+        return graph
+    logger.warning("%s is undone: it changed the network's outputs (%.1f dB)", _name(rewrite), found)
+    return before
+
+
+def _name(rewrite: Rewrite) -> str:
+    return str(getattr(rewrite, "func", rewrite).__name__)

@@ -105,6 +105,20 @@ WEIGHTED = tuple(each for rule in RULES if rule.kind == "weighted" for each in r
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
 """Operators that return several tensors; ``getitem`` selects one of them, and only moves it."""
 
+CARRIES = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.expand.default,
+    aten.clone.default,
+    aten.dropout.default,
+)
+"""Operators that pass on every value of one tensor as it is."""
+
 CREATES = (aten.zeros.default, aten.ones.default, aten.full.default)
 """Operators that make constants: quantized where an integer operator reads them."""
 

@@ -11,6 +11,7 @@ import logging
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch.fx import GraphModule, Node
 
@@ -19,6 +20,13 @@ from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, RULE_OF,
 from pipeline.stages.quantize.graph.nodes import is_float_tensor, key_of, layer_name
 
 logger = logging.getLogger(__name__)
+
+CRAMPED = 2.0
+"""How much wider a joined range is than a tensor's own where its other readers keep the tensor's own grid."""
+INCOMPATIBLE = 16.0
+"""How much wider one of several joined tensors is than another where the model's output stays in float: four of eight
+bits would be lost."""
+NO_SPANS: Mapping[str, float] = MappingProxyType({})
 
 PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
@@ -42,13 +50,15 @@ class Scheme:
     skipped: tuple[SkippedLayer, ...]
 
 
-def scheme_of(graph: GraphModule, skip: tuple[str, ...] = ()) -> Scheme:
+def scheme_of(graph: GraphModule, skip: tuple[str, ...] = (), spans: Mapping[str, float] = NO_SPANS) -> Scheme:
     """Decide the scheme of a canonical graph.
 
     Args:
         skip: Names of modules to leave in float, with everything inside them.
+        spans: How wide the values are that calibration saw, by the nodes' keys: operators that join several tensors
+            are treated by them, see `CRAMPED` and `INCOMPATIBLE`.
     """
-    candidates, skipped = _candidates(graph, skip)
+    candidates, skipped = _candidates(graph, skip, spans)
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
     inner = _fused_producers(candidates)
     groups, anchored, requantized = _Groups(order), set[Node](), []
@@ -59,7 +69,7 @@ def scheme_of(graph: GraphModule, skip: tuple[str, ...] = ()) -> Scheme:
             continue
         groups.add(node)
         for value in values:
-            if len(values) > 1 and has_fixed_parameters(groups.root(value)):
+            if len(values) > 1 and (has_fixed_parameters(groups.root(value)) or _is_cramped(value, values, spans)):
                 requantized.append((value, node))
             else:
                 groups.join(value, node)
@@ -93,13 +103,15 @@ def has_fixed_parameters(value: Node) -> bool:
     return kind_of(value) == "fixed"
 
 
-def _candidates(graph: GraphModule, skip: tuple[str, ...]) -> tuple[list[Node], tuple[SkippedLayer, ...]]:
+def _candidates(
+    graph: GraphModule, skip: tuple[str, ...], spans: Mapping[str, float]
+) -> tuple[list[Node], tuple[SkippedLayer, ...]]:
     """The operators that can run as integers, and why the others cannot."""
     candidates, left_in_float, skipped = [], set[Node](), []
     for node in graph.graph.nodes:
         if node.op != "call_function" or not is_float_tensor(node) or node.target in CREATES:
             continue
-        reason = _why_float(node, skip)
+        reason = _why_float(node, skip, spans)
         if reason is not None:
             left_in_float.add(node)
             skipped.append(SkippedLayer(layer=layer_name(node), reason=reason))
@@ -110,7 +122,7 @@ def _candidates(graph: GraphModule, skip: tuple[str, ...]) -> tuple[list[Node], 
     return candidates, tuple(dict.fromkeys(skipped))
 
 
-def _why_float(node: Node, skip: tuple[str, ...]) -> str | None:
+def _why_float(node: Node, skip: tuple[str, ...], spans: Mapping[str, float]) -> str | None:
     """Why an operator cannot run as integers; None where it can."""
     layer = layer_name(node)
     if any(layer == name or layer.startswith(f"{name}.") for name in skip):
@@ -123,7 +135,34 @@ def _why_float(node: Node, skip: tuple[str, ...]) -> str | None:
         return "pads with a value other than zero"
     if rule_of(node).kind == "weighted" and node.all_input_nodes[1].op != "get_attr":
         return "its weight is computed"
+    if rule_of(node).kind == "moves" and not _is_read_by_kernels(node):
+        wide = [span for value in activations(node) if (span := _span_of(value, spans)) > 0]
+        if len(wide) > 1 and max(wide) > INCOMPATIBLE * min(wide):
+            return (
+                f"joins tensors whose ranges differ {max(wide) / min(wide):.0f}-fold: one grid would lose the smaller"
+            )
     return None
+
+
+def _is_read_by_kernels(node: Node) -> bool:
+    """Whether an operator that computes reads a tensor, past operators that only move it: it rounds it in any case."""
+    return any(
+        kind_of(user) not in (None, "moves") or (kind_of(user) == "moves" and _is_read_by_kernels(user))
+        for user in node.users
+    )
+
+
+def _is_cramped(value: Node, joined: list[Node], spans: Mapping[str, float]) -> bool:
+    """Whether a tensor that others read too would be much coarser on the grid of what it is joined with."""
+    own, widest = _span_of(value, spans), max(_span_of(each, spans) for each in joined)
+    return len(value.users) > 1 and 0 < own * CRAMPED <= widest
+
+
+def _span_of(value: Node, spans: Mapping[str, float]) -> float:
+    """How wide a tensor is, or what it was moved from; 0 where calibration did not look."""
+    while key_of(value) not in spans and kind_of(value) == "moves" and len(activations(value)) == 1:
+        (value,) = activations(value)
+    return spans.get(key_of(value), 0.0)
 
 
 def _is_masked_score(value: Node, reader: Node) -> bool:

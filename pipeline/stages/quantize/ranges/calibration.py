@@ -16,7 +16,7 @@ from pipeline.core import StageError
 from pipeline.data.samples import SampleSet
 from pipeline.stages.quantize.graph.capabilities import kind_of
 from pipeline.stages.quantize.graph.nodes import by_key, channel_axis, is_float_tensor, key_of, layer_name
-from pipeline.stages.quantize.graph.scheme import Scheme, scheme_of
+from pipeline.stages.quantize.graph.scheme import Scheme, activations, scheme_of
 from pipeline.stages.quantize.ranges.methods import METHODS, Evidence, Function, Range
 from pipeline.stages.quantize.ranges.output_error import OutputError, output_errors
 from pipeline.stages.quantize.ranges.readers import reader
@@ -39,6 +39,7 @@ class Calibration:
     Attributes:
         graph: The float graph; programs are made from copies of it.
         scheme: What runs as integers if no layer is left in float on purpose.
+        spans: How wide the values are, by the node's key; schemes with more layers in float are made with them.
         statistics: Of every value that needs its own range, by the node's key.
         errors: What candidate ranges of those values cost the outputs, if a method needs that.
         means: Mean over the samples of the input of each weighted operator, ``(1, …)``, by the operator's key.
@@ -47,6 +48,7 @@ class Calibration:
 
     graph: GraphModule
     scheme: Scheme
+    spans: dict[str, float]
     statistics: dict[str, Statistics]
     errors: dict[str, OutputError]
     means: dict[str, Tensor]
@@ -61,10 +63,25 @@ class Calibration:
 
     def _evidence(self, values: tuple[str, ...]) -> Evidence:
         return Evidence(
-            merge(self.statistics[value] for value in values if value in self.statistics),
+            merge(self.statistics[key] for key in self._seen(values)),
             tuple(self.errors[value] for value in values if value in self.errors),
             self._readers.get(values[0]) if len(values) == 1 else None,
         )
+
+    def _seen(self, values: tuple[str, ...]) -> list[str]:
+        """Those of some values that were watched; values that only move others have theirs."""
+        seen: dict[str, None] = {}
+        for value in values:
+            node = self._nodes[value]
+            while key_of(node) not in self.statistics and kind_of(node) == "moves":
+                node = activations(node)[0]
+            if key_of(node) in self.statistics:
+                seen[key_of(node)] = None
+        return list(seen)
+
+    @cached_property
+    def _nodes(self) -> dict[str, Node]:
+        return by_key(self.graph)
 
     @property
     def few_inputs(self) -> tuple[Tensor, ...]:
@@ -89,11 +106,12 @@ def calibrate(
         DataError: A sample holds NaN or infinity.
         StageError: An operator's result does.
     """
-    scheme = scheme_of(graph)
-    run = _Watching(graph, scheme, methods)
+    run = _Watching(graph, scheme_of(graph), methods)
     with torch.no_grad():
         for batch in data.batches(fitting_batch(graph, batch_size)):
             run.run(*batch.inputs)
+    spans = {key: each.high - each.low for key, each in run.statistics.items()}
+    scheme = scheme_of(graph, spans=spans)
     means = {key: total / run.rows[key] for key, total in run.totals.items()}
     errors: dict[str, OutputError] = {}
     if any(METHODS[method].gradients for method in methods):
@@ -101,10 +119,8 @@ def calibrate(
         errors = output_errors(graph, ends, data, batch_size=fitting_batch(graph, batch_size))
     size = fitting_batch(graph, BATCH, 8 * CACHED_ELEMENTS)
     (batch,) = data.take(size).batches(size)
-    logger.debug(
-        "%d samples: statistics of %d values, output errors of %d", len(data), len(run.statistics), len(errors)
-    )
-    return Calibration(graph, scheme, run.statistics, errors, means, batch.inputs)
+    logger.debug("%d samples: %d statistics, %d output errors", len(data), len(run.statistics), len(errors))
+    return Calibration(graph, scheme, spans, run.statistics, errors, means, batch.inputs)
 
 
 def fitting_batch(graph: GraphModule, limit: int, elements: int = CACHED_ELEMENTS) -> int:
@@ -133,7 +149,9 @@ class _Watching(Interpreter):
         self._methods = methods
         self._weighted = frozenset(scheme.weighted)
         nodes, requantizing = by_key(graph), {consumer for _, consumer in scheme.requantized}
-        # An operator that only moves values has their range, unless it reads them with other parameters.
+        joining = [key for key, node in nodes.items() if kind_of(node) == "moves" and len(activations(node)) > 1]
+        requantizing.update(joining)
+        # An operator that only moves values has their range, unless it may read them with other parameters.
         self._watched = {
             value
             for value, root in scheme.roots.items()

@@ -24,17 +24,20 @@ def attention(
 ) -> Any:
     """``softmax(q s @ k^T) @ v``; the query, the smaller operand, is scaled. Shared heads are left alone.
 
-    A masked score becomes `MASKED`; the offsets of an additive mask are added where they are finite.
+    A masked score becomes `MASKED`; the offsets of an additive mask are added where they are finite. A query that may
+    look at nothing gives zeros, as torch's does.
     """
     if enable_gqa or dropout_p > 0:
         return NotImplemented
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = (query * factor) @ key.transpose(-2, -1)
     if is_causal:
-        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None and attn_mask.dtype != torch.bool:
-        offsets, attn_mask = attn_mask, attn_mask > MASKED
-        scores = scores + torch.where(attn_mask, offsets, 0.0)
-    if attn_mask is not None:
-        scores = torch.where(attn_mask, scores, MASKED)
-    return torch.softmax(scores, -1) @ value
+        causal = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        return torch.softmax(torch.where(causal, scores, MASKED), -1) @ value
+    if attn_mask is None:
+        return torch.softmax(scores, -1) @ value
+    visible = attn_mask if attn_mask.dtype == torch.bool else attn_mask > MASKED
+    if attn_mask.dtype != torch.bool:
+        scores = scores + torch.where(visible, attn_mask, 0.0)
+    looking = visible.any(-1, keepdim=True).to(query.dtype)
+    return (torch.softmax(torch.where(visible, scores, MASKED), -1) @ value) * looking

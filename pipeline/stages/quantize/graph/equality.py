@@ -1,0 +1,66 @@
+"""Equality: whether two graphs compute the same function, on real samples.
+
+A rewrite that keeps the function may still round in another order, so float32 agrees to some 120 dB and not to the bit.
+Where a deep or badly scaled network has more rounding noise than that, float64 tells rounding from a mistake.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.tasks.prediction import predictor
+
+FLOAT32_DB, FLOAT64_DB = 100.0, 140.0
+"""SQNR of every output from which two functions count as the same, in either precision."""
+
+
+def least_sqnr_db(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The SQNR of the output that differs most, in dB: infinite where all are equal, minus infinity in shape or count.
+
+    Values that are equal, infinities among them, and NaNs at the same place are no difference.
+    """
+    if [value.shape for value in expected] != [value.shape for value in found]:
+        return -float("inf")
+    return min((_sqnr_db(one, other) for one, other in zip(expected, found, strict=True)), default=float("inf"))
+
+
+def _sqnr_db(expected: Tensor, found: Tensor) -> float:
+    one, other = expected.double(), found.double()
+    differs = ~((one == other) | (one.isnan() & other.isnan()))
+    if not differs.any():
+        return float("inf")
+    noise = (one - other)[differs].square().sum()
+    if not torch.isfinite(noise):
+        return -float("inf")
+    signal = one[torch.isfinite(one)].square().sum()
+    return float(10 * torch.log10(signal / noise)) if signal > 0 else -float("inf")
+
+
+def difference_db(original: nn.Module, rewritten: nn.Module, inputs: tuple[Tensor, ...]) -> float | None:
+    """By how many dB of SQNR a rewritten module differs from the original; None where it is the same function.
+
+    Args:
+        inputs: Real samples ``(N, …)``.
+    """
+    expected = predictor(original)(inputs)
+    found = predictor(rewritten)(inputs)
+    in_float32 = least_sqnr_db(expected, found)
+    if in_float32 >= FLOAT32_DB:
+        return None
+    wide = [_in_float64(module, inputs) for module in (original, rewritten)]
+    if wide[0] is not None and wide[1] is not None and least_sqnr_db(wide[0], wide[1]) >= FLOAT64_DB:
+        return None
+    return in_float32
+
+
+def _in_float64(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """A module's outputs in float64; None where its own code holds on to float32."""
+    try:
+        wide = copy.deepcopy(module).double()
+        return predictor(wide)(tuple(each.double() if each.is_floating_point() else each for each in inputs))
+    except (RuntimeError, TypeError):  # torch refuses to mix the two precisions
+        return None
