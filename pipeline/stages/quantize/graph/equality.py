@@ -51,10 +51,11 @@ def difference_db(original: nn.Module, rewritten: nn.Module, inputs: tuple[Tenso
     in_float32 = least_sqnr_db(expected, found)
     if in_float32 >= FLOAT32_DB:
         return None
-    wide = [_in_float64(module, inputs) for module in (original, rewritten)]
-    if wide[0] is not None and wide[1] is not None and least_sqnr_db(wide[0], wide[1]) >= FLOAT64_DB:
-        return None
-    return in_float32
+    exact, tested = (_in_float64(module, inputs) for module in (original, rewritten))
+    if exact is None or tested is None:
+        return in_float32
+    in_float64 = least_sqnr_db(exact, tested)
+    return None if in_float64 >= FLOAT64_DB else in_float64
 
 
 def _in_float64(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

@@ -43,7 +43,8 @@ def number_paddings(graph: GraphModule) -> int:
             with graph.graph.inserting_before(node):
                 padded = graph.graph.call_function(aten.constant_pad_nd.default, (source, widths, 0.0))
             value = source.meta["val"]
-            padded.meta = {**node.meta, "val": aten.constant_pad_nd.default(value, widths, 0.0)}
+            larger = [size + extra for size, extra in zip(value.shape[2:], beyond, strict=True)]
+            padded.meta = {**node.meta, "val": value.new_empty([*value.shape[:2], *larger])}
             source = padded
         stride = _per_axis(argument(node, 3, 1), spatial)
         node.target = NAMED[node.target]

@@ -1,0 +1,72 @@
+"""Equality of functions: rounding is none, a wrong constant is one, and a rewrite that breaks a graph is undone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from pipeline import EdgewrightError, TensorSpec, from_module
+from pipeline.stages.quantize.graph import canonical
+from pipeline.stages.quantize.graph.equality import difference_db, least_sqnr_db
+
+
+def test_least_sqnr_is_that_of_the_worst_output() -> None:
+    good, bad = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.5])
+    assert least_sqnr_db([good, good], [good, bad]) == pytest.approx(20.0)
+
+
+def test_infinities_and_nan_are_no_difference_at_the_same_place() -> None:
+    value = torch.tensor([1.0, math.inf, math.nan])
+    assert least_sqnr_db([value], [value.clone()]) == math.inf
+    assert least_sqnr_db([value], [torch.tensor([1.0, 2.0, math.nan])]) == -math.inf
+
+
+def test_outputs_of_other_shapes_are_another_function() -> None:
+    assert least_sqnr_db([torch.zeros(2)], [torch.zeros(2, 1)]) == -math.inf
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.factor + 1e6) - 1e6
+
+
+def test_rounding_is_told_from_a_mistake_in_float64() -> None:
+    class Reordered(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.factor
+
+    x = torch.randn(4, 100)
+    assert least_sqnr_db([Scaled(3.0)(x)], [Reordered(3.0)(x)]) < 100  # float32 alone cannot tell
+    assert difference_db(Scaled(3.0), Reordered(3.0), (x,)) is None
+    assert difference_db(Scaled(3.0), Reordered(3.001), (x,)) == pytest.approx(69.5, abs=1.0)
+
+
+def test_a_rewrite_that_changes_the_function_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(graph: GraphModule) -> int:
+        for node in graph.graph.nodes:
+            if node.target == torch.ops.aten.relu.default:
+                node.target = torch.ops.aten.tanh.default
+        return 1
+
+    monkeypatch.setattr(canonical, "REWRITES", (*canonical.REWRITES, breaks))
+    module = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
+    graph = canonical.canonical_graph(from_module(module, [TensorSpec(name="x", shape=(4,))]))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(graph(x), module(x))
+
+
+def test_a_module_that_its_graph_does_not_follow_is_refused() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+    with pytest.raises(EdgewrightError, match="computes something else than the module"):
+        canonical.canonical_graph(from_module(Noisy(), [TensorSpec(name="x", shape=(4,))]))
