@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.core import Model, StageError, StageRecord
 from pipeline.execution.deliver import Start, deliver
@@ -17,7 +17,7 @@ from pipeline.execution.prepare import Prepared, check
 from pipeline.execution.processes import decided_by_the_first, processes, wait_for_the_first
 from pipeline.execution.stages import STAGES
 from pipeline.execution.store import Store
-from pipeline.models.capture import capture, example_inputs
+from pipeline.models.capture import capture
 from pipeline.models.digest import weights_sha256
 from pipeline.models.structure import restore_module, save_module
 from pipeline.progress import announced, console
@@ -81,7 +81,7 @@ def _apply(
         return stage.apply(before, step.config, supplies)
 
     def compute(folder: Path) -> None:
-        _write(_checked(call, model, step.name), prepared, folder)
+        _write(_checked(call, model, step.name, next(prepared.evaluation.batches(1)).inputs), prepared, folder)
         if supplies.log is not None:
             shutil.copyfile(supplies.log, folder / "training.csv")
 
@@ -127,15 +127,17 @@ def _read(model: Model, shape: nn.Module, folder: Path) -> Model:
     return model.after(restore_module(shape, folder / "module.safetensors"), record)
 
 
-def _checked(call: Callable[[Model], Model], model: Model, stage: str) -> Model:
+def _checked(call: Callable[[Model], Model], model: Model, stage: str, inputs: tuple[Tensor, ...]) -> Model:
     """Run a stage and hold it to its contract.
+
+    Args:
+        inputs: A real sample ``(1, …)``: what a model gives for zeros may mean nothing.
 
     Raises:
         StageError: It changed its input, its interface, or its record-keeping, or its outputs are not finite.
     """
     before = weights_sha256(model.module)
     result = call(model)
-    inputs = example_inputs(model.inputs)
     expected, outputs = predictor(model.reference)(inputs), predictor(result.module)(inputs)
     broken = {
         "it changed its input": weights_sha256(model.module) != before,

@@ -14,7 +14,7 @@ from pipeline.data.open import open_samples
 from pipeline.data.samples import SampleSet
 from pipeline.execution.processes import processes
 from pipeline.execution.stages import STAGES
-from pipeline.models.capture import example_inputs
+from pipeline.models.function import require_function
 from pipeline.models.load import load
 from pipeline.recipe import Recipe
 from pipeline.stages.contract import Needs, Supplies
@@ -23,6 +23,8 @@ from pipeline.tasks.classification import classifies
 from pipeline.tasks.prediction import predictor
 
 HELD_OUT = 2_000
+FUNCTION_SAMPLES = 4
+"""Real samples on which the model has to be a function of each sample."""
 """Samples that stages choose by, at most."""
 
 
@@ -68,7 +70,9 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     needs = [STAGES[step.name].needs(step.config) for step in recipe.stages]
     _check_needs(recipe, needs)
     sets = _open_sets(recipe, model, root)
-    outputs = predictor(model.module)(example_inputs(model.inputs))
+    samples = next(sets["evaluation"].batches(FUNCTION_SAMPLES)).inputs
+    require_function(model.module, samples)
+    outputs = predictor(model.module)(tuple(value[:1] for value in samples))
     _check_labels(sets, outputs)
     _check_budget(recipe, outputs, sets["evaluation"])
     found = tuple(targets.get(step.name, step.config) for step in recipe.targets)

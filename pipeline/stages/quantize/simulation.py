@@ -92,7 +92,7 @@ class Simulation:
         for key in self._scheme.weighted:
             weight = self._float_nodes[key].all_input_nodes[1]
             value = rounded.get(key, tensor_of(self._calibration.graph, weight))
-            set_tensor(self.graph, weight, value)
+            set_tensor(self.graph, weight, value.clone())  # training changes them; the calibration's stay
 
     def _set_biases(self, bias_correction: BiasCorrection) -> None:
         """Restore the float graph's biases, and add the analytic correction if it is asked for."""

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from pipeline.core import Model, SkippedLayer, StageError, StageRecord
 from pipeline.data.samples import SampleSet
 from pipeline.models.capture import count_macs, count_parameters
+from pipeline.models.function import require_function
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import qat
 from pipeline.stages.quantize.choice import Choice, choose
@@ -58,6 +59,8 @@ def quantize(
         raise StageError("qat needs training samples", where="quantize: qat", fix="add data.train, or remove qat")
     started = time.perf_counter()
     details: dict[str, Any] = {}
+    samples = next(data.batches(SAMPLES)).inputs
+    require_function(model.module, samples)
     if held_out is None:
         data, held_out = data.split(max(1, len(data) // 4), seed) if len(data) > 1 else (data, data)
 
@@ -65,7 +68,7 @@ def quantize(
     module = model.module
     if config.batch_norm:
         module, details["batch_norm"] = _with_settled_batch_norms(model, config, data, held_out, budget)
-    graph = canonical_graph(replace(model, module=module), inputs=next(data.batches(SAMPLES)).inputs)
+    graph = canonical_graph(replace(model, module=module), inputs=samples)
 
     # Calibrate: one pass over the samples collects what every range method reads.
     calibration = calibrate(graph, data, batch_size=config.batch_size, methods=config.observers)

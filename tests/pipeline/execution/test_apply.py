@@ -12,7 +12,7 @@ import torch
 from pipeline.core import Model, StageError, StageRecord
 from pipeline.execution.apply import _checked, run
 from pipeline.execution.prepare import check
-from pipeline.models.capture import count_macs, count_parameters
+from pipeline.models.capture import count_macs, count_parameters, example_inputs
 from pipeline.recipe import parse_recipe
 from pipeline.report.model import Report, read_report
 from tests.pipeline.conftest import Project
@@ -179,4 +179,39 @@ def recorded(model: Model) -> StageRecord:
 def test_run_refuses_a_result_when_a_stage_breaks_its_contract(project: Project, stage, problem: str) -> None:  # type: ignore[no-untyped-def]
     model = check(parse_recipe(project.recipe), project.folder).model
     with pytest.raises(StageError, match=problem):
-        _checked(stage, model, "test")
+        _checked(stage, model, "test", example_inputs(model.inputs))
+
+
+def test_run_trains_with_rounding_and_leaves_its_input_alone(project: Project) -> None:
+    project.recipe["stages"] = [{"quantize": {"qat": {"epochs": 1, "batch_size": 32}, "observers": ["minmax"]}}]
+    project.recipe["targets"] = ["onnx"]
+    report = finish(project)
+    (stage,) = report.stages
+    assert stage.details["qat"]["epochs"]
+    assert report.targets[0].status == "ok"
+
+
+def test_run_refuses_a_model_whose_answers_are_drawn_at_random_before_anything_is_written(project: Project) -> None:
+    own = project.recipe["model"]["factory"].partition(":")[0]
+    (project.folder / f"noisy_{own}.py").write_text(NOISY.format(own=own))
+    project.recipe["model"]["factory"] = f"noisy_{own}:noisy"
+    with pytest.raises(StageError, match="module '9' gives another result the second time"):
+        finish(project)
+    assert not (project.folder / "out").exists()
+
+
+NOISY = """
+import torch
+from torch import nn
+
+from {own} import convnet
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+def noisy():
+    return nn.Sequential(*convnet(), Noise())
+"""

@@ -77,7 +77,7 @@ def canonical_graph(
     graph.graph.eliminate_dead_code()
     graph.recompile()
     give_keys(graph)
-    return graph
+    return copy.deepcopy(graph)  # the module's own tensors stay out of it: training changes the graph's
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

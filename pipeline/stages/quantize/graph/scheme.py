@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import torch
 from torch.fx import GraphModule, Node
 
 from pipeline.core import SkippedLayer
@@ -109,7 +110,7 @@ def _candidates(
     """The operators that can run as integers, and why the others cannot."""
     candidates, left_in_float, skipped = [], set[Node](), []
     for node in graph.graph.nodes:
-        if node.op != "call_function" or not is_float_tensor(node) or node.target in CREATES:
+        if node.op != "call_function" or not is_float_tensor(node) or _creates(node):
             continue
         reason = _why_float(node, skip, spans)
         if reason is not None:
@@ -120,6 +121,17 @@ def _candidates(
         else:
             candidates.append(node)
     return candidates, tuple(dict.fromkeys(skipped))
+
+
+def _creates(node: Node) -> bool:
+    """Whether an operator makes a tensor without reading floats: what reads it decides how it is held."""
+    return node.target in CREATES or not any(_has_floats(source) for source in node.all_input_nodes)
+
+
+def _has_floats(node: Node) -> bool:
+    value = node.meta.get("val")
+    parts = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(part, torch.Tensor) and part.is_floating_point() for part in parts)
 
 
 def _why_float(node: Node, skip: tuple[str, ...], spans: Mapping[str, float]) -> str | None:
