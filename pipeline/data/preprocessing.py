@@ -66,7 +66,7 @@ def _prepare_floats(stored: Array, spec: TensorSpec, preprocessing: Preprocessin
     if tensor.ndim == len(spec.shape) and len(spec.shape) == 3 and spec.shape[0] == 1:
         tensor = tensor.unsqueeze(1)  # greyscale images stored without a channel axis
     elif tensor.ndim == 4 and _is_nhwc(tensor, spec, preprocessing):
-        tensor = tensor.permute(0, 3, 1, 2)
+        tensor = tensor.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)  # one channel, too
     if preprocessing.resize is not None:
         tensor = functional.interpolate(tensor, preprocessing.resize, mode="bilinear", antialias=True)
     if preprocessing.crop is not None:

@@ -21,6 +21,9 @@ from pipeline.core import StageError, first_line
 REPEATED_DB, ALONE_DB = 100.0, 60.0
 """SQNR from which two calls gave the same but for rounding: with the same inputs, and with other samples beside."""
 
+Calls = dict[str, tuple[list[Tensor], list[Tensor]]]
+"""What submodules took and gave in one forward pass, by their names."""
+
 
 def require_function(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Refuse a module whose outputs for a sample depend on chance, on other samples, or on earlier calls.
@@ -77,14 +80,9 @@ def _require_independent_samples(
             raise _refusal(module, *_why_dependent(tested))
 
 
-def _why_not_repeatable(
-    module: nn.Module, first: dict[str, list[Tensor]], second: dict[str, list[Tensor]]
-) -> tuple[str, str]:
-    """The innermost module that answered differently the second time, and what to do."""
-    culprit = next(
-        (name for name, values in first.items() if not _same(values, second.get(name, []), REPEATED_DB)),
-        "",
-    )
+def _why_not_repeatable(module: nn.Module, first: Calls, second: Calls) -> tuple[str, str]:
+    """The innermost module that answered the same inputs differently the second time, and what to do."""
+    culprit = next((name for name in first if name in second and _differs(first[name], second[name])), "")
     where = f"module {culprit!r}" if culprit else "forward"
     part = module.get_submodule(culprit) if culprit else module
     if isinstance(part, _DropoutNd):
@@ -93,6 +91,10 @@ def _why_not_repeatable(
         f"{where} gives another result the second time, for the same inputs",
         "pass training=self.training to F.dropout, and use no random numbers or state in forward",
     )
+
+
+def _differs(one: tuple[list[Tensor], list[Tensor]], other: tuple[list[Tensor], list[Tensor]]) -> bool:
+    return _same(one[0], other[0], REPEATED_DB) and not _same(one[1], other[1], REPEATED_DB)
 
 
 def _why_dependent(module: nn.Module) -> tuple[str, str]:
@@ -120,16 +122,16 @@ def _refusal(module: nn.Module, problem: str, fix: str) -> StageError:
     return StageError(problem, where=type(module).__name__, fix=fix)
 
 
-def _run(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """The outputs, and those of every submodule by its name in the order in which they ended."""
+def _run(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Calls]:
+    """The outputs, and what every submodule took and gave, by its name, in the order in which they ended."""
     with torch.no_grad(), _recording(module) as seen:
         result = module(*inputs)
     return _tensors(result), seen
 
 
 @contextmanager
-def _recording(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    seen: dict[str, list[Tensor]] = {}
+def _recording(module: nn.Module) -> Iterator[Calls]:
+    seen: Calls = {}
     hooks = []
     for name, part in module.named_modules():
         if name:
@@ -141,9 +143,10 @@ def _recording(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
             hook.remove()
 
 
-def _recorder(seen: dict[str, list[Tensor]], name: str) -> Any:
-    def record(_: nn.Module, __: Any, result: Any) -> None:
-        seen.setdefault(name, []).extend(value.detach().clone() for value in _tensors(result))
+def _recorder(seen: Calls, name: str) -> Any:
+    def record(_: nn.Module, arguments: Any, result: Any) -> None:
+        for kept, values in zip(seen.setdefault(name, ([], [])), (arguments, result), strict=True):
+            kept.extend(value.detach().clone() for value in _tensors(values))
 
     return record
 

@@ -29,6 +29,11 @@ def test_batches_transpose_when_images_are_stored_channels_last(tmp_path: Path) 
     assert not samples.labelled
 
 
+def test_one_channel_stored_last_has_the_strides_of_any_other_image(tmp_path: Path) -> None:
+    (batch,) = open_set(npz(tmp_path, images=np.zeros((2, 4, 4, 1), np.uint8))).batches(8)
+    assert batch.inputs[0].stride() == torch.empty(2, 1, 4, 4).stride()  # else view fails behind a convolution
+
+
 def test_crop_takes_the_centre_when_samples_are_larger(tmp_path: Path) -> None:
     images = np.arange(36, dtype=np.uint8).reshape(1, 6, 6)
     (batch,) = open_set(npz(tmp_path, images=images), crop=(4, 4)).batches(1)

@@ -16,6 +16,17 @@ class Dropping(nn.Module):
         return F.dropout(x, 0.5)  # training=True by default
 
 
+class DroppingInside(nn.Module):
+    """The layer behind the dropout gives other results because it takes others: it is not to blame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(F.dropout(x, 0.5))
+
+
 class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -52,6 +63,7 @@ class Asserting(nn.Module):
     ("module", "problem"),
     [
         pytest.param(nn.Sequential(nn.Linear(4, 4), Dropping()), "module '1' gives another result", id="dropout"),
+        pytest.param(DroppingInside(), "^DroppingInside: forward gives another result", id="functional dropout"),
         pytest.param(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5).train()), "module '1' drops values", id="left on"),
         pytest.param(nn.BatchNorm1d(4, track_running_stats=False).eval(), "of the batch", id="no statistics"),
         pytest.param(nn.Sequential(Counting()), "forward changes the buffer '0.calls'", id="buffer"),
