@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from pipeline.core import DataError
 from pipeline.core.arrays import Array
+from pipeline.data.images import EXTENSIONS, read_image
 
 
 class FolderSource:
-    """Images under one subfolder per class; classes are numbered in sorted order. Decoded by Pillow on demand."""
-
-    extensions = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+    """Images under one subfolder per class; classes are numbered in sorted order. Decoded on demand."""
 
     def __init__(self, path: Path, channels: int) -> None:
         self.where = str(path)
@@ -22,28 +22,22 @@ class FolderSource:
         if not path.is_dir():
             raise DataError("no such folder", where=self.where, fix="paths are relative to the recipe")
         self.classes = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
-        self._mode = "L" if channels == 1 else "RGB"
+        self._mode: Literal["L", "RGB"] = "L" if channels == 1 else "RGB"
         self._files = [
             (file, label)
             for label, name in enumerate(self.classes)
             for file in sorted((path / name).iterdir())
-            if file.suffix.lower() in self.extensions
+            if file.suffix.lower() in EXTENSIONS
         ]
 
     def __len__(self) -> int:
         return len(self._files)
 
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Array | None]:
-        from PIL import Image, UnidentifiedImageError
-
         images, labels = [], []
         for index in indices:
             file, label = self._files[index]
-            try:
-                with Image.open(file) as image:
-                    images.append(np.array(image.convert(self._mode)))
-            except (UnidentifiedImageError, OSError) as error:
-                raise DataError(f"is not a readable image: {error}", where=str(file)) from None
+            images.append(read_image(file, self._mode))
             labels.append(label)
         stacked = np.empty(len(images), dtype=object)  # sizes may differ until they are resized
         stacked[:] = images

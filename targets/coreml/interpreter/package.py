@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -130,18 +131,53 @@ def _read_specification(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Blob:
-    """How one blob data type is stored: the NumPy type of whole bytes, or bits of a packed integer."""
+    """How one blob data type is stored.
+
+    Attributes:
+        dtype: The NumPy type of whole bytes.
+        bits: Of an integer that is packed with others into bytes.
+        signed: Whether that integer has a sign.
+        decode: From the stored integers to float32, for a float that NumPy does not have.
+    """
 
     dtype: str
     bits: int | None = None
     signed: bool = False
+    decode: Callable[[Array], Array] | None = None
 
+
+def _from_bfloat16(stored: Array) -> Array:
+    values: Array = (stored.astype(np.uint32) << 16).view(np.float32)
+    return values
+
+
+def _float8_values(fraction_bits: int, *, has_infinity: bool) -> Array:
+    """The float32 values of the 256 codes of an 8-bit float (https://arxiv.org/abs/2209.05433).
+
+    >>> float(_float8_values(3, has_infinity=False)[0x7E]), float(_float8_values(2, has_infinity=True)[0x7B])
+    (448.0, 57344.0)
+    """
+    codes = np.arange(256)
+    exponent_bits = 7 - fraction_bits
+    bias, largest = (1 << (exponent_bits - 1)) - 1, (1 << exponent_bits) - 1
+    exponent, fraction = (codes >> fraction_bits) & largest, codes & ((1 << fraction_bits) - 1)
+    normal = exponent > 0
+    values = np.ldexp(normal + fraction / (1 << fraction_bits), np.maximum(exponent, 1) - bias)
+    if has_infinity:
+        values[exponent == largest] = np.where(fraction[exponent == largest] == 0, np.inf, np.nan)
+    else:
+        values[(codes & 0x7F) == 0x7F] = np.nan
+    return np.asarray(np.where(codes & 0x80, -values, values), np.float32)
+
+
+_FLOAT8_E4M3FN, _FLOAT8_E5M2 = _float8_values(3, has_infinity=False), _float8_values(2, has_infinity=True)
 
 _BLOBS = {
     1: _Blob("<f2"),
     2: _Blob("<f4"),
     3: _Blob("u1"),
     4: _Blob("i1"),
+    5: _Blob("<u2", decode=_from_bfloat16),
     6: _Blob("<i2"),
     7: _Blob("<u2"),
     8: _Blob("i1", bits=4, signed=True),
@@ -152,6 +188,8 @@ _BLOBS = {
     13: _Blob("u1", bits=6),
     14: _Blob("<i4"),
     15: _Blob("<u4"),
+    16: _Blob("u1", decode=_FLOAT8_E4M3FN.take),
+    17: _Blob("u1", decode=_FLOAT8_E5M2.take),
 }
 """The ``BlobDataType`` numbers of coremltools' ``mlmodel/src/MILBlob/Blob/BlobDataType.hpp``."""
 
@@ -159,7 +197,10 @@ _BLOBS = {
 class WeightFile:
     """A MIL blob file, version 2: a 64-byte header, then for each tensor a 64-byte record and its aligned data.
 
-    Layout: coremltools' ``mlmodel/src/MILBlob/Blob/StorageFormat.hpp``.
+    Layout: coremltools' ``mlmodel/src/MILBlob/Blob/StorageFormat.hpp``. Every coremltools has written version 2;
+    version 1 is another format, of compiled neural networks. Before iOS 18 the fields of a record behind the first
+    four were not initialised, so they hold anything. The first of them, the number of unused bits, came with the
+    packed types and means something for those alone.
     """
 
     _HEADER = struct.Struct("<II56x")
@@ -176,7 +217,9 @@ class WeightFile:
             raise PackageError(f"has blob version {version}; version 2 is known", where=str(path))
 
     def read(self, offset: int, count: int) -> Array:
-        """The flat array of ``count`` elements whose record stands at ``offset``; packed integers are unpacked.
+        """The flat array of ``count`` elements whose record stands at ``offset``.
+
+        Packed integers are unpacked; floats that NumPy does not have (bfloat16, float8) become float32.
 
         Raises:
             PackageError: The record or its data lies outside the file, or does not hold ``count`` elements.
@@ -196,11 +239,13 @@ class WeightFile:
             )
         blob, data = _BLOBS[kind], self._bytes[start : start + size]
         width = blob.bits or np.dtype(blob.dtype).itemsize * 8
-        if padding >= 8 or (size * 8 - padding) != count * width:
+        unused = padding if blob.bits else 0
+        if unused >= 8 or size * 8 - unused != count * width:
             raise PackageError(f"holds {size} bytes, but its tensor has {count} elements of {width} bits", where=where)
-        if blob.bits is None:
-            return data.view(blob.dtype) if data.size else np.empty(0, blob.dtype)
-        return unpack_bits(data, blob.bits, count, signed=blob.signed)
+        if blob.bits is not None:
+            return unpack_bits(data, blob.bits, count, signed=blob.signed)
+        stored = data.view(blob.dtype) if data.size else np.empty(0, blob.dtype)
+        return stored if blob.decode is None else blob.decode(stored)
 
 
 def unpack_bits(data: Array, bits: int, count: int, *, signed: bool = False) -> Array:

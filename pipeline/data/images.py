@@ -1,0 +1,113 @@
+"""Image files: only the raster formats that are named here are decoded, into greyscale or RGB.
+
+Pillow alone picks a decoder by a file's content: for PostScript it starts Ghostscript, whatever the file is called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pipeline.core import DataError
+from pipeline.core.arrays import Array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"))
+MAX_PIXELS = 89_478_485
+"""A quarter of a GiB in RGB: where Pillow itself begins to warn."""
+
+MAX_FILE_BYTES = 1 << 29
+
+_ORIENTATION = 0x0112  # the tag of EXIF
+
+
+def read_image(path: Path, mode: Literal["L", "RGB"]) -> Array:
+    """Decode an image as a person sees it: turned as its EXIF orientation says.
+
+    Samples of 16 bits keep their upper 8 bits. Transparency is dropped, and the stored colours stay, as torchvision's
+    loader does it.
+
+    Args:
+        path: PNG, JPEG, BMP, WebP, GIF or TIFF, whatever its name says.
+        mode: Greyscale ``(H, W) uint8``, or RGB ``(H, W, 3) uint8``.
+
+    Raises:
+        DataError: No such file, another format, damaged or truncated, too large, several frames or pages, or samples
+            that are no 8-bit or 16-bit colours.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.is_file():  # a named pipe would be waited for
+        raise DataError("is not a file" if path.exists() else "no such file", where=str(path))
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise DataError(f"has more than {MAX_FILE_BYTES >> 20} MiB", where=str(path))
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _check(image, path)
+            return np.array(_with_bytes(_upright(image)).convert(mode))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large("it", path) from None
+    except UnidentifiedImageError:
+        raise DataError(f"is no image of a known format: {', '.join(FORMATS)}", where=str(path)) from None
+    except DataError:
+        raise
+    except Exception as error:  # each of Pillow's decoders fails in its own ways
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"is not a readable image: {first_line}", where=str(path)) from None
+
+
+def _too_large(what: str, path: Path) -> DataError:
+    return DataError(f"{what} has more than {MAX_PIXELS} pixels", where=str(path), fix="make it smaller first")
+
+
+def _check(image: Image, path: Path) -> None:
+    """Refuse what would be decoded into something else than one picture."""
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(f"the image of {image.width}x{image.height}", path)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's JPEG with previews, whose first picture is the photograph
+        raise DataError(f"holds {frames} frames or pages, not one image", where=str(path), fix="extract them first")
+    if image.mode in ("I", "F", "LAB"):
+        raise DataError(
+            f"holds samples of Pillow's mode {image.mode!r}, not 8-bit or 16-bit colours",
+            where=str(path),
+            fix="store the values in an npz",
+        )
+
+
+def _upright(image: Image) -> Image:
+    """The image without its EXIF orientation; a damaged EXIF block says nothing."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(int(image.getexif().get(_ORIENTATION, 1)))
+    except Exception:
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _with_bytes(image: Image) -> Image:
+    """The image with 8 bits per sample, in a mode that Pillow converts without loss of colour."""
+    from PIL.Image import fromarray
+
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        return fromarray((values >> 8).astype(np.uint8))
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA")  # Pillow warns when it drops transparency straight from a palette
+    return image
