@@ -27,6 +27,7 @@ from pipeline.stages.quantize.graph.forms.attention import attention
 from pipeline.stages.quantize.graph.forms.batch_norms import batch_norms_to_operators
 from pipeline.stages.quantize.graph.forms.biases import numbers_to_biases
 from pipeline.stages.quantize.graph.forms.cells import gru_cell, lstm_cell, rnn_cell
+from pipeline.stages.quantize.graph.forms.choices import numbers_to_tensors
 from pipeline.stages.quantize.graph.forms.constants import compute_constants
 from pipeline.stages.quantize.graph.forms.hardsigmoid import hardsigmoid
 from pipeline.stages.quantize.graph.forms.identities import remove_identities
@@ -49,6 +50,7 @@ REWRITES: tuple[Rewrite, ...] = (
     pads_to_convolutions,
     batch_norms_to_operators,
     numbers_to_biases,
+    numbers_to_tensors,
 )
 """In the order in which they run, behind the masks: constants first, since a weight that was computed can then fold."""
 
