@@ -171,3 +171,15 @@ def floors_of(arrows: Arrows) -> dict[str, int]:
     for room in order:
         floors[room] = 1 + max((floors[imported] for imported in arrows.get(room, ())), default=0)
     return floors
+
+
+def test_no_function_takes_more_than_sixty_lines() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for top in ("pipeline", "targets")
+        for path in sorted((ROOT / top).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno + 1 > 60
+    ]
+    assert long == []

@@ -20,6 +20,7 @@ import targets
 from pipeline.core import Setting, TensorSpec
 from pipeline.data.open import from_dataset
 from pipeline.execution.deployed import TARGET_OF
+from pipeline.execution.stages import STAGES
 from pipeline.recipe import Importance, Metric, Observer, OnnxProvider, StageStep, TargetName, TargetStep
 from pipeline.report import units
 from pipeline.report.headline import METRIC_NAMES
@@ -125,6 +126,10 @@ def test_every_variant_of_the_recipe_is_one_of_the_target_contract(name: str) ->
     annotation = options_of(TargetStep, name).model_fields["variants"].annotation
     (choices, _) = get_args(annotation)
     assert set(get_args(choices)) <= set(get_args(Variant)) - {"fp32", "int8"}
+
+
+def test_every_stage_of_the_recipe_can_be_run() -> None:
+    assert STAGES.keys() == StageStep.model_fields.keys()
 
 
 def test_every_execution_provider_of_the_recipe_has_its_name_and_device() -> None:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from pipeline.stages.quantize.graph.nodes import layer_name
 from pipeline.stages.quantize.scales.grids import GRIDS, PerChannelWeightGrid, grids_of, simulate
 
-Judge = Callable[[nn.Module], tuple[float, float]]
+Score = Callable[[nn.Module], tuple[float, float]]
 """Metric (a ratio) and SQNR in dB of a program on held-out samples."""
 
 
@@ -35,7 +35,7 @@ class Sensitivity:
     without_metric: float
 
 
-def sensitivities(prepared: GraphModule, judge: Judge) -> list[Sensitivity]:
+def sensitivities(prepared: GraphModule, judge: Score) -> list[Sensitivity]:
     """Simulate a prepared graph twice per weighted layer: with it alone quantized, and with all others; worst first.
 
     Layers are ranked by the noise power that each causes alone: the noise of different layers is nearly uncorrelated,

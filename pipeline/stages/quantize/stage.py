@@ -53,14 +53,12 @@ def quantize(
 
     Raises:
         DataError: A sample holds NaN or infinity.
-        StageError: The module cannot be captured, or ``qat`` has nothing to train on.
+        StageError: The module is no function of its samples, cannot be captured, or ``qat`` has nothing to train on.
     """
     if config.qat is not None and train is None:
         raise StageError("qat needs training samples", where="quantize: qat", fix="add data.train, or remove qat")
-    started = time.perf_counter()
-    details: dict[str, Any] = {}
-    samples = next(data.batches(SAMPLES)).inputs
-    require_function(model.module, samples)
+    started, details = time.perf_counter(), dict[str, Any]()
+    require_function(model.module, samples := next(data.batches(SAMPLES)).inputs)
     if held_out is None:
         data, held_out = data.split(max(1, len(data) // 4), seed) if len(data) > 1 else (data, data)
 

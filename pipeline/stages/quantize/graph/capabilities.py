@@ -119,6 +119,9 @@ CARRIES = (
 )
 """Operators that pass on every value of one tensor as it is."""
 
+PADS = (aten.pad.default, aten.constant_pad_nd.default)
+"""Operators that write values around a tensor."""
+
 CREATES = (aten.zeros.default, aten.ones.default, aten.full.default)
 """Operators that make constants: quantized where an integer operator reads them."""
 

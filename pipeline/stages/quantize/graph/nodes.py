@@ -12,20 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-aten = torch.ops.aten
-
-_KEY = "edgewright_key"
+_NODE_KEY = "edgewright_key"
 
 
 def give_keys(graph: GraphModule) -> None:
     """Give every node of a canonical graph the key that identifies its copies; it reads like the node's name."""
     for node in graph.graph.nodes:
-        node.meta[_KEY] = node.name
+        node.meta[_NODE_KEY] = node.name
 
 
 def key_of(node: Node) -> str:
     """The node's key; empty for a node that was inserted after the keys were given."""
-    return str(node.meta.get(_KEY, ""))
+    return str(node.meta.get(_NODE_KEY, ""))
 
 
 def by_key(graph: GraphModule) -> dict[str, Node]:
@@ -54,7 +52,7 @@ def argument(node: Node, index: int, default: Any = None) -> Any:
 
 def channel_axis(operator: Any) -> int:
     """The channel axis of a weighted operator's input and output: the last one for a linear layer, else 1."""
-    return -1 if operator == aten.linear.default else 1
+    return -1 if operator == torch.ops.aten.linear.default else 1
 
 
 def group_count(node: Node) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pipeline.core import SkippedLayer
-from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, RULE_OF, SPLITS, aten, kind_of, rule_of
+from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, PADS, RULE_OF, SPLITS, aten, kind_of, rule_of
 from pipeline.stages.quantize.graph.nodes import is_float_tensor, key_of, layer_name
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,6 @@ INCOMPATIBLE = 16.0
 """How much wider one of several joined tensors is than another where the model's output stays in float: four of eight
 bits would be lost."""
 NO_SPANS: Mapping[str, float] = MappingProxyType({})
-
-PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def _lows(graph: GraphModule, nodes: set[Node], samples: tuple[Tensor, ...]) -> 
     """The smallest value of some nodes on the samples."""
     found: dict[Node, float] = {}
 
-    class Watching(Interpreter):
+    class Measuring(Interpreter):
         def run_node(self, n: Node) -> Any:
             value = super().run_node(n)
             if n in nodes and isinstance(value, Tensor) and value.is_floating_point():
@@ -53,7 +53,7 @@ def _lows(graph: GraphModule, nodes: set[Node], samples: tuple[Tensor, ...]) -> 
             return value
 
     with torch.no_grad():
-        Watching(graph).run(*samples)
+        Measuring(graph).run(*samples)
     return found
 
 

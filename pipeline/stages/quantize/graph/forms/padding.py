@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from pipeline.stages.quantize.graph.capabilities import aten
+from pipeline.stages.quantize.graph.capabilities import PADS, aten
 from pipeline.stages.quantize.graph.nodes import argument
 
 NAMED = {
@@ -21,7 +21,6 @@ NAMED = {
 """Convolutions whose padding is ``"same"`` or ``"valid"``, and the same with numbers."""
 
 PADDED = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
 
 def number_paddings(graph: GraphModule) -> int:
