@@ -52,7 +52,8 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
         for key, reader in self._scheme.requantized:
             consumer, shared = nodes[reader], SharedQuantizationSpec(nodes[self._scheme.roots[reader]])
             consumer.meta[Q_ANNOTATION_KEY].input_qspec_map[nodes[key]] = shared
-            consumer.meta[Q_ANNOTATION_KEY].allow_implicit_sharing = False  # PT2E would join like specs to one grid
+            if not has_fixed_parameters(nodes[key]):  # PT2E would join like specs to one grid
+                consumer.meta[Q_ANNOTATION_KEY].allow_implicit_sharing = False
         return model
 
     def prepare_obs_or_fq_callback(self, model: GraphModule, grids: dict[Any, Any]) -> None:
