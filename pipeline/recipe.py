@@ -36,6 +36,7 @@ class ModelSource(Setting):
     inputs: tuple[TensorSpec, ...] = Field((), description="names and shapes without the batch dimension")
     outputs: tuple[str, ...] = ()
     classes: tuple[str, ...] = Field((), description="class names, in the order of the logits")
+    trust: bool = Field(False, description="read a .pt2 with torch, which may run code in it")
 
     @model_validator(mode="after")
     def _factory_needs_inputs(self) -> ModelSource:

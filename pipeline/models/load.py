@@ -38,7 +38,7 @@ def load(source: ModelSource, root: Path = Path()) -> Model:
     inputs = source.inputs
     module: nn.Module
     if path.suffix == ".pt2":
-        program = read_program(path)
+        program = read_program(path, trust=source.trust)
         module, inputs = program.module(), inputs or inputs_of(program, path)
     else:
         assert source.factory is not None  # the recipe has checked it
