@@ -11,8 +11,10 @@ Format: https://docs.pytorch.org/docs/stable/export/pt2_archive.html
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,10 @@ from torch._subclasses.fake_tensor import (
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
-from pipeline.core import CheckpointError
+from pipeline.core import CheckpointError, first_line
 from pipeline.models.expressions import UnsafeProgramError
 from pipeline.models.program_schema import read_json
 
@@ -67,9 +70,8 @@ def read_program(path: Path) -> tuple[ExportedProgram, GraphModule]:
             fix="if you trust its author: model: {trust: true} reads it with torch, which runs code in it",
         ) from None
     except Exception as error:  # a damaged archive fails in zipfile, JSON, SymPy or torch, whichever meets it first
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"is not a torch.export program: {first_line}",
+            f"is not a torch.export program: {first_line(error)}",
             where=str(path),
             fix="write it with torch.export.save, by this version of torch",
         ) from error
@@ -232,6 +234,7 @@ def _described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
+_RECURRENT = re.compile(r"aten\.(lstm|gru|rnn_tanh|rnn_relu)\.(input|data)")
 _NOT_KNOWN_AHEAD = (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -252,6 +255,7 @@ def _check_operators(program: ExportedProgram) -> None:
         warnings.catch_warnings(action="ignore"),
         torch.backends.mkldnn.flags(enabled=False),
         FakeTensorMode(shape_env=ShapeEnv()),
+        _RecurrentLayers(),
         torch.no_grad(),
     ):
         inputs = [_at_export(node.meta["val"]) for node in program.graph.nodes if node.op == "placeholder"]
@@ -259,6 +263,31 @@ def _check_operators(program: ExportedProgram) -> None:
             Interpreter(program.graph_module).run(*inputs)
         except _NOT_KNOWN_AHEAD:
             return
+
+
+class _RecurrentLayers(TorchFunctionMode):
+    """Asks of recurrent layers what their kernels do not ask, before they run: those read past the ends of lists."""
+
+    def __torch_function__(self, function: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if _RECURRENT.fullmatch(str(function)):
+            names = [argument.name for argument in function._schema.arguments]
+            _check_recurrent(dict(zip(names, args, strict=False)) | (kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _check_recurrent(arguments: Mapping[str, Any]) -> None:
+    """Whether a recurrent layer has as many weights and states as it has layers and directions.
+
+    Raises:
+        ValueError: It has not.
+    """
+    states = arguments["hx"] if isinstance(arguments["hx"], list | tuple) else [arguments["hx"]]
+    cells = arguments["num_layers"] * (2 if arguments["bidirectional"] else 1)
+    weights = 4 if arguments["has_biases"] else 2
+    if len(states) == 2 and states[0].shape[-1] != states[1].shape[-1]:
+        weights += 1  # of the projection of an LSTM
+    if cells < 1 or len(arguments["params"]) != cells * weights or any(state.shape[0] != cells for state in states):
+        raise ValueError("a recurrent layer has another number of weights or states than of layers")
 
 
 def _at_export(value: Any) -> Any:

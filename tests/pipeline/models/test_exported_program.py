@@ -357,6 +357,49 @@ def test_weights_of_another_shape_never_reach_a_kernel_that_trusts_them(tmp_path
         read_program(archive.write(tmp_path / "m.pt2"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda node: node["inputs"][1]["arg"]["as_tensors"].pop(),
+        lambda node: node["inputs"][2]["arg"]["as_tensors"].pop(),
+        lambda node: node["inputs"][2]["arg"]["as_tensors"].clear(),
+        lambda node: node["inputs"][3].update(arg={"as_bool": False}),
+        lambda node: node["inputs"][4].update(arg={"as_int": 3}),
+        lambda node: node["inputs"][4].update(arg={"as_int": 0}),
+        lambda node: node["inputs"][7].update(arg={"as_bool": False}),
+    ],
+    ids=["states", "weights", "no weights", "biases", "more layers", "no layers", "directions"],
+)
+@pytest.mark.parametrize("inside", [False, True], ids=["above", "inside a branch"])
+def test_recurrent_layer_never_reads_past_its_weights(
+    change: Callable[[Any], object], inside: bool, tmp_path: Path
+) -> None:
+    """ATen's kernels do, and crash the process."""
+    layer = nn.LSTM(8, 4, batch_first=True, bidirectional=True)
+    program = torch.export.export(InsideNoGrad(layer) if inside else layer, (IMAGES[0],))
+    archive = Archive.of(program)
+    graph = archive.graph
+    if inside:
+        branch = archive.node("wrap_with_set_grad_enabled")["inputs"][1]["arg"]["as_graph"]["graph"]
+        graph = branch
+    change(next(node for node in graph["nodes"] if node["target"] == "torch.ops.aten.lstm.input"))
+    with pytest.raises(CheckpointError, match=r"a recurrent layer has another number|expects two hidden states"):
+        read_program(archive.write(tmp_path / "m.pt2"))
+
+
+class InsideNoGrad(nn.Module):
+    """Calls a layer without gradients, so that it stands in a graph of its own."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y: Tensor = self.layer(x)[0]
+        return y + 1
+
+
 def test_compressed_archive_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     archive = Archive.of(honest_program())
     archive.records["data/weights/weight_0"] = bytes(1 << 26)
