@@ -105,8 +105,8 @@ def floods() -> None:
     os.write(1, b"the end")
 
 
-def limits() -> dict[str, int]:
-    return {name: resource.getrlimit(getattr(resource, name))[0] for name in ("RLIMIT_CORE", "RLIMIT_FSIZE")}
+def limits() -> dict[str, tuple[int, int]]:
+    return {name: resource.getrlimit(getattr(resource, name)) for name in ("RLIMIT_CORE", "RLIMIT_FSIZE")}
 
 
 def objects() -> object:
