@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
@@ -84,6 +85,7 @@ class Lowered:
         path: A file, or a folder such as ``.mlpackage``.
         batch_size: The one batch size it takes; None where the batch is dynamic.
         inputs: The original model's inputs, in order.
+        pixels: Inputs that are stored as uint8 pixels; what a session is given for them is rounded to such.
         notes: What a reader of the report should know: operators kept in float, encodings chosen …
     """
 
@@ -92,6 +94,7 @@ class Lowered:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
     batch_size: int | None = None
+    pixels: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -109,6 +112,22 @@ def files_of(path: Path) -> tuple[Path, ...]:
         return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
     beside = path.with_name(f"{path.name}.data")
     return (path, beside) if beside.is_file() else (path,)
+
+
+class Verified(Record):
+    """What running a target's files showed, right after they were written, on a few real samples.
+
+    Attributes:
+        samples: How many.
+        original_sqnr_db: How closely the FP32 file follows the original, in dB by output; None where it is equal.
+        optimized_sqnr_db: The same of the optimized file and the program that it was made from.
+        explained: Differences that the runtime's arithmetic explains, and how that was shown.
+    """
+
+    samples: int = Field(ge=1)
+    original_sqnr_db: dict[str, float | None]
+    optimized_sqnr_db: dict[str, float | None]
+    explained: tuple[str, ...] = ()
 
 
 class Session(Protocol):
@@ -134,6 +153,27 @@ class Session(Protocol):
         ...
 
 
+def run_in_steps(session: Session, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Outputs ``(N, …)`` for inputs ``(N, …)``, in steps of the session's batch size (the last step is padded)."""
+    import numpy as np
+
+    count = len(inputs[0])
+    step = session.batch_size or count
+    parts = []
+    for start in range(0, count, step):
+        arrays = tuple(array[start : start + step] for array in inputs)
+        missing = step - len(arrays[0])
+        if missing:
+            arrays = tuple(np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays)
+        parts.append([output[: step - missing] for output in session.run(arrays)])
+    return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+
+def run_files(target: Target, files: Sequence[Lowered], inputs: tuple[Array, ...]) -> list[tuple[Array, ...]]:
+    """The outputs of several files of a target for the same inputs ``(N, …)``, each loaded with one thread."""
+    return [run_in_steps(target.load(lowered, threads=1), inputs) for lowered in files]
+
+
 class Target(Protocol):
     """A runtime that models are deployed to."""
 
@@ -151,6 +191,11 @@ class Target(Protocol):
 
     def cannot_run(self) -> str | None:
         """Why artifacts cannot be executed on this machine: "Core ML runs only on macOS". None where they can."""
+        ...
+
+    @property
+    def may_crash(self) -> bool:
+        """Whether files run in native code, which a bad file can bring down together with the whole process."""
         ...
 
     def lower(self, model: Model, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
@@ -187,6 +232,12 @@ class Target(Protocol):
         """Other runtimes or precisions that execute the same artifact here: checks of accuracy, never of time."""
         ...
 
+    def explain(self, lowered: Lowered, model: Model) -> str | None:
+        """How the runtime's arithmetic alone explains that a file's outputs differ from those of the model that it was
+        made from, and by which figure that was shown; None where it does not, or nothing here can show it.
+        """
+        ...
+
     def placement(self, lowered: Lowered) -> Placement | None:
         """Which operators run accelerated; None where nothing on this machine knows."""
         ...
@@ -201,6 +252,7 @@ class Exported:
         original: The FP32 original's artifact, for comparison in the same runtime.
         variants: The original in each other form that was asked for, or why it is missing.
         reason: Why there is no artifact.
+        verified: What running the files showed; None where nothing here runs them, or there were no samples.
     """
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)  # a target is not data, and is left out of the JSON
@@ -211,6 +263,7 @@ class Exported:
     original: Lowered | None = None
     variants: dict[Variant, Lowered | str] = field(default_factory=dict)
     reason: str | None = None
+    verified: Verified | None = None
 
     def in_folder(self, folder: Path) -> Exported:
         """The same artifacts, in another folder."""

@@ -18,8 +18,9 @@ def show(report: Annotated[Path, typer.Argument(help="A report.json.")]) -> None
 
 
 def summary(report: Report) -> str:
-    """The headline table: the original and every target, one line each."""
+    """The headline table, the original and every target on a line each, and the verdict."""
     from pipeline.report.headline import headline
+    from pipeline.report.verdict import TITLES, verdict
 
     rows = [("", report.budget.metric, "size", "latency", "vs FP32", "parity", "budget")]
     for line in headline(report):
@@ -38,10 +39,12 @@ def summary(report: Report) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
+    lines = [
         "  ".join(
             text.ljust(width) if column == 0 else text.rjust(width)
             for column, (text, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
-    )
+    ]
+    found = verdict(report)
+    return "\n".join([*lines, "", f"{TITLES[found.tone]} {found.sentence}"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 PositiveInt = Annotated[int, Field(gt=0)]
 DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
@@ -151,6 +151,8 @@ class Model:
         preprocessing: How stored samples became inputs; targets that embed or describe it need it.
         recipe_sha256: Of the recipe that asked for the model; empty outside a run.
         quantized: Whether ``module`` is a quantized program (a Q/DQ graph).
+        examples: A few real samples, one tensor ``(N, …)`` per input, on which each step is checked; empty until a
+            step has seen samples.
         history: One record per finished stage, oldest first.
     """
 
@@ -162,6 +164,7 @@ class Model:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     recipe_sha256: str = ""
     quantized: bool = False
+    examples: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
     history: tuple[StageRecord, ...] = field(default=())
 
     def original(self) -> Model:

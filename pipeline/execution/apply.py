@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core import Model, StageError, StageRecord
-from pipeline.execution.deliver import Start, deliver
+from pipeline.execution.deliver import Start, deliver, deliver_unfinished
 from pipeline.execution.keys import stage_key
 from pipeline.execution.prepare import Prepared, check
 from pipeline.execution.processes import decided_by_the_first, processes, wait_for_the_first
@@ -41,7 +41,8 @@ def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = 
             ``.store`` beside ``out`` when absent. Each stage that trains logs its loss under ``out`` as it goes.
 
     Raises:
-        EdgewrightError: Something the user can mend; nothing has been written under ``out`` then.
+        EdgewrightError: Something the user can mend. What the check of the recipe refuses leaves nothing under ``out``;
+            where a stage fails, the report says what was finished before it.
     """
     start = Start.now()
     console.quiet = not processes().is_main_process
@@ -49,13 +50,28 @@ def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = 
     results = Store(store or out.parent / ".store")
     model, key = prepared.model, weights_sha256(prepared.model.module)
     for number, step in enumerate(recipe.stages, start=1):
-        with announced(f"[{number}/{len(recipe.stages) + 2}] {step.name}"):
-            model, key = _apply(step, model, key, prepared, results, training_log=out / f"training_{number}.csv")
+        try:
+            with announced(f"[{number}/{len(recipe.stages) + 2}] {step.name}"):
+                model, key = _apply(step, model, key, prepared, results, training_log=out / f"training_{number}.csv")
+        except Exception as error:
+            if processes().is_main_process:
+                _report_unfinished(prepared, model, step.name, error, out, start)
+            raise
     if processes().is_main_process:
         report = deliver(prepared, model, key, results, out, start)
         write_report(report, out)
     wait_for_the_first()
     return report if processes().is_main_process else read_report(out / "report.json")
+
+
+def _report_unfinished(prepared: Prepared, model: Model, stage: str, error: Exception, out: Path, start: Start) -> None:
+    """Write the report of what was finished before a stage failed, unless that fails, too."""
+    try:
+        write_report(deliver_unfinished(prepared, model, stage, error, out, start), out)
+    except Exception:  # the stage's own error is what the user has to see
+        logger.debug("the report of the unfinished run was not written", exc_info=True)
+    else:
+        console.print(f"  {stage} failed; report of what was finished: {out / 'report.html'}")
 
 
 def _apply(

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from pipeline.core import Model
+from pipeline.core import EdgewrightError, Model, first_line
 from pipeline.core.files import atomic_write
 from pipeline.execution.keys import export_key, package_versions
 from pipeline.execution.prepare import Prepared
@@ -23,11 +23,13 @@ from pipeline.report.model import (
     BudgetRecord,
     DataRecord,
     Environment,
+    FailureRecord,
     OriginalRecord,
     Report,
     RunInfo,
     TargetRecord,
 )
+from pipeline.report.verdict import judge
 from pipeline.stages.benchmark import benchmark
 from pipeline.stages.export import export
 from pipeline.target import Exported, Target
@@ -62,6 +64,21 @@ def deliver(prepared: Prepared, model: Model, key: str, store: Store, out: Path,
     return _report(prepared, model, original, records, start)
 
 
+def deliver_unfinished(
+    prepared: Prepared, model: Model, stage: str, error: Exception, out: Path, start: Start
+) -> Report:
+    """Report on a run whose stage failed: the original, and the stages before that one.
+
+    Args:
+        model: The model that the failed stage was given.
+    """
+    reason = f"not reached: stage {stage} failed"
+    missing = [Exported(target=target, status="skipped", reason=reason) for target in prepared.targets]
+    original, records = benchmark(model, missing, prepared.evaluation, root=out)
+    text = str(error) if isinstance(error, EdgewrightError) else f"{type(error).__name__}: {first_line(error)}"
+    return _report(prepared, model, original, records, start, FailureRecord(stage=stage, reason=text))
+
+
 def _export(target: Target, model: Model, key: str, prepared: Prepared, store: Store, out: Path) -> Exported:
     """One target's artifacts under ``out/<target>``. The store keeps them; it keeps no skipped or failed export."""
     result_key = export_key(target, model, key, prepared)
@@ -80,11 +97,16 @@ def _export(target: Target, model: Model, key: str, prepared: Prepared, store: S
 
 
 def _report(
-    prepared: Prepared, model: Model, original: OriginalRecord, records: tuple[TargetRecord, ...], start: Start
+    prepared: Prepared,
+    model: Model,
+    original: OriginalRecord,
+    records: tuple[TargetRecord, ...],
+    start: Start,
+    failure: FailureRecord | None = None,
 ) -> Report:
     recipe = prepared.recipe
     sets = {"train": prepared.train, "calibration": prepared.calibration, "evaluation": prepared.evaluation}
-    return Report(
+    report = Report(
         run=RunInfo(
             id=f"{recipe.name}-{start.at:%Y%m%dT%H%M%SZ}",
             started_at=start.at,
@@ -102,7 +124,9 @@ def _report(
         stages=model.history,
         budget=_budget(recipe, original.metrics, records),
         targets=records,
+        failure=failure,
     )
+    return report.model_copy(update={"verdict": judge(report)})
 
 
 def _budget(recipe: Recipe, original: dict[str, float], records: tuple[TargetRecord, ...]) -> BudgetRecord:

@@ -23,9 +23,9 @@ from pipeline.tasks.classification import classifies
 from pipeline.tasks.prediction import predictor
 
 HELD_OUT = 2_000
-FUNCTION_SAMPLES = 4
-"""Real samples on which the model has to be a function of each sample."""
 """Samples that stages choose by, at most."""
+EXAMPLES = 8
+"""Real samples on which the model has to be a function of each sample, and on which each step is checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +70,9 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     needs = [STAGES[step.name].needs(step.config) for step in recipe.stages]
     _check_needs(recipe, needs)
     sets = _open_sets(recipe, model, root)
-    samples = next(sets["evaluation"].batches(FUNCTION_SAMPLES)).inputs
-    require_function(model.module, samples)
-    outputs = predictor(model.module)(tuple(value[:1] for value in samples))
+    model = replace(model, examples=next(sets["evaluation"].take(EXAMPLES).batches(EXAMPLES)).inputs)
+    require_function(model.module, model.examples)
+    outputs = predictor(model.module)(tuple(value[:1] for value in model.examples))
     _check_labels(sets, outputs)
     _check_budget(recipe, outputs, sets["evaluation"])
     found = tuple(targets.get(step.name, step.config) for step in recipe.targets)

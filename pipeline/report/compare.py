@@ -17,7 +17,7 @@ from pipeline.core import Record, Setting
 from pipeline.report import units
 from pipeline.report.html import page_template
 from pipeline.report.model import Report, TargetRecord
-from pipeline.report.noise import NOISY, spread
+from pipeline.report.noise import NOISY, median_uncertainty, spread
 from pipeline.target import Estimated, Latency, Measured
 
 Outcome = Literal["better", "worse", "same", "incomparable"]
@@ -232,25 +232,6 @@ def _latency_verdict(
     if any(spread(latency.samples_ns) >= NOISY for latency in (first, second)):
         note += "; unstable samples"
     return _verdict(0.0, -change, max(math.log1p(tolerance), noise)), note.replace("-", units.MINUS)
-
-
-def median_uncertainty(samples: Sequence[int]) -> float:
-    """Half the width of the median's 95 % confidence interval, relative to the median; infinite below six samples.
-
-    The interval assumes no distribution. It lies between the order statistics ``n/2 ± 1.96·√n/2``
-    (Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2).
-
-    >>> median_uncertainty(range(1, 101))  # the 40th and the 61st of 1 … 100: (61 - 40) / 2 / 50.5
-    0.2079...
-    """
-    count = len(samples)
-    if count < 6:
-        return math.inf
-    ordered = sorted(samples)
-    low = math.floor(count / 2 - 0.98 * math.sqrt(count))
-    high = math.ceil(1 + count / 2 + 0.98 * math.sqrt(count))
-    middle = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
-    return (ordered[min(high, count) - 1] - ordered[max(low, 1) - 1]) / 2 / middle
 
 
 def _relative(subject: str, quantity: str, old: float, new: float, tolerance: float) -> Change:

@@ -1,4 +1,4 @@
-"""The headline of a report: one line a model, the verdict, and what is missing. A page and a terminal show it first."""
+"""The headline of a report: one line a model, and what is missing. A page and a terminal show it first."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.report import units
 from pipeline.report.model import Parity, Report, TargetRecord
 from pipeline.target import Estimated, Latency, Measured
 
-Tone = Literal["good", "bad", "open"]
 METRIC_NAMES = {"top1": "Top-1 accuracy", "agreement": "Agreement with the original"}
 
 
@@ -35,14 +33,6 @@ class Line:
     latency: Latency | None
     parity: Parity | None
     within_budget: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The conclusion in one or two sentences, and whether it is good news."""
-
-    tone: Tone
-    sentence: str
 
 
 def headline(report: Report) -> list[Line]:
@@ -87,24 +77,6 @@ def _detail_of(kind: str, latencies: Sequence[Latency]) -> str:
     return f"{kind}, {quoted.runtime}" if isinstance(quoted, Measured) else kind
 
 
-def verdict(report: Report) -> Verdict:
-    """Whether every target met the accuracy budget, and which did not or could not be judged."""
-    met = report.budget.met
-    allowed = f"the allowed drop of {units.points(report.budget.max_drop).lstrip('+')}"
-    kept, exceeded = ([name for name, within in met.items() if within is wanted] for wanted in (True, False))
-    failed = [target.target for target in report.targets if target.status == "failed"]
-    unjudged = [target.target for target in report.targets if target.target not in {*met, *failed}]
-    sentences = (
-        f"Accuracy budget exceeded on {_listed(exceeded)}: more than {allowed}." if exceeded else None,
-        f"Accuracy budget met on {_listed(kept)}: within {allowed}." if kept else None,
-        f"Failed: {_listed(failed)}." if failed else None,
-        f"Not judged here: {_listed(unjudged)}." if unjudged else None,
-        None if report.targets else "The recipe names no target.",
-    )
-    tone: Tone = "bad" if exceeded or failed else "good" if kept else "open"
-    return Verdict(tone, " ".join(filter(None, sentences)))
-
-
 def reasons(report: Report) -> Iterator[tuple[str, str]]:
     """Everything that was skipped or failed, with the reason, in the order of the targets."""
     for target in report.targets:
@@ -137,8 +109,3 @@ def single_thread(latencies: Sequence[Latency]) -> Latency | None:
     measured = [latency for latency in latencies if isinstance(latency, Measured) and latency.threads == 1]
     estimated = [latency for latency in latencies if isinstance(latency, Estimated)]
     return next(iter((*measured, *estimated, *latencies)), None)
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them: ``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -12,10 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pipeline.report import units
 from pipeline.report.details import details
-from pipeline.report.headline import headline, metric_name, reasons, variant, verdict
+from pipeline.report.headline import headline, metric_name, reasons, variant
 from pipeline.report.model import Report
 from pipeline.report.noise import NOISY, spread, unstable
 from pipeline.report.pictures import pictures, training_curve
+from pipeline.report.verdict import TITLES, verdict
 
 
 def render(report: Report) -> str:
@@ -28,6 +29,7 @@ def render(report: Report) -> str:
         report=report,
         lines=headline(report),
         verdict=verdict(report),
+        verdict_titles=TITLES,
         reasons=list(reasons(report)),
         unstable=unstable(report),
         noisy=NOISY,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from pipeline.core import EdgewrightError, Record, StageRecord
-from pipeline.target import Latency, Placement, Variant
+from pipeline.target import Latency, Placement, Variant, Verified
 
 Count = Annotated[int, Field(ge=0)]
 SCHEMA_VERSION: Literal["1.0"] = "1.0"
@@ -114,6 +114,7 @@ class TargetRecord(Record):
     metrics_skipped: str | None = Field(None, description="why there are no metrics, where there are none")
     fp32_metrics: dict[str, float] | None = None
     parity: Parity | None = None
+    verified: Verified | None = None
     latency: tuple[Latency, ...] = ()
     fp32_latency: tuple[Latency, ...] = ()
     placement: Placement | None = None
@@ -130,6 +131,24 @@ class BudgetRecord(Record):
     met: dict[str, bool]
 
 
+class FailureRecord(Record):
+    """The stage that failed, and why; those behind it did not run, and no target was reached."""
+
+    stage: str
+    reason: str
+
+
+class VerdictRecord(Record):
+    """Whether everything that was asked for holds on every target.
+
+    Attributes:
+        reasons: What does not hold, then what could not be judged, then which latencies were not measured.
+    """
+
+    passed: bool
+    reasons: tuple[str, ...]
+
+
 class Report(Record):
     """One run, from the original to every target."""
 
@@ -140,6 +159,8 @@ class Report(Record):
     stages: tuple[StageRecord, ...]
     budget: BudgetRecord
     targets: tuple[TargetRecord, ...]
+    failure: FailureRecord | None = None
+    verdict: VerdictRecord | None = Field(None, description="missing in reports of older versions")
 
 
 def read_report(path: Path) -> Report:

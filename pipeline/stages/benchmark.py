@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipeline.core import Model, TensorSpec
+from pipeline.core import Model, TensorSpec, first_line
 from pipeline.data.samples import Batch, SampleSet
 from pipeline.machine.processor import all_cores, cpu_name
 from pipeline.machine.timing import Candidate, interleave
 from pipeline.models.capture import count_macs, count_parameters, example_inputs
 from pipeline.progress import Progress
 from pipeline.report.model import ArtifactRecord, CrossCheck, OriginalRecord, Parity, TargetRecord, VariantRecord
-from pipeline.target import Exported, Latency, Lowered, Session, Skipped, Variant, files_of, measured
+from pipeline.target import (
+    Exported,
+    Latency,
+    Lowered,
+    Placement,
+    Session,
+    Skipped,
+    Target,
+    Variant,
+    files_of,
+    measured,
+)
 from pipeline.tasks.comparison import Comparison
 from pipeline.tasks.prediction import predictor, session_predictor
+
+logger = logging.getLogger(__name__)
 
 SECONDS_PER_CANDIDATE = 2.0
 """Of measuring, for each artifact and number of threads."""
@@ -37,9 +52,14 @@ def benchmark(
         root: Artifact paths in the records are relative to this folder.
         batch_size: Samples per forward pass where the batch is dynamic. Latency is always taken at batch 1.
     """
-    ready = [_Artifacts(item) for item in exported if item.status == "ok" and item.target.cannot_run() is None]
-    metrics = _score(model, ready, samples, batch_size)
-    original_latency = _time(model, ready)
+    failures = _Failures()
+    ready = []
+    for item in exported:
+        if item.status == "ok" and item.target.cannot_run() is None:
+            with failures.caught(item.target.name, "cannot be loaded"):
+                ready.append(_Artifacts(item))
+    metrics = _score(model, ready, failures, samples, batch_size)
+    original_latency = _time(model, ready, failures)
     original = OriginalRecord(
         parameters=count_parameters(model.reference),
         macs=count_macs(model.reference, model.inputs),
@@ -47,8 +67,26 @@ def benchmark(
         metrics=metrics,
         latency=tuple(original_latency),
     )
-    measured_by_target = {item.exported.target.name: item for item in ready}
-    return original, tuple(_record(item, measured_by_target.get(item.target.name), root) for item in exported)
+    measured_by_target = {item.name: item for item in ready}
+    return original, tuple(
+        _failed(item, failures[item.target.name], root)
+        if item.target.name in failures
+        else _record(item, measured_by_target.get(item.target.name), root)
+        for item in exported
+    )
+
+
+class _Failures(dict[str, str]):
+    """Why the measurement of a target failed, by its name: whatever a runtime raises, the other targets go on."""
+
+    @contextmanager
+    def caught(self, target: str, doing: str) -> Iterator[None]:
+        """Keep the first failure of what is done inside."""
+        try:
+            yield
+        except Exception as error:
+            logger.debug("%s %s", target, doing, exc_info=True)
+            self.setdefault(target, f"{doing}: {type(error).__name__}: {first_line(error)}")
 
 
 @dataclass
@@ -79,9 +117,20 @@ class _Artifacts:
             for variant, lowered in exported.variants.items()
             if isinstance(lowered, Lowered)
         }
-        checks = target.cross_checks(exported.optimized)
-        self.cross_checks = [_Run(exported.optimized, check) for check in checks if not isinstance(check, Skipped)]
-        self.unchecked = tuple(f"{x.runtime} left out: {x.reason}" for x in checks if isinstance(x, Skipped))
+        checks, self.unchecked = _cross_checks(target, exported.optimized)
+        self.cross_checks = [_Run(exported.optimized, check) for check in checks]
+
+    @property
+    def name(self) -> str:
+        """Its target's."""
+        return self.exported.target.name
+
+    def score(self, batch: Batch, expected: tuple[Tensor, ...], quantized: tuple[Tensor, ...]) -> None:
+        """Run a batch through every artifact, given the original's outputs and the program's."""
+        for run in (self.optimized, *self.cross_checks):
+            _score_batch(run, batch, expected, quantized)
+        for run in self.of_original:
+            _score_batch(run, batch, expected, expected)
 
     @property
     def of_original(self) -> tuple[_Run, ...]:
@@ -89,7 +138,19 @@ class _Artifacts:
         return self.original, *self.variants.values()
 
 
-def _score(model: Model, ready: Sequence[_Artifacts], samples: SampleSet, size: int) -> dict[str, float]:
+def _cross_checks(target: Target, lowered: Lowered) -> tuple[list[Session], tuple[str, ...]]:
+    """The sessions that check an artifact, and why others are left out; a check that fails says nothing of the file."""
+    failures = _Failures()
+    checks: tuple[Session | Skipped, ...] = ()
+    with failures.caught("cross-checks", "cross-checks left out"):
+        checks = target.cross_checks(lowered)
+    left_out = [f"{check.runtime} left out: {check.reason}" for check in checks if isinstance(check, Skipped)]
+    return [check for check in checks if not isinstance(check, Skipped)], (*left_out, *failures.values())
+
+
+def _score(
+    model: Model, ready: Sequence[_Artifacts], failures: _Failures, samples: SampleSet, size: int
+) -> dict[str, float]:
     """Run the evaluation set once through everything; returns the original's metrics."""
     original, program = predictor(model.reference), predictor(model.module)
     of_original = Comparison()
@@ -98,10 +159,9 @@ def _score(model: Model, ready: Sequence[_Artifacts], samples: SampleSet, size: 
             expected, quantized = original(batch.inputs), program(batch.inputs)
             of_original.update(expected, expected, batch.labels)
             for item in ready:
-                for run in (item.optimized, *item.cross_checks):
-                    _score_batch(run, batch, expected, quantized)
-                for run in item.of_original:
-                    _score_batch(run, batch, expected, expected)
+                if item.name not in failures:
+                    with failures.caught(item.name, "cannot run the evaluation samples"):
+                        item.score(batch, expected, quantized)
             progress.advance(len(batch.inputs[0]))
     metrics = of_original.metrics()
     if "top1" in metrics:
@@ -115,7 +175,7 @@ def _score_batch(run: _Run, batch: Batch, expected: tuple[Tensor, ...], quantize
     run.against_program.update(outputs, quantized)
 
 
-def _time(model: Model, ready: Sequence[_Artifacts]) -> list[Latency]:
+def _time(model: Model, ready: Sequence[_Artifacts], failures: _Failures) -> list[Latency]:
     """Time everything at batch 1 with one thread and with all cores; returns the original's latencies in PyTorch."""
     original: list[Latency] = []
     timed = [item for item in ready if item.optimized.session.metrics_source == "measured"]
@@ -123,11 +183,10 @@ def _time(model: Model, ready: Sequence[_Artifacts]) -> list[Latency]:
     thread_counts = sorted({1, all_cores()})
     try:
         for threads in thread_counts:
-            runs = [(item, run) for item in timed for run in (*item.of_original, item.optimized)]
-            candidates = [_eager(model, threads)] + [
-                _in_session(item.exported.target.load(run.lowered, threads=threads), model.inputs, run.lowered)
-                for item, run in runs
-            ]
+            sessions = _sessions(model, timed, failures, threads)
+            runs = [(item, run) for item, run, _ in sessions if item.name not in failures]
+            candidates = [_eager(model, threads)]
+            candidates += [session for item, _, session in sessions if item.name not in failures]
             taken = interleave(candidates, seconds_per_candidate=SECONDS_PER_CANDIDATE)
             records = [
                 measured(
@@ -154,6 +213,21 @@ def _time(model: Model, ready: Sequence[_Artifacts]) -> list[Latency]:
     return original
 
 
+def _sessions(
+    model: Model, timed: Sequence[_Artifacts], failures: _Failures, threads: int
+) -> list[tuple[_Artifacts, _Run, Candidate]]:
+    """What is timed of each target; every candidate has run once."""
+    found = []
+    for item in timed:
+        with failures.caught(item.name, f"cannot be timed with {threads} threads"):
+            for run in (*item.of_original, item.optimized):
+                session = item.exported.target.load(run.lowered, threads=threads)
+                candidate = _in_session(session, model.inputs, run.lowered)
+                candidate.call()
+                found.append((item, run, candidate))
+    return found
+
+
 def _eager(model: Model, threads: int) -> Candidate:
     inputs = example_inputs(model.inputs)
     predict = predictor(model.reference)
@@ -173,16 +247,19 @@ def _in_session(session: Session, inputs: tuple[TensorSpec, ...], lowered: Lower
 def _record(exported: Exported, result: _Artifacts | None, root: Path) -> TargetRecord:
     target = exported.target
     if exported.optimized is None or exported.original is None:
-        return TargetRecord(target=target.name, status=exported.status, reason=exported.reason)
+        return TargetRecord(
+            target=target.name, status=exported.status, reason=exported.reason, verified=exported.verified
+        )
     lowered = exported.optimized
-    estimates = target.estimates(lowered)
+    placement, estimates, notes = _known(target, lowered)
     common = {
         "target": target.name,
         "status": "ok",
         "artifact": artifact_record(lowered.path, root),
         "fp32_artifact": artifact_record(exported.original.path, root),
-        "placement": target.placement(lowered),
-        "notes": lowered.notes if result is None else (*lowered.notes, *result.unchecked),
+        "placement": placement,
+        "verified": exported.verified,
+        "notes": (*lowered.notes, *notes, *(() if result is None else result.unchecked)),
     }
     if result is None:
         reason = target.cannot_run()
@@ -210,6 +287,32 @@ def _record(exported: Exported, result: _Artifacts | None, root: Path) -> Target
         variants=tuple(
             _variant(name, made, result.variants.get(name), root) for name, made in exported.variants.items()
         ),
+    )
+
+
+def _known(target: Target, lowered: Lowered) -> tuple[Placement | None, tuple[Latency, ...], tuple[str, ...]]:
+    """Placement and estimates of a file, and what of them failed: neither is worth losing the measurements."""
+    failures = _Failures()
+    placement, estimates = None, tuple[Latency, ...]()
+    with failures.caught("placement", "its operators cannot be placed"):
+        placement = target.placement(lowered)
+    with failures.caught("estimates", "its latency cannot be estimated"):
+        estimates = target.estimates(lowered)
+    return placement, estimates, tuple(failures.values())
+
+
+def _failed(exported: Exported, reason: str, root: Path) -> TargetRecord:
+    """The record of a target whose files were written, and could not be measured."""
+    assert exported.optimized is not None
+    assert exported.original is not None
+    return TargetRecord(
+        target=exported.target.name,
+        status="failed",
+        reason=reason,
+        artifact=artifact_record(exported.optimized.path, root),
+        fp32_artifact=artifact_record(exported.original.path, root),
+        verified=exported.verified,
+        notes=exported.optimized.notes,
     )
 
 

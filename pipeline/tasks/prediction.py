@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.core.outputs import output_tuple
-from pipeline.target import Session
+from pipeline.target import Session, run_in_steps
 
 Predict = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 """Outputs ``(N, …)``, always a tuple, for a batch of inputs ``(N, …)``."""
@@ -25,19 +24,21 @@ def predictor(module: nn.Module) -> Predict:
     return predict
 
 
+def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A module's outputs for a few samples: all at once or, where its own code fixes the batch, one at a time."""
+    predict = predictor(module)
+    try:
+        return predict(inputs)
+    except Exception:  # the user's forward may raise anything; with one sample it runs, or it was refused earlier
+        parts = [predict(tuple(value[index : index + 1] for value in inputs)) for index in range(len(inputs[0]))]
+        return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
+
 def session_predictor(session: Session) -> Predict:
-    """A session's forward pass on tensors, in steps of its batch size where that is fixed (the last step is padded)."""
+    """A session's forward pass on tensors, of any number of samples."""
 
     def predict(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        count = len(inputs[0])
-        step = session.batch_size or count
-        parts = []
-        for start in range(0, count, step):
-            arrays = tuple(tensor[start : start + step].numpy() for tensor in inputs)
-            missing = step - len(arrays[0])
-            if missing:
-                arrays = tuple(np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays)
-            parts.append([output[: step - missing] for output in session.run(arrays)])
-        return tuple(torch.from_numpy(np.concatenate(outputs)) for outputs in zip(*parts, strict=True))
+        outputs = run_in_steps(session, tuple(tensor.numpy() for tensor in inputs))
+        return tuple(torch.from_numpy(output) for output in outputs)
 
     return predict

@@ -85,6 +85,7 @@ def lower(model: Model, config: CoremlConfig, out_dir: Path, *, name: str, varia
         inputs=model.inputs,
         outputs=model.outputs,
         batch_size=batch_size,
+        pixels=tuple(spec.name for spec, image in zip(model.inputs, interface.images, strict=True) if image),
         notes=tuple(notes),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pipeline.core import Model
@@ -13,6 +14,10 @@ from pipeline.target import Capabilities, Latency, Lowered, Placement, Session, 
 
 if TYPE_CHECKING:
     from targets.coreml.interpreter.execute import Precision
+
+
+EXACT_DB = 60.0
+"""SQNR in FP32 arithmetic from which a package computes what it should."""
 
 
 class CoremlTarget:
@@ -39,6 +44,10 @@ class CoremlTarget:
 
     def cannot_run(self) -> str | None:
         return None
+
+    @property
+    def may_crash(self) -> bool:
+        return sys.platform == "darwin"
 
     def lower(self, model: Model, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.coreml.lowering import lower
@@ -71,6 +80,22 @@ class CoremlTarget:
 
         others: tuple[Precision, ...] = ("float16", "float32") if sys.platform == "darwin" else ("float32",)
         return tuple(InterpreterSession(lowered, precision=precision) for precision in others)
+
+    def explain(self, lowered: Lowered, model: Model) -> str | None:
+        """FP16 arithmetic and constants: the same package in FP32 follows the model."""
+        from pipeline.tasks.comparison import sqnr_db
+        from pipeline.tasks.prediction import outputs_of, session_predictor
+        from targets.coreml.lowering import lower
+        from targets.coreml.session import InterpreterSession
+
+        if self._config.precision == "float32":
+            return None
+        config = self._config.model_copy(update={"precision": "float32"})
+        with TemporaryDirectory(dir=lowered.path.parent, prefix=".float32-") as folder:
+            exact = InterpreterSession(lower(model, config, Path(folder), name="model"))
+            outputs = session_predictor(exact)(model.examples)
+        reached = min(map(sqnr_db, outputs_of(model.module, model.examples), outputs))
+        return None if reached < EXACT_DB else f"FP16 arithmetic; in FP32 the package reaches {EXACT_DB:g} dB and more"
 
     def placement(self, lowered: Lowered) -> Placement | None:
         if sys.platform == "darwin":

@@ -51,11 +51,12 @@ def lower(model: Model, config: OnnxConfig, out_dir: Path, *, name: str, variant
     onnx_model = to_onnx(program, model)
     name_dimensions(onnx_model, config.dynamic)
     notes = [f"ONNX opset {OPSET}"]
+    pixels: tuple[str, ...] = ()
     if model.quantized:
         fuse(onnx_model, cpu)
         notes.append(cpu.encoding)
     if config.image_input:
-        take_pixels(onnx_model, model)
+        pixels = take_pixels(onnx_model, model)
         notes.append("image inputs take uint8 pixels: scale, mean and std are in the file, not resize and crop")
     if variant == "fp16":
         onnx_model = in_fp16(onnx_model)
@@ -65,6 +66,7 @@ def lower(model: Model, config: OnnxConfig, out_dir: Path, *, name: str, variant
         inputs=model.inputs,
         outputs=model.outputs,
         batch_size=fixed_batch_size(program),
+        pixels=pixels,
         notes=(*notes, *write(onnx_model, path, ort=config.ort and variant is None)),
     )
 

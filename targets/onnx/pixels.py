@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
-def take_pixels(onnx_model: ir.Model, model: Model) -> None:
+def take_pixels(onnx_model: ir.Model, model: Model) -> tuple[str, ...]:
     """Let every image input take uint8 pixels, and name these inputs in the metadata.
+
+    Returns:
+        Their names.
 
     Raises:
         TargetError: No input is an image.
@@ -40,6 +43,7 @@ def take_pixels(onnx_model: ir.Model, model: Model) -> None:
         if value.name in names:
             _take_pixels(onnx_model.graph, index, value, model.preprocessing)
     onnx_model.metadata_props["pixel_inputs"] = ",".join(names)
+    return tuple(names)
 
 
 def pixels(values: Array, preprocessing: Preprocessing) -> Array:

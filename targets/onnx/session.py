@@ -13,7 +13,6 @@ from pipeline.core import DType, TargetError, TensorSpec
 from pipeline.machine.processor import cpu_name
 from pipeline.target import Lowered, Variant
 from targets.onnx.metadata import Metadata, read
-from targets.onnx.pixels import as_taken
 from targets.onnx.providers import CPU
 
 if TYPE_CHECKING:
@@ -48,8 +47,15 @@ class OnnxSession:
 
     def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         given = zip(self._inputs, inputs, strict=True)
-        feeds = {spec.name: as_taken(spec, array, self._metadata) for spec, array in given}
+        feeds = {spec.name: self._as_taken(spec, array) for spec, array in given}
         return tuple(self._session.run(self._outputs, feeds))
+
+    def _as_taken(self, spec: TensorSpec, values: Array) -> Array:
+        if not self._metadata.pixel_inputs:
+            return values
+        from targets.onnx.pixels import as_taken  # imports torch, without which a file starts ten times as fast
+
+        return as_taken(spec, values, self._metadata)
 
 
 def session_options(threads: int, *, optimized: Path | None = None) -> onnxruntime.SessionOptions:

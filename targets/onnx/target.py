@@ -35,6 +35,10 @@ class OnnxTarget:
     def cannot_run(self) -> str | None:
         return None
 
+    @property
+    def may_crash(self) -> bool:
+        return True
+
     def lower(self, model: Model, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.onnx.lowering import lower
 
@@ -58,6 +62,9 @@ class OnnxTarget:
 
     def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:  # noqa: ARG002
         return ()
+
+    def explain(self, lowered: Lowered, model: Model) -> None:
+        """Nothing: onnxruntime computes as the program does."""
 
     def placement(self, lowered: Lowered) -> Placement:
         from targets.onnx.placement import placement

@@ -35,6 +35,10 @@ class TfliteTarget:
     def cannot_run(self) -> str | None:
         return None if importlib.util.find_spec("ai_edge_litert") else "ai-edge-litert is not installed"
 
+    @property
+    def may_crash(self) -> bool:
+        return True
+
     def lower(self, model: Model, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.tflite.lowering import lower
 
@@ -77,6 +81,18 @@ class TfliteTarget:
             reason = f"{pace}; reference_kernels: true runs them"
             return (Skipped(runtime=session.runtime, device=session.device, reason=reason),)
         return (session,)
+
+    def explain(self, lowered: Lowered, model: Model) -> str | None:
+        """Kernels that round twice: given the program's own integers, no operator is off by more than one step."""
+        from targets.tflite.parity import layers
+
+        if lowered.variant != "int8":
+            return None
+        one = tuple(value[:1] for value in model.examples)
+        found = layers(model.module, lowered.path, one, reference_kernels=False)
+        if not found or any(layer.max_steps > 1 for layer in found):
+            return None
+        return f"kernels round twice; none of {len(found)} integer tensors is more than one step off by itself"
 
     def placement(self, lowered: Lowered) -> Placement:
         from targets.tflite.placement import placement

@@ -87,7 +87,7 @@ def quantize(
         result, details["qat"] = _better(result, _converted(choice.prepared, judge), epochs, len(train))
 
     record = _record(model, config, simulations, choice, result, judge, details, started)
-    return model.after(result.program, record, quantized=True)
+    return replace(model, examples=model.examples or samples).after(result.program, record, quantized=True)
 
 
 @dataclass(frozen=True, slots=True)

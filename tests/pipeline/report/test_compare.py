@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.report.compare import Change, Tolerances, compare, median_uncertainty, render_html, render_text
+from pipeline.report.compare import Change, Tolerances, compare, render_html, render_text
 from pipeline.report.model import Parity, Report, TargetRecord
+from pipeline.report.noise import median_uncertainty
 from pipeline.target import Estimated, Latency, Measured, measured
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -41,7 +43,9 @@ def test_layers_differ_by_at_most_one_step_when_each_reads_the_programs_integers
     assert all(layer.differing_ratio < 0.02 for layer in found if layer.operator == "CONV_2D")
 
 
-def test_layers_names_only_the_operator_whose_weights_were_changed(lowered, sample, tmp_path):
+@pytest.fixture
+def broken(lowered, tmp_path):
+    """The file with other weights in its second convolution."""
     model = flatbuffer.read_model(lowered.path.read_bytes())
     graph = model.subgraphs[0]
     second = [op for op in graph.operators if flatbuffer.operator_name(model, op) == "CONV_2D"][1]
@@ -49,8 +53,18 @@ def test_layers_names_only_the_operator_whose_weights_were_changed(lowered, samp
     weights.data = (weights.data.view("int8") // 2).view("uint8")
     broken = tmp_path / "broken.tflite"
     flatbuffer.write_model(flatbuffer.serialize(model), broken)
+    return broken
+
+
+def test_layers_names_only_the_operator_whose_weights_were_changed(broken, sample):
     found = parity.layers(Network(), broken, sample, reference_kernels=False)
     worst = parity.first_divergence(found)
     assert worst is not None
     assert worst.operator == "CONV_2D"
     assert [layer for layer in found if layer.max_steps > 1] == [worst]
+
+
+def test_explain_blames_rounding_only_when_every_operator_is_right_by_itself(lowered, broken, sample):
+    program = replace(model(Network(), SHAPE, quantized=True), examples=sample)
+    assert "kernels round twice; none of" in TfliteTarget().explain(lowered, program)
+    assert TfliteTarget().explain(replace(lowered, path=broken), program) is None

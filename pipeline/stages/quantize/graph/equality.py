@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
+from pipeline.tasks.comparison import sqnr_db
 from pipeline.tasks.prediction import predictor
 
 FLOAT32_DB, FLOAT64_DB = 100.0, 140.0
@@ -19,25 +19,10 @@ FLOAT32_DB, FLOAT64_DB = 100.0, 140.0
 
 
 def least_sqnr_db(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """The SQNR of the output that differs most, in dB: infinite where all are equal, minus infinity in shape or count.
-
-    Values that are equal, infinities among them, and NaNs at the same place are no difference.
-    """
+    """The SQNR of the output that differs most, in dB: infinite where all are equal; minus infinity in other shapes."""
     if [value.shape for value in expected] != [value.shape for value in found]:
         return -float("inf")
-    return min((_sqnr_db(one, other) for one, other in zip(expected, found, strict=True)), default=float("inf"))
-
-
-def _sqnr_db(expected: Tensor, found: Tensor) -> float:
-    one, other = expected.double(), found.double()
-    differs = ~((one == other) | (one.isnan() & other.isnan()))
-    if not differs.any():
-        return float("inf")
-    noise = (one - other)[differs].square().sum()
-    if not torch.isfinite(noise):
-        return -float("inf")
-    signal = one[torch.isfinite(one)].square().sum()
-    return float(10 * torch.log10(signal / noise)) if signal > 0 else -float("inf")
+    return min((sqnr_db(one, other) for one, other in zip(expected, found, strict=True)), default=float("inf"))
 
 
 def difference_db(original: nn.Module, rewritten: nn.Module, inputs: tuple[Tensor, ...]) -> float | None:

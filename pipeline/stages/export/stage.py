@@ -1,0 +1,65 @@
+"""The export stage: every target's files, each run and compared with what it was made from as soon as it is written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.core import EdgewrightError, Model, first_line
+from pipeline.stages.export.verification import verify
+from pipeline.target import Exported, Lowered, Target, Variant
+
+logger = logging.getLogger(__name__)
+
+
+def export(model: Model, targets: Sequence[Target], out_dir: Path) -> tuple[Exported, ...]:
+    """Lower a model, and the original it came from, to every target, and run each file on the model's examples.
+
+    A target whose package is missing is skipped. One that cannot hold the model, or whose file computes something else
+    than the model, has failed. Each says why, and none stops the others.
+
+    Args:
+        model: The optimized model; where it is quantized, it is lowered to integers. Without `Model.examples`, which
+            every stage that sees samples sets, the files are written and not run.
+        targets: From ``targets.get(name)``.
+        out_dir: Where the artifacts go: ``<out_dir>/<target>/model.*``, ``original.*`` and ``original_<variant>.*``.
+    """
+    exported = tuple(_export_one(model, target, out_dir / target.name) for target in targets)
+    for item in exported:
+        logger.debug("%s: %s%s", item.target.name, item.status, f", {item.reason}" if item.reason else "")
+    return exported
+
+
+def _export_one(model: Model, target: Target, folder: Path) -> Exported:
+    if extra := target.missing_package():
+        return Exported(target=target, status="skipped", reason=f"not installed: pip install '{extra}'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        optimized = target.lower(model, folder, name="model")
+        original = target.lower(model.original(), folder, name="original")
+        written = Exported(target=target, status="ok", optimized=optimized, original=original)
+        exported = verify(written, model, folder) if model.examples else written
+    except Exception as error:  # whatever a vendor's converter or runtime raises, the other targets go on
+        return Exported(target=target, status="failed", reason=_reason(error))
+    if exported.status != "ok":
+        return exported
+    variants = {variant: _variant(model.original(), target, folder, variant) for variant in target.variants}
+    return replace(exported, variants=variants)
+
+
+def _variant(original: Model, target: Target, folder: Path, variant: Variant) -> Lowered | str:
+    """A comparison's artifact, or why there is none: that does not stop what was asked for."""
+    try:
+        return target.lower(original, folder, name=f"original_{variant}", variant=variant)
+    except Exception as error:  # as above
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    """An error of ours says where and how to mend it; another library's says at least what it is."""
+    if isinstance(error, EdgewrightError):
+        return str(error)
+    logger.debug("an error that no target expects", exc_info=error)
+    return f"{type(error).__name__}: {first_line(error)}"
