@@ -228,8 +228,12 @@ class Target(Protocol):
         """Load the artifact; loading is never timed."""
         ...
 
-    def cross_checks(self, lowered: Lowered) -> tuple[Session | Skipped, ...]:
-        """Other runtimes or precisions that execute the same artifact here: checks of accuracy, never of time."""
+    def cross_checks(self, lowered: Lowered, sample: tuple[Array, ...]) -> tuple[Session | Skipped, ...]:
+        """Other runtimes or precisions that execute the same artifact here: checks of accuracy, never of time.
+
+        Args:
+            sample: One real sample ``(1, …)``, by which a target finds out whether a runtime is too slow.
+        """
         ...
 
     def explain(self, lowered: Lowered, model: Model) -> str | None:

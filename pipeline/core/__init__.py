@@ -153,6 +153,7 @@ class Model:
         quantized: Whether ``module`` is a quantized program (a Q/DQ graph).
         examples: A few real samples, one tensor ``(N, …)`` per input, on which each step is checked; empty until a
             step has seen samples.
+        notes: How the module's own interface was brought into this form; a reader of the report should know.
         history: One record per finished stage, oldest first.
     """
 
@@ -165,6 +166,7 @@ class Model:
     recipe_sha256: str = ""
     quantized: bool = False
     examples: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
+    notes: tuple[str, ...] = ()
     history: tuple[StageRecord, ...] = field(default=())
 
     def original(self) -> Model:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pipeline.core import DataError
 from pipeline.core.arrays import Array
@@ -29,9 +31,22 @@ class DatasetSource:
         inputs, rest = parts[: self._input_count], parts[self._input_count :]
         if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
             inputs = tuple(inputs[0])
-        return tuple(np.asarray(part) for part in inputs), int(rest[0]) if rest else None
+        return tuple(_array(part) for part in inputs), int(rest[0]) if rest else None
 
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Array | None]:
         items = [self._item(index) for index in indices]
-        inputs = tuple(np.stack(parts) for parts in zip(*(inputs for inputs, _ in items), strict=True))
+        try:
+            inputs = tuple(np.stack(parts) for parts in zip(*(inputs for inputs, _ in items), strict=True))
+        except ValueError:
+            raise DataError(
+                "gives samples of different sizes", where=self.where, fix="resize or pad them in __getitem__"
+            ) from None
         return inputs, np.asarray([label for _, label in items]) if self.labelled else None
+
+
+def _array(part: Any) -> Array:
+    """A tensor or array as NumPy holds it, which has no bfloat16."""
+    if isinstance(part, Tensor):
+        part = part.detach().cpu()
+        return np.asarray(part.float() if part.dtype == torch.bfloat16 else part)
+    return np.asarray(part)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.core import Preprocessing, TensorSpec
+from pipeline.core import DataError, Preprocessing, TensorSpec
 from pipeline.core.arrays import Array
 
 
@@ -83,5 +83,14 @@ def _is_nhwc(tensor: Tensor, spec: TensorSpec, preprocessing: Preprocessing) -> 
 
 
 def _per_channel(constants: Sequence[float], values: Tensor) -> Tensor:
-    """One constant per channel as ``(1, C or 1, 1, …)``, on the device of ``values``."""
+    """One constant per channel as ``(1, C or 1, 1, …)``, on the device of ``values``; one in all for ``(N,)``."""
+    channels = values.shape[1] if values.ndim > 1 else 1
+    if len(constants) not in (1, channels):
+        raise DataError(
+            f"mean or std has {len(constants)} numbers, and an input has {channels} channels",
+            where="data.preprocessing",
+            fix="give one number, or one for each channel of every float input",
+        )
+    if values.ndim == 1:
+        return torch.tensor(constants, device=values.device)
     return torch.tensor(constants, device=values.device).view(1, -1, *(1,) * (values.ndim - 2))

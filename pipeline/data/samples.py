@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pipeline.core import DataError, Preprocessing, TensorSpec
+from pipeline.core import DataError, Model, Preprocessing, TensorSpec
 from pipeline.core.arrays import Array
 from pipeline.data.preprocessing import prepare
 
 logger = logging.getLogger(__name__)
+
+
+EXAMPLES = 8
+"""Real samples that a model carries along, on which each step is checked."""
 
 
 class Batch(NamedTuple):
@@ -133,8 +137,18 @@ class SampleSet:
                 )
 
     def _tensor(self, array: Array, spec: TensorSpec, indices: Sequence[int]) -> Tensor:
+        if array.dtype.kind not in ("biufO" if spec.dtype.startswith("float") else "biuf"):
+            raise DataError(
+                f"samples of {spec.name!r} are {array.dtype}, not numbers of one size each", where=self.source.where
+            )
         tensor = prepare(array, spec, self.preprocessing)
-        if tensor.is_floating_point() and not (finite := torch.isfinite(tensor).flatten(1).all(1)).all():
+        if not tensor.is_floating_point() and not np.array_equal(tensor.numpy(), array):
+            raise DataError(
+                f"samples of {spec.name!r} are {array.dtype}, and not all of them are {spec.dtype} values",
+                where=self.source.where,
+                fix=f"store them as {spec.dtype}, or name the input's true dtype in model.inputs",
+            )
+        if tensor.is_floating_point() and not (finite := torch.isfinite(tensor).reshape(len(tensor), -1).all(1)).all():
             bad = indices[int((~finite).nonzero()[0, 0])]
             raise DataError(
                 f"sample {bad} of {spec.name!r} holds NaN or infinity",
@@ -149,6 +163,16 @@ class SampleSet:
                 fix="set data.preprocessing (layout, resize, crop), or model.inputs",
             )
         return tensor.contiguous()
+
+
+def with_examples(model: Model, samples: SampleSet) -> Model:
+    """The model with a few of these samples to be tried on, unless it has some already."""
+    return model if model.examples else replace(model, examples=examples_of(samples))
+
+
+def examples_of(samples: SampleSet) -> tuple[Tensor, ...]:
+    """A few of the samples, evenly spaced: one tensor ``(N, …)`` per input."""
+    return next(samples.take(EXAMPLES).batches(EXAMPLES)).inputs
 
 
 def _identity(batch: Any) -> Any:

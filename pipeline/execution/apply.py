@@ -129,7 +129,7 @@ def _write(result: Model, prepared: Prepared, folder: Path) -> None:
     record = result.history[-1].model_copy(update={"metrics": metrics})
     (folder / "record.json").write_text(record.model_dump_json())
     if result.quantized:
-        torch.export.save(capture(result.module, result.inputs), folder / "program.pt2")
+        torch.export.save(capture(result.module, result.inputs, examples=result.examples), folder / "program.pt2")
     else:
         save_module(result.module, folder / "module.safetensors")
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import targets
-from pipeline.core import Model, RecipeError, StageError
+from pipeline.core import Model, RecipeError, StageError, TensorSpec
 from pipeline.data.open import open_samples
-from pipeline.data.samples import SampleSet
+from pipeline.data.samples import SampleSet, examples_of
 from pipeline.execution.processes import processes
 from pipeline.execution.stages import STAGES
 from pipeline.models.function import require_function
-from pipeline.models.load import load
+from pipeline.models.interface import checked_model
+from pipeline.models.load import open_module
 from pipeline.recipe import Recipe
 from pipeline.stages.contract import Needs, Supplies
 from pipeline.target import Target
@@ -24,8 +26,6 @@ from pipeline.tasks.prediction import predictor
 
 HELD_OUT = 2_000
 """Samples that stages choose by, at most."""
-EXAMPLES = 8
-"""Real samples on which the model has to be a function of each sample, and on which each step is checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +62,11 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     Raises:
         EdgewrightError: Names the file, the field and the fix.
     """
-    model = replace(
-        load(recipe.model, root),
-        preprocessing=recipe.data.preprocessing,
-        recipe_sha256=hashlib.sha256(recipe.model_dump_json().encode()).hexdigest(),
-    )
+    module, inputs = open_module(recipe.model, root)
     needs = [STAGES[step.name].needs(step.config) for step in recipe.stages]
     _check_needs(recipe, needs)
-    sets = _open_sets(recipe, model, root)
-    model = replace(model, examples=next(sets["evaluation"].take(EXAMPLES).batches(EXAMPLES)).inputs)
+    sets = _open_sets(recipe, inputs, root)
+    model = _model(recipe, module, inputs, sets, root)
     require_function(model.module, model.examples)
     outputs = predictor(model.module)(tuple(value[:1] for value in model.examples))
     _check_labels(sets, outputs)
@@ -106,9 +102,29 @@ def _check_needs(recipe: Recipe, needs: list[Needs]) -> None:
             raise need.one_process
 
 
-def _open_sets(recipe: Recipe, model: Model, root: Path) -> dict[str, SampleSet]:
+def _model(
+    recipe: Recipe, module: nn.Module, inputs: tuple[TensorSpec, ...], sets: dict[str, SampleSet], root: Path
+) -> Model:
+    """The model, tried on samples that no result is reported on, where there are any."""
+    tried_on = sets.get("calibration") or sets.get("train") or sets["evaluation"]
+    model = checked_model(
+        module,
+        inputs,
+        recipe.model.outputs,
+        recipe.model.classes,
+        where=str(root / recipe.model.checkpoint),
+        examples=examples_of(tried_on),
+    )
+    return replace(
+        model,
+        preprocessing=recipe.data.preprocessing,
+        recipe_sha256=hashlib.sha256(recipe.model_dump_json().encode()).hexdigest(),
+    )
+
+
+def _open_sets(recipe: Recipe, inputs: tuple[TensorSpec, ...], root: Path) -> dict[str, SampleSet]:
     return {
-        role: open_samples(source, model.inputs, recipe.data.preprocessing, name=role, root=root)
+        role: open_samples(source, inputs, recipe.data.preprocessing, name=role, root=root)
         for role in ("train", "calibration", "evaluation")
         if (source := getattr(recipe.data, role)) is not None
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,29 @@ from pipeline.core import StageError, TensorSpec, first_line
 logger = logging.getLogger(__name__)
 
 
-def example_inputs(inputs: tuple[TensorSpec, ...], batch_size: int = 1) -> tuple[Tensor, ...]:
-    """Seeded inputs of the right shape: standard normal values for floats, zeros for integers."""
+Examples = tuple[TensorSpec, ...] | tuple[Tensor, ...]
+"""What a module is tried on: real samples, one tensor ``(N, …)`` per input; specs where there are no samples yet."""
+
+
+def example_inputs(inputs: Examples, batch_size: int = 1) -> tuple[Tensor, ...]:
+    """Inputs of the right shape: real samples where there are any, repeated where they are too few.
+
+    For specs, values are made up: seeded standard normal ones for floats, zeros for integers. They fit no model that
+    looks at its inputs: no token is masked, and a sequence has length 0. `Model.examples` does.
+
+    >>> example_inputs((torch.tensor([3, 5]),), 3)
+    (tensor([3, 5, 3]),)
+    """
+    tensors = tuple(value for value in inputs if isinstance(value, Tensor))
+    if tensors:
+        return tuple(value[torch.arange(batch_size) % len(value)] for value in tensors)
     generator = torch.Generator().manual_seed(0)
     return tuple(
         torch.randn(batch_size, *spec.shape, generator=generator, dtype=dtype)
         if (dtype := getattr(torch, spec.dtype)).is_floating_point
         else torch.zeros(batch_size, *spec.shape, dtype=dtype)
         for spec in inputs
+        if isinstance(spec, TensorSpec)
     )
 
 
@@ -33,12 +49,14 @@ def capture(
     module: nn.Module,
     inputs: tuple[TensorSpec, ...],
     *,
+    examples: tuple[Tensor, ...] = (),
     batch_size: int | None = None,
     dynamic: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> ExportedProgram:
     """Capture a module as a graph of ATen operators (https://docs.pytorch.org/docs/stable/export.html).
 
     Args:
+        examples: Real samples, where there are any (see `example_inputs`).
         batch_size: The one batch size of the program; None asks for a dynamic batch, and falls back to batch 1 for a
             module whose own code fixes the batch.
         dynamic: Per input, axes other than the batch whose size may vary. An axis that the module's own code fixes
@@ -47,13 +65,16 @@ def capture(
     Raises:
         StageError: torch.export cannot trace the module.
     """
-    examples = example_inputs(inputs, batch_size or 2)
+    arguments = example_inputs(examples or inputs, batch_size or 2)
     batch = [0] if batch_size is None else []
     axes = tuple(dict.fromkeys((*batch, *dynamic.get(spec.name, ())), Dim.AUTO) for spec in inputs)
+    shapes = dict(inspect.signature(module.forward).bind(*axes).arguments) if any(axes) else None  # (*xs) is nested
     try:
         with torch.no_grad():
-            program = torch.export.export(module, examples, dynamic_shapes=axes if any(axes) else None, strict=False)
+            program = torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises a different class for every way a module cannot be traced
+        if batch_size is None:  # its code may take one sample at a time
+            return capture(module, inputs, examples=examples, batch_size=1, dynamic=dynamic)
         raise StageError(
             f"torch.export cannot capture it: {first_line(error)}",
             where=type(module).__name__,
@@ -61,7 +82,7 @@ def capture(
         ) from error
     if batch_size is None and fixed_batch_size(program) is not None:
         logger.debug("the code of %s fixes the batch: captured again with batch 1", type(module).__name__)
-        return capture(module, inputs, batch_size=1, dynamic=dynamic)
+        return capture(module, inputs, examples=examples, batch_size=1, dynamic=dynamic)
     return program
 
 
@@ -78,7 +99,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_macs(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> int:
+def count_macs(module: nn.Module, inputs: Examples) -> int:
     """Multiply-accumulates of one sample's forward pass: convolutions, matrix products and attention.
 
     Runs without oneDNN, whose LSTM is a single operator that the counter does not know.

@@ -38,13 +38,13 @@ def require_function(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """
     inputs = _fitting(copy.deepcopy(module), inputs)
     tested = copy.deepcopy(module)
-    before = {name: tensor.clone() for name, tensor in tested.named_buffers()}
+    before = {name: (kind, tensor.detach().clone()) for name, kind, tensor in _state(tested)}
     first, seen = _run(tested, inputs)
-    changed = [name for name, tensor in tested.named_buffers() if not _same([before[name]], [tensor], float("inf"))]
-    if changed:
-        raise _refusal(
-            module, f"forward changes the buffer {changed[0]!r}", "compute it from the inputs, or keep it outside"
-        )
+    for name, kind, tensor in _state(tested):
+        if name in before and not _same([before[name][1]], [tensor.detach()], float("inf")):
+            raise _refusal(
+                module, f"forward changes the {kind} {name!r}", "compute it from the inputs, or keep it outside"
+            )
     second, again = _run(tested, inputs)
     if not _same(first, second, REPEATED_DB):
         raise _refusal(module, *_why_not_repeatable(tested, seen, again))
@@ -52,11 +52,23 @@ def require_function(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         _require_independent_samples(module, tested, inputs, first)
 
 
+def _state(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    yield from ((name, "buffer", tensor) for name, tensor in module.named_buffers())
+    yield from ((name, "parameter", tensor) for name, tensor in module.named_parameters())
+
+
 def _fitting(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """As many of the samples as the module takes: all, or one where its own code, or its program, asks for that."""
     try:
         _run(module, inputs)
-    except Exception:  # the user's forward may raise anything; with one sample it runs, or it was refused earlier
+    except Exception:  # the user's forward may raise anything
+        for index in range(len(inputs[0])):
+            try:
+                _run(module, tuple(value[index : index + 1] for value in inputs))
+            except Exception as error:
+                raise _refusal(
+                    module, f"forward fails on a sample: {first_line(error)}", "give samples that the model takes"
+                ) from error
         return tuple(value[:1] for value in inputs)
     return inputs
 
@@ -124,13 +136,14 @@ def _refusal(module: nn.Module, problem: str, fix: str) -> StageError:
 
 def _run(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Calls]:
     """The outputs, and what every submodule took and gave, by its name, in the order in which they ended."""
-    with torch.no_grad(), _recording(module) as seen:
+    with torch.no_grad(), recording(module) as seen:
         result = module(*inputs)
     return _tensors(result), seen
 
 
 @contextmanager
-def _recording(module: nn.Module) -> Iterator[Calls]:
+def recording(module: nn.Module) -> Iterator[Calls]:
+    """Collects what every submodule takes and gives while the module runs."""
     seen: Calls = {}
     hooks = []
     for name, part in module.named_modules():
@@ -167,10 +180,15 @@ def _same(expected: list[Tensor], found: list[Tensor], least_db: float) -> bool:
     if [value.shape for value in expected] != [value.shape for value in found]:
         return False
     for one, other in zip(expected, found, strict=True):
-        a, b = one.double(), other.double()
+        a, b = _reals(one), _reals(other)
         differs = ~((a == b) | (a.isnan() & b.isnan()))
         if differs.any():
             noise, signal = (a - b)[differs].square().sum(), a[torch.isfinite(a)].square().sum()
             if not torch.isfinite(noise) or signal == 0 or 10 * torch.log10(signal / noise) < least_db:
                 return False
     return True
+
+
+def _reals(value: Tensor) -> Tensor:
+    """Values in float64; of complex ones, both parts."""
+    return (torch.view_as_real(value) if value.is_complex() else value).double()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,25 +10,42 @@ from torch import nn
 from torch.fx import GraphModule
 
 from pipeline.core import CheckpointError, Model, TensorSpec
+from pipeline.data.samples import SampleSet, examples_of
 from pipeline.models.checkpoints.program import read_program
 from pipeline.models.checkpoints.state_dict import build
 from pipeline.models.interface import checked_model
+from pipeline.models.modules import copied
 from pipeline.models.signature import inputs_of
 from pipeline.recipe import ModelSource
 
 logger = logging.getLogger(__name__)
 
 
-def load(source: ModelSource, root: Path = Path()) -> Model:
+def load(source: ModelSource, root: Path = Path(), *, samples: SampleSet | None = None) -> Model:
     """Load the FP32 model that a recipe names.
 
     Args:
         source: A factory with a ``.safetensors`` or ``.pt`` state dict, or a ``torch.export`` program in a ``.pt2``.
         root: The folder that relative paths start from.
+        samples: What the model is tried on; made-up values where they are left out.
 
     Raises:
         CheckpointError: The file is missing, unreadable or holds pickled code; its keys or shapes are not the
-            factory's; or the model does not run on inputs of the given shapes.
+            factory's; or the model does not run on these samples, or takes or gives what no target can hold.
+        RecipeError: The factory cannot be imported.
+    """
+    module, inputs = open_module(source, root)
+    examples = () if samples is None else examples_of(samples)
+    return checked_model(
+        module, inputs, source.outputs, source.classes, where=str(root / source.checkpoint), examples=examples
+    )
+
+
+def open_module(source: ModelSource, root: Path = Path()) -> tuple[nn.Module, tuple[TensorSpec, ...]]:
+    """The module that a recipe names, as it was written, and what it takes.
+
+    Raises:
+        CheckpointError: See `load`.
         RecipeError: The factory cannot be imported.
     """
     path = root / source.checkpoint
@@ -44,7 +60,7 @@ def load(source: ModelSource, root: Path = Path()) -> Model:
         assert source.factory is not None  # the recipe has checked it
         module = build(source.factory, source.kwargs, path, root=root)
     logger.debug("loaded %s from %s", type(module).__name__, path)
-    return checked_model(module, inputs, source.outputs, source.classes, where=str(path))
+    return module, inputs
 
 
 def from_module(
@@ -53,17 +69,24 @@ def from_module(
     *,
     outputs: Sequence[str] = (),
     classes: Sequence[str] = (),
+    samples: SampleSet | None = None,
 ) -> Model:
     """The model of a module that is already in memory; the module is copied and stays as it is.
 
+    Args:
+        samples: What the module is tried on; made-up values where they are left out, which do not fit a module that
+            looks at them, such as one that takes sequence lengths.
+
     Raises:
-        CheckpointError: The module does not run on inputs of these shapes, or returns something else than tensors.
+        CheckpointError: The module does not run on inputs of these shapes, or takes or gives what no target can hold.
 
     >>> model = from_module(nn.Linear(3, 2), [TensorSpec(name="x", shape=(3,))])
     >>> model.outputs, model.module.training
     (('output',), False)
     """
-    module = copy.deepcopy(module)
+    where = type(module).__name__
+    module = copied(module, where=where)
     if not isinstance(module, GraphModule):  # an exported program carries its mode in its graph
         module.eval()
-    return checked_model(module, tuple(inputs), tuple(outputs), tuple(classes), where=type(module).__name__)
+    examples = () if samples is None else examples_of(samples)
+    return checked_model(module, tuple(inputs), tuple(outputs), tuple(classes), where=where, examples=examples)

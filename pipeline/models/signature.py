@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
+from torch import Tensor
 from torch.export import ExportedProgram
 
-from pipeline.core import CheckpointError, TensorSpec
+from pipeline.core import CheckpointError, DType, TensorSpec
 
 
 def inputs_of(program: ExportedProgram, path: Path) -> tuple[TensorSpec, ...]:
@@ -22,7 +24,21 @@ def inputs_of(program: ExportedProgram, path: Path) -> tuple[TensorSpec, ...]:
     specs = []
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in names:
-            shape, dtype = node.meta["val"].shape, str(node.meta["val"].dtype).removeprefix("torch.")
+            value = node.meta.get("val")
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                kind = "one number" if isinstance(value, Tensor) else type(value).__name__
+                raise CheckpointError(
+                    f"input {node.name!r} is {kind}, not a tensor with a batch in front",
+                    where=str(path),
+                    fix="export it with tensors (N, …) as its only inputs",
+                )
+            shape, dtype = value.shape, str(value.dtype).removeprefix("torch.")
+            if dtype not in get_args(DType):
+                raise CheckpointError(
+                    f"input {node.name!r} is {dtype}; inputs are one of {', '.join(get_args(DType))}",
+                    where=str(path),
+                    fix="export it with a float32 input that forward converts",
+                )
             if not all(isinstance(size, int) for size in shape[1:]):
                 raise CheckpointError(
                     f"input {node.name!r} has dynamic sizes {list(map(str, shape))} beside the batch",

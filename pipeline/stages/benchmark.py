@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.core import Model, TensorSpec, first_line
-from pipeline.data.samples import Batch, SampleSet
+from pipeline.core import Model, first_line
+from pipeline.core.arrays import Array
+from pipeline.data.samples import Batch, SampleSet, with_examples
 from pipeline.machine.processor import all_cores, cpu_name
 from pipeline.machine.timing import Candidate, interleave
 from pipeline.models.capture import count_macs, count_parameters, example_inputs
@@ -52,17 +53,19 @@ def benchmark(
         root: Artifact paths in the records are relative to this folder.
         batch_size: Samples per forward pass where the batch is dynamic. Latency is always taken at batch 1.
     """
+    model = with_examples(model, samples)
+    sample = tuple(value.numpy() for value in example_inputs(model.examples))
     failures = _Failures()
     ready = []
     for item in exported:
         if item.status == "ok" and item.target.cannot_run() is None:
             with failures.caught(item.target.name, "cannot be loaded"):
-                ready.append(_Artifacts(item))
+                ready.append(_Artifacts(item, sample))
     metrics = _score(model, ready, failures, samples, batch_size)
     original_latency = _time(model, ready, failures)
     original = OriginalRecord(
         parameters=count_parameters(model.reference),
-        macs=count_macs(model.reference, model.inputs),
+        macs=count_macs(model.reference, model.examples),
         size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in model.reference.state_dict().values()),
         metrics=metrics,
         latency=tuple(original_latency),
@@ -101,9 +104,13 @@ class _Run:
 
 
 class _Artifacts:
-    """A target's artifacts, loaded with all cores."""
+    """A target's artifacts, loaded with all cores.
 
-    def __init__(self, exported: Exported) -> None:
+    Args:
+        sample: One real sample ``(1, …)``.
+    """
+
+    def __init__(self, exported: Exported, sample: tuple[Array, ...]) -> None:
         assert exported.optimized is not None
         assert exported.original is not None
         target = exported.target
@@ -117,7 +124,7 @@ class _Artifacts:
             for variant, lowered in exported.variants.items()
             if isinstance(lowered, Lowered)
         }
-        checks, self.unchecked = _cross_checks(target, exported.optimized)
+        checks, self.unchecked = _cross_checks(target, exported.optimized, sample)
         self.cross_checks = [_Run(exported.optimized, check) for check in checks]
 
     @property
@@ -138,12 +145,12 @@ class _Artifacts:
         return self.original, *self.variants.values()
 
 
-def _cross_checks(target: Target, lowered: Lowered) -> tuple[list[Session], tuple[str, ...]]:
+def _cross_checks(target: Target, lowered: Lowered, sample: tuple[Array, ...]) -> tuple[list[Session], tuple[str, ...]]:
     """The sessions that check an artifact, and why others are left out; a check that fails says nothing of the file."""
     failures = _Failures()
     checks: tuple[Session | Skipped, ...] = ()
     with failures.caught("cross-checks", "cross-checks left out"):
-        checks = target.cross_checks(lowered)
+        checks = target.cross_checks(lowered, sample)
     left_out = [f"{check.runtime} left out: {check.reason}" for check in checks if isinstance(check, Skipped)]
     return [check for check in checks if not isinstance(check, Skipped)], (*left_out, *failures.values())
 
@@ -222,14 +229,14 @@ def _sessions(
         with failures.caught(item.name, f"cannot be timed with {threads} threads"):
             for run in (*item.of_original, item.optimized):
                 session = item.exported.target.load(run.lowered, threads=threads)
-                candidate = _in_session(session, model.inputs, run.lowered)
+                candidate = _in_session(session, model, run.lowered)
                 candidate.call()
                 found.append((item, run, candidate))
     return found
 
 
 def _eager(model: Model, threads: int) -> Candidate:
-    inputs = example_inputs(model.inputs)
+    inputs = example_inputs(model.examples)
     predict = predictor(model.reference)
     return Candidate(
         runtime=f"torch {torch.__version__} eager",
@@ -239,8 +246,8 @@ def _eager(model: Model, threads: int) -> Candidate:
     )
 
 
-def _in_session(session: Session, inputs: tuple[TensorSpec, ...], lowered: Lowered) -> Candidate:
-    arrays = tuple(tensor.numpy() for tensor in example_inputs(inputs, lowered.batch_size or 1))
+def _in_session(session: Session, model: Model, lowered: Lowered) -> Candidate:
+    arrays = tuple(tensor.numpy() for tensor in example_inputs(model.examples, lowered.batch_size or 1))
     return Candidate(runtime=session.runtime, device=session.device, call=lambda: session.run(arrays))
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pipeline.core import Model, StageError, StageRecord, TensorSpec
+from pipeline.core import Model, StageError, StageRecord
 from pipeline.core.outputs import output_tuple
-from pipeline.data.samples import SampleSet
+from pipeline.data.samples import SampleSet, with_examples
 from pipeline.models.capture import count_macs, count_parameters, example_inputs
 from pipeline.models.checkpoints.state_dict import build
 from pipeline.recipe import DistillConfig
@@ -65,11 +65,12 @@ def distill(
         raise StageError("early_stop needs held-out samples", where="distill", fix="remove it, or add training data")
     started = time.monotonic()
     _refuse_programs(model)
+    model = with_examples(model, data)
     student = first_student(model, config, seed=seed, root=root).requires_grad_(True)
     teacher = copy.deepcopy(model.reference).requires_grad_(False).eval()
     for module in (student, teacher):
         _to_channels_last(module)
-    loss = _loss(student, teacher, config, model.inputs, seed)
+    loss = _loss(student, teacher, config, example_inputs(model.examples, 2), seed)
     logs = fit(
         student,
         loss,
@@ -93,7 +94,7 @@ def distill(
 
 
 def _loss(
-    student: nn.Module, teacher: nn.Module, config: DistillConfig, inputs: tuple[TensorSpec, ...], seed: int
+    student: nn.Module, teacher: nn.Module, config: DistillConfig, inputs: tuple[Tensor, ...], seed: int
 ) -> StepLoss:
     """The loss on the answers and, where features are asked for, on what layers put out as well."""
     loss = distillation_loss(teacher, temperature=config.temperature, alpha=config.alpha, relations=config.relations)
@@ -101,7 +102,7 @@ def _loss(
         return loss
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return FeatureLoss(loss, student, teacher, config.features, example_inputs(inputs, 2))
+        return FeatureLoss(loss, student, teacher, config.features, inputs)
 
 
 def _record(
@@ -114,7 +115,7 @@ def _record(
         config=config.model_dump(mode="json"),
         duration_s=duration_s,
         parameters=count_parameters(student),
-        macs=count_macs(student, model.inputs),
+        macs=count_macs(student, model.examples or model.inputs),
         details=details,
     )
 
@@ -133,7 +134,7 @@ def first_student(model: Model, config: DistillConfig, *, seed: int = 0, root: P
         torch.manual_seed(seed)
         weights = None if source.checkpoint is None else root / source.checkpoint
         student = build(source.factory, source.kwargs, weights, root=root)
-    inputs = example_inputs(model.inputs, 2)
+    inputs = example_inputs(model.examples or model.inputs, 2)
     expected = _shapes(model.reference, inputs)
     try:
         found = _shapes(student, inputs)

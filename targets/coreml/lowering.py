@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 
-from pipeline.core import Model, TargetError, TensorSpec
+from pipeline.core import Model, TargetError
 from pipeline.core.files import atomic_write
 from pipeline.models.capture import capture, fixed_batch_size
 from pipeline.recipe import CoremlConfig
@@ -56,7 +56,7 @@ def lower(model: Model, config: CoremlConfig, out_dir: Path, *, name: str, varia
     if not interface.is_plain:
         module = Deployed(module, interface, model.preprocessing)
     notes = []
-    program = _capture(module, model.inputs, config, single=not interface.is_plain)
+    program = _capture(module, model, config, single=not interface.is_plain)
     try:
         converted = _convert(program, model, config, interface, half=half, where=name)
     except TargetError as error:
@@ -64,7 +64,7 @@ def lower(model: Model, config: CoremlConfig, out_dir: Path, *, name: str, varia
             raise
         logger.debug("converted for batch 1 instead: %s", error.problem)
         notes.append(f"no dynamic batch: {error.problem}")
-        program = _capture(module, model.inputs, config, single=True)
+        program = _capture(module, model, config, single=True)
         converted = _convert(program, model, config, interface, half=half, where=name)
     finished = _finished(compress(converted, form), interface.labels)
     describe(finished, model, form, embedded=any(interface.images))
@@ -146,19 +146,16 @@ def _subnormal_scales(module: nn.Module, *, where: str) -> int:
     return sum(scale < FP16_SMALLEST_NORMAL for scale in scales)
 
 
-def _capture(
-    module: nn.Module, inputs: tuple[TensorSpec, ...], config: CoremlConfig, *, single: bool
-) -> ExportedProgram:
+def _capture(module: nn.Module, model: Model, config: CoremlConfig, *, single: bool) -> ExportedProgram:
     """With a dynamic batch where several sizes are asked for and the model has one input; Core ML before iOS 18 takes
     alternative shapes on one input only (https://apple.github.io/coremltools/docs-guides/source/flexible-inputs.html).
 
     Args:
         single: Whether the batch has to be 1: images and class labels come one at a time.
     """
-    if single:
-        return capture(module, inputs, batch_size=1)
-    only = config.batch_sizes[0] if len(config.batch_sizes) == 1 else 1
-    return capture(module, inputs, batch_size=None if len(config.batch_sizes) > 1 and len(inputs) == 1 else only)
+    several = not single and len(config.batch_sizes) > 1 and len(model.inputs) == 1
+    only = config.batch_sizes[0] if not single and len(config.batch_sizes) == 1 else 1
+    return capture(module, model.inputs, examples=model.examples, batch_size=None if several else only)
 
 
 def _convert(

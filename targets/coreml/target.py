@@ -13,6 +13,7 @@ from pipeline.recipe import CoremlConfig
 from pipeline.target import Capabilities, Latency, Lowered, Placement, Session, Skipped, Variant
 
 if TYPE_CHECKING:
+    from pipeline.core.arrays import Array
     from targets.coreml.interpreter.execute import Precision
 
 
@@ -74,7 +75,7 @@ class CoremlTarget:
             else InterpreterSession(lowered)
         )
 
-    def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:
+    def cross_checks(self, lowered: Lowered, sample: tuple[Array, ...]) -> tuple[Session, ...]:  # noqa: ARG002
         """The interpreter in FP32, and beside Core ML itself also in FP16."""
         from targets.coreml.session import InterpreterSession
 

@@ -47,7 +47,7 @@ def lower(model: Model, config: OnnxConfig, out_dir: Path, *, name: str, variant
     """Write ``out_dir/name.onnx``. See `pipeline.target.Target.lower`."""
     assert variant in (None, "fp16")
     cpu = deployment_cpu(config)
-    program = capture(model.module, model.inputs, dynamic=config.dynamic)
+    program = capture(model.module, model.inputs, examples=model.examples, dynamic=config.dynamic)
     onnx_model = to_onnx(program, model)
     name_dimensions(onnx_model, config.dynamic)
     notes = [f"ONNX opset {OPSET}"]

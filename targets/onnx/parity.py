@@ -74,7 +74,7 @@ def first_divergence(tensors: tuple[TensorParity, ...]) -> TensorParity | None:
 
 def _program_integers(model: Model, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """What every quantize_per_tensor of the program gives, by the name it has when captured for lowering."""
-    program = capture(model.module, model.inputs)
+    program = capture(model.module, model.inputs, examples=model.examples)
     recorder = _Recorder(program.module(check_guards=False))
     with torch.inference_mode():
         recorder.run(*inputs)

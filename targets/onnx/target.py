@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.core import Model
 from pipeline.recipe import OnnxConfig
 from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped, Variant
+
+if TYPE_CHECKING:
+    from pipeline.core.arrays import Array
 
 REQUIRED = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
 """What lowering imports."""
@@ -60,7 +64,7 @@ class OnnxTarget:
 
         return OnnxSession(lowered, threads, usable(self._config.providers))
 
-    def cross_checks(self, lowered: Lowered) -> tuple[Session, ...]:  # noqa: ARG002
+    def cross_checks(self, lowered: Lowered, sample: tuple[Array, ...]) -> tuple[Session, ...]:  # noqa: ARG002
         return ()
 
     def explain(self, lowered: Lowered, model: Model) -> None:

@@ -103,11 +103,11 @@ def translate(model: Model, goal: forms.Goal | None) -> tuple[bytes, tuple[str, 
     Args:
         goal: None leaves the operators as the converter takes them.
     """
-    program = capture(model.module, model.inputs, batch_size=BATCH_SIZE).module()
+    program = capture(model.module, model.inputs, examples=model.examples, batch_size=BATCH_SIZE).module()
     changed = forms.rewrite(program, goal) if goal is not None else Counter[str]()
     done = {op: "kept in float between integers" if op in forms.KEPT_IN_FLOAT else "rewritten" for op in changed}
     notes = [f"{count} x {op} {done[op]} for the {goal}" for op, count in sorted(changed.items())]
-    inputs = example_inputs(model.inputs, BATCH_SIZE)
+    inputs = example_inputs(model.examples or model.inputs, BATCH_SIZE)
     try:
         return convert(program, inputs, quantized=model.quantized), tuple(notes)
     except TargetError as error:

@@ -52,10 +52,6 @@ class LitertSession:
         numbers = self.run_integers(inputs)
         return tuple(port.decode(values) for port, values in zip(self._outputs, numbers, strict=True))
 
-    def invoke(self) -> None:
-        """One forward pass on whatever the inputs hold."""
-        self._interpreter.invoke()
-
     def run_integers(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """The numbers that the output tensors hold, before they are scaled to real values."""
         for port, values in zip(self._inputs, inputs, strict=True):
@@ -89,10 +85,10 @@ class ReferenceKernelSession:
         in_order = [shares[index % count][index // count] for index in range(len(inputs[0]))]
         return tuple(np.concatenate(outputs) for outputs in zip(*in_order, strict=True))
 
-    def seconds_per_sample(self) -> float:
-        """Duration of one forward pass of one interpreter."""
+    def seconds_per_sample(self, sample: tuple[Array, ...]) -> float:
+        """Duration of one forward pass of one interpreter, on a real sample ``(1, …)``."""
         started = time.perf_counter()
-        self._sessions[0].invoke()
+        self._sessions[0].run(sample)
         return time.perf_counter() - started
 
 

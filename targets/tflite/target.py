@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.core import Model
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Capabilities, Estimated, Latency, Lowered, Placement, Session, Skipped, Variant
+
+if TYPE_CHECKING:
+    from pipeline.core.arrays import Array
 
 SLOW_S = 0.02
 """Seconds of one sample in the reference kernels above which they are run only where the recipe asks for it."""
@@ -68,14 +72,14 @@ class TfliteTarget:
 
         return LitertSession(lowered.path, threads=threads)
 
-    def cross_checks(self, lowered: Lowered) -> tuple[Session | Skipped, ...]:
+    def cross_checks(self, lowered: Lowered, sample: tuple[Array, ...]) -> tuple[Session | Skipped, ...]:
         from targets.tflite.lowering import for_npu
         from targets.tflite.session import ReferenceKernelSession
 
         if lowered.variant != "int8" or self._config.reference_kernels is False:
             return ()
         session = ReferenceKernelSession(for_npu(lowered.path))
-        seconds = session.seconds_per_sample()
+        seconds = session.seconds_per_sample(sample)
         if self._config.reference_kernels is None and seconds > SLOW_S:
             pace = f"they take {seconds * 1e3:.0f} ms a sample, more than {SLOW_S * 1e3:.0f}"
             reason = f"{pace}; reference_kernels: true runs them"

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.core import Model, SkippedLayer, StageError, TensorSpec
+from pipeline.core import Model, SkippedLayer, StageError
 from pipeline.data.samples import SampleSet
-from pipeline.models.capture import example_inputs
+from pipeline.models.capture import Examples, example_inputs
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune.channels import PRUNABLE, is_within, still_runs
 from pipeline.stages.prune.sensitivity import movement
@@ -49,7 +49,7 @@ def remove_blocks(model: Model, config: PruneConfig, data: SampleSet | None) -> 
         return Shortened(model.module, [], ())
     if data is None:
         raise StageError("blocks_ratio needs samples", where="prune", fix="name data.calibration")
-    found, skipped = removable_blocks(model.module, model.inputs)
+    found, skipped = removable_blocks(model.module, model.examples or model.inputs)
     found = tuple(name for name in found if not is_within(name, config.skip))
     if not found:
         raise StageError("the model has no residual block to remove", where="prune", fix="leave blocks_ratio out")
@@ -60,9 +60,7 @@ def remove_blocks(model: Model, config: PruneConfig, data: SampleSet | None) -> 
     return Shortened(without_blocks(model.module, removed), blocks, skipped)
 
 
-def removable_blocks(
-    module: nn.Module, inputs: tuple[TensorSpec, ...]
-) -> tuple[tuple[str, ...], tuple[SkippedLayer, ...]]:
+def removable_blocks(module: nn.Module, inputs: Examples) -> tuple[tuple[str, ...], tuple[SkippedLayer, ...]]:
     """The innermost modules with an identity shortcut, and those whose caller cannot do without them."""
     shortcuts = {name for name, x in _single_inputs(module, inputs).items() if _returns_its_input(module, name, x)}
     innermost = [name for name in shortcuts if not any(other.startswith(f"{name}.") for other in shortcuts)]
@@ -90,7 +88,7 @@ def without_blocks(module: nn.Module, blocks: Sequence[str]) -> nn.Module:
     return module
 
 
-def _single_inputs(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> dict[str, Tensor]:
+def _single_inputs(module: nn.Module, inputs: Examples) -> dict[str, Tensor]:
     """The input of every submodule with layers inside that maps one tensor to one of the same shape, once per pass."""
     calls: dict[str, list[Tensor | None]] = {}
 

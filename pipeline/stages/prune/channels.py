@@ -16,9 +16,9 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from pipeline.core import SkippedLayer, StageError, TensorSpec
+from pipeline.core import SkippedLayer, StageError
 from pipeline.core.outputs import output_tuple
-from pipeline.models.capture import example_inputs
+from pipeline.models.capture import Examples, example_inputs
 from pipeline.stages.prune import recurrent
 
 Conv = nn.modules.conv._ConvNd
@@ -82,7 +82,7 @@ class Step:
 
 def coupled_channels(
     module: nn.Module,
-    inputs: tuple[TensorSpec, ...],
+    inputs: Examples,
     score: Score,
     *,
     round_to: int,
@@ -177,7 +177,7 @@ def _heads(module: nn.Module, layers: Sequence[str], width: int) -> tuple[str, s
 
 
 def runnable(
-    module: nn.Module, inputs: tuple[TensorSpec, ...], groups: Sequence[CoupledChannels], max_layer_ratio: float
+    module: nn.Module, inputs: Examples, groups: Sequence[CoupledChannels], max_layer_ratio: float
 ) -> tuple[list[CoupledChannels], tuple[SkippedLayer, ...]]:
     """The groups that can be pruned so that the network still runs and keeps its output shapes, each tried alone."""
     expected = _output_shapes(module, inputs)
@@ -197,7 +197,7 @@ def runnable(
     return kept, tuple(skipped)
 
 
-def still_runs(module: nn.Module, pruned: Callable[[], nn.Module], inputs: tuple[TensorSpec, ...]) -> bool:
+def still_runs(module: nn.Module, pruned: Callable[[], nn.Module], inputs: Examples) -> bool:
     """Whether a pruned module runs and gives outputs of the same shapes."""
     try:
         return _output_shapes(pruned(), inputs) == _output_shapes(module, inputs)
@@ -223,7 +223,7 @@ def pruning_order(groups: Sequence[CoupledChannels], max_layer_ratio: float) -> 
     return sorted(steps, key=lambda step: step.damage)
 
 
-def remove(module: nn.Module, inputs: tuple[TensorSpec, ...], steps: Sequence[Step]) -> nn.Module:
+def remove(module: nn.Module, inputs: Examples, steps: Sequence[Step]) -> nn.Module:
     """A copy of ``module`` without the channels of ``steps``, in eval mode."""
     flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     module = traceable_copy(module)
@@ -261,7 +261,7 @@ def traceable_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).requires_grad_(True)
 
 
-def dependency_graph(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> Any:
+def dependency_graph(module: nn.Module, inputs: Examples) -> Any:
     """torch-pruning's graph of a `traceable_copy`.
 
     Raises:
@@ -298,7 +298,7 @@ def is_within(name: str, containers: Sequence[str]) -> bool:
     return any(name == container or name.startswith(f"{container}.") for container in containers)
 
 
-def _output_shapes(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> list[list[int]]:
+def _output_shapes(module: nn.Module, inputs: Examples) -> list[list[int]]:
     with torch.no_grad():
         result = module(*example_inputs(inputs))
     return [list(tensor.shape) for tensor in output_tuple(result)]

@@ -44,7 +44,7 @@ def cost_limits(model: Model, config: PruneConfig, target: Target | None = None)
         StageError: Latency is limited, and the target is not given or cannot run here.
     """
     counts: tuple[tuple[str, float | None, int | None, Callable[[nn.Module], float]], ...] = (
-        ("macs", config.macs_ratio, config.max_macs, lambda module: count_macs(module, model.inputs)),
+        ("macs", config.macs_ratio, config.max_macs, lambda module: count_macs(module, model.examples or model.inputs)),
         ("parameters", config.parameters_ratio, config.max_parameters, count_parameters),
         ("size_bytes", config.size_ratio, config.max_size_bytes, size_bytes),
     )
@@ -119,7 +119,7 @@ def load_session(target: Target, model: Model) -> Session:
 
 def interleaved_medians(model: Model, sessions: tuple[Session, ...]) -> list[float]:
     """Median nanoseconds of one sample, per session."""
-    inputs = tuple(tensor.numpy() for tensor in example_inputs(model.inputs))
+    inputs = tuple(tensor.numpy() for tensor in example_inputs(model.examples or model.inputs))
 
     def candidate(session: Session) -> Candidate:
         return Candidate(runtime=session.runtime, device=session.device, call=lambda: session.run(inputs))

@@ -76,7 +76,7 @@ def remove_channels(
         order = _by_damage(order, curves)
 
     def pruned(count: int) -> nn.Module:
-        return remove(model.module, model.inputs, order[:count])
+        return remove(model.module, model.examples or model.inputs, order[:count])
 
     def fits(count: int) -> bool:
         module = pruned(count)
@@ -116,19 +116,19 @@ def _removable(
     model: Model, config: PruneConfig, data: SampleSet | None
 ) -> tuple[list[CoupledChannels], tuple[SkippedLayer, ...]]:
     """The channels that may go. Where the network breaks without all of them, each group is tried on its own."""
-    judged = traceable_copy(model.module)
+    judged, inputs = traceable_copy(model.module), model.examples or model.inputs
     groups, skipped = coupled_channels(
         judged,
-        model.inputs,
+        inputs,
         scorer(config.importance, judged, data),
         round_to=config.round_to,
         max_layer_ratio=config.max_layer_ratio,
         skip=config.skip,
     )
     everything = pruning_order(groups, config.max_layer_ratio)
-    if still_runs(model.module, lambda: remove(model.module, model.inputs, everything), model.inputs):
+    if still_runs(model.module, lambda: remove(model.module, inputs, everything), inputs):
         return groups, skipped
-    groups, broken = runnable(model.module, model.inputs, groups, config.max_layer_ratio)
+    groups, broken = runnable(model.module, inputs, groups, config.max_layer_ratio)
     return groups, skipped + broken
 
 
@@ -156,7 +156,8 @@ def _sensitivity(
     )
     logger.debug("sensitivities %s", "known" if key in _measured else "measured")
     if key not in _measured:
-        _measured[key] = sensitivity(model.module, model.inputs, groups, config.max_layer_ratio, data, kept_share)
+        inputs = model.examples or model.inputs
+        _measured[key] = sensitivity(model.module, inputs, groups, config.max_layer_ratio, data, kept_share)
     return _measured[key]
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.core import Record, TensorSpec
+from pipeline.core import Record
 from pipeline.data.samples import SampleSet
+from pipeline.models.capture import Examples
 from pipeline.stages.prune.channels import CoupledChannels, remove, steps_of
 from pipeline.tasks.classification import classifies
 from pipeline.tasks.prediction import predictor
@@ -44,7 +45,7 @@ class Curve(Record):
 
 def sensitivity(
     module: nn.Module,
-    inputs: tuple[TensorSpec, ...],
+    inputs: Examples,
     groups: Sequence[CoupledChannels],
     max_layer_ratio: float,
     data: SampleSet,

@@ -18,7 +18,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from pipeline.core import Model, SkippedLayer, StageError, StageRecord
-from pipeline.data.samples import SampleSet
+from pipeline.data.samples import SampleSet, with_examples
 from pipeline.models.capture import count_macs, count_parameters
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune.blocks import Shortened, remove_blocks
@@ -64,6 +64,7 @@ def prune(
     _refuse_programs(model)
     if config.recover is not None and train is None:
         raise StageError("recover needs samples to train on", where="prune", fix="name data.train")
+    model = model if data is None else with_examples(model, data)
     shortened = remove_blocks(model, config, data)
     limits = cost_limits(model, config, target)
     if any(limit.name == "latency" for limit in limits):
@@ -112,7 +113,7 @@ class _Pruned:
         self.skipped += dense
 
     def note_round(self, model: Model, limits: tuple[CostLimit, ...], logs: list[EpochLog]) -> None:
-        macs, parameters = count_macs(self.module, model.inputs), count_parameters(self.module)
+        macs, parameters = count_macs(self.module, model.examples or model.inputs), count_parameters(self.module)
         logger.debug("round %d: %d MACs and %d parameters left", len(self.rounds) + 1, macs, parameters)
         self.rounds.append(
             {
@@ -149,7 +150,7 @@ def _record(
         config=config.model_dump(mode="json"),
         duration_s=duration_s,
         parameters=count_parameters(module),
-        macs=count_macs(module, model.inputs),
+        macs=count_macs(module, model.examples or model.inputs),
         skipped=shortened.skipped + pruned.skipped,
         details=details,
     )

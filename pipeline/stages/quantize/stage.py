@@ -13,13 +13,13 @@ from torch import nn
 from torch.fx import GraphModule
 
 from pipeline.core import Model, SkippedLayer, StageError, StageRecord
-from pipeline.data.samples import SampleSet
+from pipeline.data.samples import SampleSet, with_examples
 from pipeline.models.capture import count_macs, count_parameters
 from pipeline.models.function import require_function
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import qat
 from pipeline.stages.quantize.choice import Choice, choose
-from pipeline.stages.quantize.graph.canonical import SAMPLES, canonical_graph
+from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.graph.cost import integer_share
 from pipeline.stages.quantize.improve.batch_norms import reestimated
 from pipeline.stages.quantize.judge import Judge
@@ -58,7 +58,7 @@ def quantize(
     if config.qat is not None and train is None:
         raise StageError("qat needs training samples", where="quantize: qat", fix="add data.train, or remove qat")
     started, details = time.perf_counter(), dict[str, Any]()
-    require_function(model.module, samples := next(data.batches(SAMPLES)).inputs)
+    model = _on_samples(model, data)
     if held_out is None:
         data, held_out = data.split(max(1, len(data) // 4), seed) if len(data) > 1 else (data, data)
 
@@ -66,7 +66,7 @@ def quantize(
     module = model.module
     if config.batch_norm:
         module, details["batch_norm"] = _with_settled_batch_norms(model, config, data, held_out, budget)
-    graph = canonical_graph(replace(model, module=module), inputs=samples)
+    graph = canonical_graph(replace(model, module=module))
 
     # Calibrate: one pass over the samples collects what every range method reads.
     calibration = calibrate(graph, data, batch_size=config.batch_size, methods=config.observers)
@@ -87,7 +87,14 @@ def quantize(
         result, details["qat"] = _better(result, _converted(choice.prepared, judge), epochs, len(train))
 
     record = _record(model, config, simulations, choice, result, judge, details, started)
-    return replace(model, examples=model.examples or samples).after(result.program, record, quantized=True)
+    return model.after(result.program, record, quantized=True)
+
+
+def _on_samples(model: Model, data: SampleSet) -> Model:
+    """The model with a few samples to be tried on, once it has turned out to be a function of each of them."""
+    model = with_examples(model, data)
+    require_function(model.module, model.examples)
+    return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +154,10 @@ def _record(
         config=config.model_dump(mode="json"),
         duration_s=time.perf_counter() - started,
         parameters=count_parameters(result.program),
-        macs=count_macs(model.module, model.inputs),
+        macs=count_macs(model.module, model.examples),
         skipped=explained(scheme.skipped, float_layers),
         details={
-            "int8_macs_ratio": integer_share(result.program, model.inputs),
+            "int8_macs_ratio": integer_share(result.program, model.examples),
             "parameter_sets": len(set(scheme.roots.values())),
             "held_out": {
                 "samples": len(judge.samples),

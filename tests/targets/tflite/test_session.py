@@ -13,6 +13,7 @@ from targets.tflite import TfliteTarget
 from targets.tflite.session import LitertSession, Port, ReferenceKernelSession
 from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, model, ops
 
+SAMPLE = (np.array([[1.3, -2.2]], np.float32),)
 STEP = 0.1  # of QuantizedConv's output
 
 
@@ -82,9 +83,9 @@ def test_reference_session_shares_samples_out_and_keeps_their_order(linear):
 
 
 def test_cross_checks_are_the_reference_kernels_unless_they_are_declined(linear):
-    (session,) = TfliteTarget().cross_checks(linear)
+    (session,) = TfliteTarget().cross_checks(linear, SAMPLE)
     assert session.metrics_source == "reference"
-    assert TfliteTarget(TfliteConfig(reference_kernels=False)).cross_checks(linear) == ()
+    assert TfliteTarget(TfliteConfig(reference_kernels=False)).cross_checks(linear, SAMPLE) == ()
 
 
 @pytest.mark.slow
@@ -93,15 +94,15 @@ def test_cross_checks_run_the_file_for_the_npu_when_the_cpu_has_another(tmp_path
     lowered = target.lower(model(QuantizedLinear(), (2,), quantized=True), tmp_path, name="model")
     other = target.lower(model(torch.nn.Linear(2, 2), (2,), quantized=False), tmp_path, name="model_npu")
     x = np.array([[1.3, -2.2]], np.float32)
-    (session,) = target.cross_checks(lowered)
+    (session,) = target.cross_checks(lowered, SAMPLE)
     assert np.array_equal(session.run((x,)), LitertSession(other.path, reference_kernels=True).run((x,)))
 
 
 def test_cross_checks_say_how_slow_the_reference_kernels_are_where_that_leaves_them_out(linear, monkeypatch):
     monkeypatch.setattr("targets.tflite.target.SLOW_S", 0.0)
-    (skipped,) = TfliteTarget().cross_checks(linear)
+    (skipped,) = TfliteTarget().cross_checks(linear, SAMPLE)
     assert isinstance(skipped, Skipped)
     assert skipped.runtime.endswith("reference kernels")
     assert re.match(r"they take \d+ ms a sample, more than 0; reference_kernels: true", skipped.reason)
-    (session,) = TfliteTarget(TfliteConfig(reference_kernels=True)).cross_checks(linear)
+    (session,) = TfliteTarget(TfliteConfig(reference_kernels=True)).cross_checks(linear, SAMPLE)
     assert isinstance(session, ReferenceKernelSession)

@@ -65,13 +65,13 @@ def canonical_graph(
 
     Args:
         program: The module as captured by the caller, where more than the batch is to stay dynamic.
-        inputs: Real samples ``(N, …)`` on which every step is checked; seeded ones where they are left out.
+        inputs: Real samples ``(N, …)`` on which every step is checked; the model's examples where they are left out.
 
     Raises:
         StageError: torch.export cannot trace the module, or the graph is another function than the module.
     """
-    program = program or capture(model.module, model.inputs)
-    samples = _few(inputs or example_inputs(model.inputs, SAMPLES), program)
+    program = program or capture(model.module, model.inputs, examples=inputs or model.examples)
+    samples = _few(inputs or example_inputs(model.examples or model.inputs, SAMPLES), program)
     graph = _decomposed(program, model, samples)
     masks: Rewrite = partial(masks_to_choices, samples=samples)
     for rewrite in (masks, *REWRITES):

@@ -8,11 +8,10 @@ import torch
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.core import TensorSpec
-from pipeline.models.capture import example_inputs
+from pipeline.models.capture import Examples, example_inputs
 
 
-def integer_share(program: GraphModule, inputs: tuple[TensorSpec, ...]) -> float:
+def integer_share(program: GraphModule, inputs: Examples) -> float:
     """Share of multiply-accumulates whose operands are all dequantized integers, in [0, 1]; 1 where there are none."""
     counter = _MacsByNode(program)
     with torch.no_grad():

@@ -112,7 +112,7 @@ def test_trained_int8_network_follows_the_program_as_far_as_fp16_allows(tmp_path
     assert sqnr(CoremlTarget(), int8, batch.inputs, program, tmp_path) >= rounded.sqnr_db - 1
 
     target = CoremlTarget()
-    (in_fp32,) = target.cross_checks(target.lower(int8, tmp_path, name="model"))
+    (in_fp32,) = target.cross_checks(target.lower(int8, tmp_path, name="model"), (batch.inputs[0][:1].numpy(),))
     assert not isinstance(in_fp32, Skipped)
     compared = Comparison()
     compared.update((torch.from_numpy(in_fp32.run((batch.inputs[0].numpy(),))[0]),), program)
