@@ -418,7 +418,7 @@ class TargetStep(OneOf):
 class Recipe(Setting):
     """Everything one run needs; paths are relative to the recipe's file."""
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="names the run and its folder")
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=100, description="names the run and its folder")
     model: ModelSource
     data: DataConfig
     stages: tuple[StageStep, ...] = ()

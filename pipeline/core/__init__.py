@@ -57,6 +57,10 @@ class TargetError(EdgewrightError):
     """A target cannot lower or run this model."""
 
 
+class OutputError(EdgewrightError):
+    """A file or folder cannot be written: no space, no permission, or something else is in its place."""
+
+
 def first_line(error: Exception) -> str:
     r"""What an error of another library says, on one line: its first, or its class where it says nothing.
 

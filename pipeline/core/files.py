@@ -1,12 +1,37 @@
-"""Files and folders that appear under their final name complete, or not at all."""
+"""Files and folders that appear under their final name complete, or not at all, and files that show damage."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.core import OutputError
+
+logger = logging.getLogger(__name__)
+
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What is done inside writes to ``path``; where the system refuses, one error names the file and the cause.
+
+    Raises:
+        OutputError: In place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(path),
+            fix="free space or choose another folder; then run the same command again, which goes on from here",
+        ) from error
 
 
 @contextmanager
@@ -18,9 +43,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary folder are moved next to ``path``, ahead of it.
 
     Raises:
-        OSError: The folder of ``path`` is missing or cannot be written to, or the disk is full.
+        OutputError: The folder of ``path`` is missing or cannot be written to, or the disk is full.
     """
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    with writing(path), tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
         staged = Path(folder) / path.name
         yield staged
         sync(Path(folder))
@@ -37,8 +62,38 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8 with unchanged line ends; see `atomic_write`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one go; see `atomic_write`."""
     with atomic_write(path) as staged:
-        staged.write_text(text, encoding="utf-8", newline="\n")
+        staged.write_bytes(content)
+
+
+def write_sealed(path: Path, content: bytes) -> None:
+    """Write a file that `read_sealed` recognizes as complete and unchanged."""
+    write_bytes(path, hashlib.sha256(content).digest() + content)
+
+
+def read_sealed(path: Path) -> bytes | None:
+    """What `write_sealed` wrote; None where there is no such file, or where it was damaged and is now set aside."""
+    if not path.is_file():
+        return None
+    stored = path.read_bytes()
+    digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() == digest:
+        return content
+    logger.warning("%s is damaged: set aside as %s", path, set_aside(path))
+    return None
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder, so that it is neither used nor lost; returns its new path."""
+    number = 1
+    while (aside := path.with_name(f".damaged-{path.name.lstrip('.')}-{number}")).exists():
+        number += 1
+    return path.rename(aside)
 
 
 def sync(path: Path) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.core import Model, StageError, StageRecord
+from pipeline.core.files import write_bytes, write_text
 from pipeline.execution.deliver import Start, deliver, deliver_unfinished
-from pipeline.execution.keys import stage_key
+from pipeline.execution.folder import claimed, require_space
+from pipeline.execution.keys import model_key, stage_key
 from pipeline.execution.prepare import Prepared, check
 from pipeline.execution.processes import decided_by_the_first, processes, wait_for_the_first
 from pipeline.execution.stages import STAGES
 from pipeline.execution.store import Store
 from pipeline.models.capture import capture
+from pipeline.models.checkpoints.program import read_program
 from pipeline.models.digest import weights_sha256
 from pipeline.models.structure import restore_module, save_module
 from pipeline.progress import announced, console
@@ -28,6 +32,9 @@ from pipeline.tasks.evaluation import evaluate
 from pipeline.tasks.prediction import predictor
 
 logger = logging.getLogger(__name__)
+
+SMALL_FILES_BYTES = 20_000_000
+"""Reports, logs and the fixed part of each file."""
 
 
 def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = None) -> Report:
@@ -47,8 +54,29 @@ def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = 
     start = Start.now()
     console.quiet = not processes().is_main_process
     prepared = check(recipe, root)
-    results = Store(store or out.parent / ".store")
-    model, key = prepared.model, weights_sha256(prepared.model.module)
+    kept_in = store or out.parent / ".store"
+    with claimed(out, _entries(recipe)) if processes().is_main_process else nullcontext():
+        for folder in (out, kept_in):
+            require_space(folder, _space_bytes(prepared))
+        return _run_stages(prepared, Store(kept_in), out, start)
+
+
+def _entries(recipe: Recipe) -> list[str]:
+    """The names of what a run may write into its folder."""
+    logs = [f"training_{number}.csv" for number in range(1, len(recipe.stages) + 1)]
+    return ["report.json", "report.html", *logs, *(step.name for step in recipe.targets)]
+
+
+def _space_bytes(prepared: Prepared) -> int:
+    """A generous estimate of what a run writes: its weights once for each stage, and a few times for each target."""
+    weights: int = sum(value.nbytes for value in prepared.model.module.state_dict().values())
+    return (2 * len(prepared.recipe.stages) + 4 * len(prepared.targets)) * weights + SMALL_FILES_BYTES
+
+
+def _run_stages(prepared: Prepared, results: Store, out: Path, start: Start) -> Report:
+    """All stages, then delivery."""
+    recipe = prepared.recipe
+    model, key = prepared.model, model_key(prepared)
     for number, step in enumerate(recipe.stages, start=1):
         try:
             with announced(f"[{number}/{len(recipe.stages) + 2}] {step.name}"):
@@ -99,13 +127,12 @@ def _apply(
     def compute(folder: Path) -> None:
         _write(_checked(call, model, step.name, next(prepared.evaluation.batches(1)).inputs), prepared, folder)
         if supplies.log is not None:
-            shutil.copyfile(supplies.log, folder / "training.csv")
+            write_bytes(folder / "training.csv", supplies.log.read_bytes())
 
     logger.debug("stage %s has key %s", step.name, result_key)
     folder = _computed_together(store, result_key, compute, lambda: call(model) if needs.trains else None)
     if supplies.log is not None and processes().is_main_process:
-        supplies.log.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "training.csv", supplies.log)  # also where an earlier run did the training
+        write_bytes(supplies.log, (folder / "training.csv").read_bytes())  # also where an earlier run did the training
     return _read(model, shape, folder), result_key
 
 
@@ -127,9 +154,11 @@ def _write(result: Model, prepared: Prepared, folder: Path) -> None:
     """Store a stage's result: its record, with the metrics on the evaluation samples, and its module."""
     metrics = evaluate(result.module, prepared.evaluation, reference=result.reference)
     record = result.history[-1].model_copy(update={"metrics": metrics})
-    (folder / "record.json").write_text(record.model_dump_json())
+    write_text(folder / "record.json", record.model_dump_json())
     if result.quantized:
-        torch.export.save(capture(result.module, result.inputs, examples=result.examples), folder / "program.pt2")
+        buffer = io.BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.export.save(capture(result.module, result.inputs, examples=result.examples), buffer)
+        write_bytes(folder / "program.pt2", buffer.getvalue())
     else:
         save_module(result.module, folder / "module.safetensors")
 
@@ -139,7 +168,7 @@ def _read(model: Model, shape: nn.Module, folder: Path) -> Model:
     record = StageRecord.model_validate_json((folder / "record.json").read_bytes())
     program = folder / "program.pt2"
     if program.exists():
-        return model.after(torch.export.load(program).module(), record, quantized=True)
+        return model.after(read_program(program).module(), record, quantized=True)
     return model.after(restore_module(shape, folder / "module.safetensors"), record)
 
 

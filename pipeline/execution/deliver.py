@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.core import EdgewrightError, Model, first_line
-from pipeline.core.files import atomic_write
+from pipeline.core.files import atomic_write, write_bytes
 from pipeline.execution.keys import export_key, package_versions
 from pipeline.execution.prepare import Prepared
 from pipeline.execution.store import Store
@@ -82,15 +82,15 @@ def deliver_unfinished(
 def _export(target: Target, model: Model, key: str, prepared: Prepared, store: Store, out: Path) -> Exported:
     """One target's artifacts under ``out/<target>``. The store keeps them; it keeps no skipped or failed export."""
     result_key = export_key(target, model, key, prepared)
-    if not store.holds(result_key):
-        with store.unfinished() as folder:
-            (exported,) = export(model, [target], folder)
-            if exported.status != "ok":
-                return exported
-            (folder / "exported.json").write_bytes(exported.to_json())
-            store.keep(folder, result_key)
+    with store.locked(result_key):
+        if not store.holds(result_key):
+            with store.unfinished() as folder:
+                (exported,) = export(model, [target], folder)
+                if exported.status != "ok":
+                    return exported
+                write_bytes(folder / "exported.json", exported.to_json())
+                store.keep(folder, result_key)
     stored = store.folder_of(result_key)
-    out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / target.name) as staged:
         shutil.copytree(stored / target.name, staged)
     return Exported.from_json((stored / "exported.json").read_bytes(), target, out / target.name)

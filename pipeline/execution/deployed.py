@@ -87,8 +87,5 @@ def _read(path: Path, specs: tuple[TensorSpec, ...]) -> tuple[Array, ...]:
 
 
 def _write(path: Path, arrays: dict[str, Array]) -> None:
-    try:
-        with atomic_write(path) as staged, staged.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes any name as an array's
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from None
+    with atomic_write(path) as staged, staged.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes any name as an array's

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import nn
 
 import targets
-from pipeline.core import Model
+from pipeline.core import Model, callables
 from pipeline.execution.prepare import Prepared
-from pipeline.execution.stages import source_of
-from pipeline.models.digest import key_of, weights_sha256
+from pipeline.execution.stages import STAGES, source_of
+from pipeline.machine.processor import cpu_name
+from pipeline.models.digest import key_of, program_sha256, weights_sha256
 from pipeline.recipe import StageStep
 from pipeline.target import Target
 
@@ -27,6 +28,23 @@ VERSIONED = (
 """Packages whose versions a report states, and an artifact depends on."""
 
 
+def model_key(prepared: Prepared) -> str:
+    """The key of the model that a run starts from: its weights, what it computes, and the code that built it.
+
+    The graph alone would not do: dropout, for one, is not part of it and matters to training.
+    """
+    model, source = prepared.model, prepared.recipe.model
+    return key_of(
+        weights=weights_sha256(model.module),
+        program=program_sha256(model),
+        factory=source.factory,
+        kwargs=source.kwargs,
+        code=None if source.factory is None else callables.code_sha256(source.factory, prepared.root),
+        inputs=[spec.model_dump() for spec in model.inputs],
+        outputs=model.outputs,
+    )
+
+
 def stage_key(step: StageStep, model: Model, key: str, shape: nn.Module, prepared: Prepared) -> str:
     """The key of one stage's result.
 
@@ -35,6 +53,7 @@ def stage_key(step: StageStep, model: Model, key: str, shape: nn.Module, prepare
         shape: The architecture that the stage returns, where it is not the model's: a new student starts from its
             weights.
     """
+    measured_on = STAGES[step.name].needs(step.config).measures
     sets = (prepared.train, prepared.calibration, prepared.held_out)
     return key_of(
         stage=step.name,
@@ -46,22 +65,28 @@ def stage_key(step: StageStep, model: Model, key: str, shape: nn.Module, prepare
         data=[samples and samples.sha256 for samples in sets],
         evaluation=prepared.evaluation.sha256,
         code=code_sha256(source_of(step.name)),
-        torch=torch.__version__,
+        packages=package_versions(),
+        measured_on=None if measured_on is None else (cpu_name(), _options(prepared, measured_on)),
     )
 
 
 def export_key(target: Target, model: Model, key: str, prepared: Prepared) -> str:
     """The key of one target's artifacts; ``key`` is that of the model."""
-    (config,) = (step.config for step in prepared.recipe.targets if step.name == target.name)
     return key_of(
         stage="export",
         target=target.name,
-        config=config.model_dump(mode="json"),
+        config=_options(prepared, target.name),
         recipe=model.recipe_sha256,
         model=key,
-        code=code_sha256(Path(targets.__file__).parent / target.name),
+        code=code_sha256(source_of("export"), Path(targets.__file__).parent / target.name),
         packages=package_versions(),
     )
+
+
+def _options(prepared: Prepared, target: str) -> dict[str, Any] | None:
+    """A target's options; None for one that the recipe does not name."""
+    found = (step.config for step in prepared.recipe.targets if step.name == target)
+    return next((config.model_dump(mode="json") for config in found), None)
 
 
 def code_sha256(*paths: Path) -> str:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.core import CheckpointError
-from pipeline.core.files import atomic_write
+from pipeline.core.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,7 @@ def save_module(module: nn.Module, path: Path) -> None:
         "aliases": aliases,
         "identities": [name for name, part in module.named_modules() if type(part) is nn.Identity],
     }
-    with atomic_write(path) as staged:
-        save_file(kept, staged, metadata={_KEY: json.dumps(structure, separators=(",", ":"))})
+    write_bytes(path, save(kept, metadata={_KEY: json.dumps(structure, separators=(",", ":"))}))
     logger.debug("saved %d tensors of %s to %s", len(kept), type(module).__name__, path)
 
 

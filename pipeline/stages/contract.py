@@ -26,6 +26,7 @@ class Needs:
         train: What needs training samples (``stage 'distill'``, ``qat``); None where nothing does.
         calibration: The same for calibration samples.
         target_dtype: A dtype of weights that every target has to hold; None where the stage leaves them in FP32.
+        measures: The target whose latency it measures, on which its result depends; None where it measures none.
         trains: It trains, so every process that shares the run takes part, and a killed training can go on.
         logs: It writes its loss to a CSV file, step by step.
         one_process: The refusal where several processes share the run; None where they can.
@@ -34,6 +35,7 @@ class Needs:
     train: str | None = None
     calibration: str | None = None
     target_dtype: str | None = None
+    measures: str | None = None
     trains: bool = False
     logs: bool = False
     one_process: RecipeError | None = None

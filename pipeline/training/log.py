@@ -6,6 +6,8 @@ import csv
 from pathlib import Path
 from typing import IO, Any, Self
 
+from pipeline.core.files import writing
+
 
 class TrainingLog:
     """Rows of ``epoch, step, loss, learning_rate, metric``.
@@ -24,11 +26,12 @@ class TrainingLog:
         self._file: IO[str] | None = None
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        self._file = path.open("r+", newline="", buffering=1)  # a row is on disk as soon as it is written
-        self._file.seek(min(keep_bytes, path.stat().st_size))
-        self._file.truncate()
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            self._file = path.open("r+", newline="", buffering=1)  # a row is on disk as soon as it is written
+            self._file.seek(min(keep_bytes, path.stat().st_size))
+            self._file.truncate()
         if self._file.tell() == 0:
             self._row(self.columns)
 
@@ -52,4 +55,5 @@ class TrainingLog:
 
     def _row(self, values: tuple[Any, ...]) -> None:
         if self._file is not None:
-            csv.writer(self._file, lineterminator="\n").writerow(values)
+            with writing(Path(self._file.name)):
+                csv.writer(self._file, lineterminator="\n").writerow(values)

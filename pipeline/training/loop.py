@@ -6,6 +6,7 @@ batch is divided among them, so the gradient is that of one process with the who
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import time
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.core import StageError
-from pipeline.core.files import atomic_write
+from pipeline.core.files import read_sealed, write_sealed
 from pipeline.data.samples import Batch, SampleSet
 from pipeline.progress import Progress
 from pipeline.recipe import TrainingConfig
@@ -188,9 +189,10 @@ class _Training:
 
     def resume(self) -> None:
         """Restore the state of the checkpoint, if there is one."""
-        if self._checkpoint is None or not self._checkpoint.exists():
+        restored = None if self._checkpoint is None else _restore(self._checkpoint, self._parts, self._identity)
+        if restored is None:
             return
-        self.state = _restore(self._checkpoint, self._parts, self._identity)
+        self.state = restored
         self._order.set_state(self.state.order)
         logger.debug("resumed from %s: epoch %d, step %d", self._checkpoint, self.state.epoch + 1, self.state.step)
         if self._accelerator.num_processes > 1:
@@ -316,12 +318,17 @@ def _save(path: Path, parts: dict[str, Any], state: _State, identity: dict[str, 
             "logs": [asdict(log) for log in state.logs],
         },
     }
-    with atomic_write(path) as staged, staged.open("wb") as file:  # torch refuses names that start with a dot
-        torch.save(content, file)
+    buffer = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.save(content, buffer)
+    write_sealed(path, buffer.getvalue())
 
 
-def _restore(path: Path, parts: dict[str, Any], identity: dict[str, Any]) -> _State:
-    content = torch.load(path, weights_only=True)  # tensors and plain values: no code is unpickled
+def _restore(path: Path, parts: dict[str, Any], identity: dict[str, Any]) -> _State | None:
+    """The state of a training that was killed, with its parts restored; None where there is none, or it is damaged."""
+    sealed = read_sealed(path)
+    if sealed is None:
+        return None
+    content = torch.load(io.BytesIO(sealed), weights_only=True)  # tensors and plain values: no code is unpickled
     if content["identity"] != identity:
         raise StageError("is the checkpoint of another training", where=str(path), fix="remove it")
     for name, part in parts.items():

@@ -28,21 +28,18 @@ def write(model: ir.Model, path: Path, *, ort: bool = False) -> tuple[str, ...]:
         What a reader of the report should know about the files.
 
     Raises:
-        TargetError: The folder cannot be written to, or the disk is full.
+        OutputError: The folder cannot be written to, or the disk is full.
     """
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     data = f"{path.name}.data" if size > LARGEST_FILE else None
     notes = [f"its weights, {size / 1e9:.2f} GB, are in {data} beside it"] if data else []
-    try:
-        with atomic_write(path) as staged:
-            ir.save(model, staged, format="protobuf", external_data=data)
-            onnx.checker.check_model(staged, full_check=True)
-            if ort:
-                notes.append(f"{_write_ort(staged).name} is the same model for onnxruntime's mobile builds")
-        if data is None:
-            path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model of that name
-    except OSError as error:
-        raise TargetError(f"cannot be written: {error.strerror}", where=str(path)) from None
+    with atomic_write(path) as staged:
+        ir.save(model, staged, format="protobuf", external_data=data)
+        onnx.checker.check_model(staged, full_check=True)
+        if ort:
+            notes.append(f"{_write_ort(staged).name} is the same model for onnxruntime's mobile builds")
+    if data is None:
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model of that name
     return tuple(notes)
 
 

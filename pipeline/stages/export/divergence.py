@@ -52,7 +52,7 @@ def first_divergence(model: Model, target: Target, differs: Differs, folder: Pat
 def _graph_of(model: Model) -> fx.GraphModule:
     if isinstance(model.module, fx.GraphModule):
         return model.module
-    graph = capture(model.module, model.inputs).module(check_guards=False)
+    graph = capture(model.module, model.inputs, examples=model.examples).module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     return graph
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.core import EdgewrightError, Model, first_line
+from pipeline.core import EdgewrightError, Model, OutputError, first_line
 from pipeline.stages.export.verification import verify
 from pipeline.target import Exported, Lowered, Target, Variant
 
@@ -41,6 +41,8 @@ def _export_one(model: Model, target: Target, folder: Path) -> Exported:
         original = target.lower(model.original(), folder, name="original")
         written = Exported(target=target, status="ok", optimized=optimized, original=original)
         exported = verify(written, model, folder) if model.examples else written
+    except OutputError:
+        raise  # no other target can be written either
     except Exception as error:  # whatever a vendor's converter or runtime raises, the other targets go on
         return Exported(target=target, status="failed", reason=_reason(error))
     if exported.status != "ok":

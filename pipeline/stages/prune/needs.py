@@ -14,6 +14,7 @@ def needs(config: PruneConfig) -> Needs:
     return Needs(
         train="recover" if recovers else None,
         trains=recovers,
+        measures=config.latency_target,
         one_process=RecipeError(
             "every process would prune by its own clock, and then train another network",
             where="stages: prune: latency_target",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from accelerate import PartialState
 from torch import nn
 
 from pipeline.core import Model
-from pipeline.core.files import atomic_write
+from pipeline.core.files import read_sealed, write_sealed
 from pipeline.data.samples import SampleSet
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune.sparsity import zeros_stay
@@ -45,9 +46,9 @@ def recover(
         return []
     module.requires_grad_(True)
     finished = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-finished")
-    if finished is not None and finished.exists():
+    if finished is not None and (kept := read_sealed(finished)) is not None:
         logger.debug("a recovery that was finished earlier is read back")
-        return _read(finished, module)
+        return _read(kept, module)
     teacher = copy.deepcopy(model.reference).requires_grad_(False).eval()
     loss = distillation_loss(teacher, temperature=config.recover.temperature, alpha=config.recover.alpha)
     with zeros_stay(module) if config.sparsity is not None else nullcontext():
@@ -71,11 +72,12 @@ def forget_rounds(checkpoint: Path | None) -> None:
 
 def _write(path: Path, module: nn.Module, logs: list[EpochLog]) -> None:
     content = {"weights": module.state_dict(), "logs": [asdict(epoch) for epoch in logs]}
-    with atomic_write(path) as staged, staged.open("wb") as file:  # torch refuses names that start with a dot
-        torch.save(content, file)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_sealed(path, buffer.getvalue())
 
 
-def _read(path: Path, module: nn.Module) -> list[EpochLog]:
-    kept = torch.load(path, weights_only=True)
+def _read(content: bytes, module: nn.Module) -> list[EpochLog]:
+    kept = torch.load(io.BytesIO(content), weights_only=True)
     module.load_state_dict(kept["weights"])
     return [EpochLog(**epoch) for epoch in kept["logs"]]

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core import OutputError
 from pipeline.core.files import atomic_write, write_text
 
 
@@ -68,7 +69,7 @@ def test_atomic_write_puts_the_old_folder_back_when_the_new_one_cannot_be_moved(
             (staged / "weights").write_text("new")
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(PermissionError):
+    with pytest.raises(OutputError):
         write_new()
     assert content(tmp_path) == {"model.mlpackage/weights": "old"}
 
@@ -89,8 +90,8 @@ def test_atomic_write_moves_files_beside_the_first_before_it(tmp_path: Path, mon
     assert content(tmp_path) == {"model.onnx": "graph", "model.onnx.data": "weights"}
 
 
-def test_atomic_write_raises_an_os_error_when_the_folder_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "missing" / "file"):
+def test_atomic_write_names_the_file_when_the_folder_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="No such file"), atomic_write(tmp_path / "missing" / "file"):
         pass
 
 

@@ -21,7 +21,7 @@ def exporting(project: Project) -> Project:
 
 
 def stored(project: Project) -> list[str]:
-    return sorted(entry.name for entry in (project.folder / ".store").iterdir())
+    return sorted(entry.name for entry in (project.folder / ".store").iterdir() if entry.is_dir())
 
 
 def test_run_exports_once_when_it_is_repeated(exporting: Project, monkeypatch: pytest.MonkeyPatch) -> None:

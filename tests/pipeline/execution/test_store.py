@@ -1,3 +1,9 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +34,7 @@ def test_entry_leaves_nothing_when_computing_fails(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         store.entry("key", fail)
-    assert list(tmp_path.iterdir()) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == [".lock-key"]
 
 
 def test_entry_keeps_the_first_result_when_two_processes_finish(tmp_path: Path) -> None:
@@ -42,3 +48,49 @@ def test_entry_keeps_the_first_result_when_two_processes_finish(tmp_path: Path) 
     folder, found = store.entry("key", compute)
     assert found is False
     assert (folder / "value").read_text() == "first"
+
+
+def write_two(folder: Path) -> None:
+    (folder / "weights").write_bytes(bytes(range(100)))
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_text("graph")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: (entry / "weights").write_bytes(bytes(99)),
+        lambda entry: (entry / "onnx" / "model.onnx").unlink(),
+        lambda entry: (entry / "more").touch(),
+        lambda entry: (entry / "contents.json").unlink(),
+        lambda entry: (entry / "contents.json").write_text("{"),
+        lambda entry: (entry / "contents.json").write_text("{}"),
+        lambda entry: shutil.rmtree(entry / "onnx"),
+        lambda entry: [file.unlink() for file in entry.rglob("*") if file.is_file()],
+    ],
+    ids=["changed", "missing", "added", "no hashes", "half the hashes", "no hash", "folder gone", "empty"],
+)
+def test_entry_is_set_aside_and_computed_again_when_it_was_damaged(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    store = Store(tmp_path)
+    entry, _ = store.entry("key", write_two)
+    damage(entry)
+    again, found = store.entry("key", write_two)
+    assert (again, found) == (entry, False)
+    assert (entry / "weights").read_bytes() == bytes(range(100))
+    assert (tmp_path / ".damaged-key-1").is_dir()
+    assert store.entry("key", write_two) == (entry, True)
+
+
+def test_second_process_waits_and_takes_the_result_when_two_compute_the_same(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom pipeline.execution.store import Store\n"
+        "def compute(folder):\n    time.sleep(0.5)\n    (folder / sys.argv[2]).touch()\n"
+        "print(Store(Path(sys.argv[1])).entry('key', compute)[1])\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
+    runs = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "ab"]
+    assert sorted(run.communicate()[0].strip() for run in runs) == ["False", "True"]
+    (entry,) = (path for path in (tmp_path / "store").iterdir() if path.is_dir())
+    assert len([file for file in entry.iterdir() if file.name in "ab"]) == 1

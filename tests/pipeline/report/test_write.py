@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from pipeline.core import OutputError
 from pipeline.report.model import Report, read_report
 from pipeline.report.write import to_json, write_report
 
@@ -39,6 +40,6 @@ def test_nothing_is_written_when_a_metric_is_not_finite(report: Report, tmp_path
 
 def test_old_report_stays_whole_when_the_new_one_cannot_be_put_in_place(report: Report, tmp_path: Path) -> None:
     (tmp_path / "report.json").mkdir()  # a folder cannot be replaced by a file
-    with pytest.raises(OSError, match=r"report\.json"):
+    with pytest.raises(OutputError, match=r"report\.json"):
         write_report(report, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers the quantized_decomposed operators
 
 import targets
-from pipeline.core import Model, Preprocessing, TargetError, TensorSpec
+from pipeline.core import Model, OutputError, Preprocessing, TargetError, TensorSpec
 from pipeline.recipe import OnnxConfig
 from pipeline.target import Lowered
 from targets.onnx import files
@@ -162,7 +162,7 @@ def test_lower_leaves_no_file_when_the_disk_is_full(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.ir, "save", full)
-    with pytest.raises(TargetError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         targets.get("onnx").lower(model, tmp_path, name="model")
     assert list(tmp_path.iterdir()) == []
 
@@ -194,7 +194,7 @@ def test_lower_stores_uint8_weights_with_the_same_output_when_the_cpu_has_no_vnn
 def test_lower_says_so_when_the_folder_cannot_be_written_to(model: Model, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    with pytest.raises(TargetError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         targets.get("onnx").lower(model, blocked, name="model")
 
 
@@ -227,7 +227,7 @@ def test_lower_leaves_neither_file_when_the_second_cannot_be_moved(
 
     monkeypatch.setattr(files, "LARGEST_FILE", 100)
     monkeypatch.setattr(Path, "replace", fails_on_the_graph)
-    with pytest.raises(TargetError, match="Permission denied"):
+    with pytest.raises(OutputError, match="Permission denied"):
         targets.get("onnx").lower(model, tmp_path, name="model")
     assert list(tmp_path.iterdir()) == []
 
