@@ -10,7 +10,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,8 @@ from optuna.study import MaxTrialsCallback, Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from pipeline.core import EdgewrightError, RecipeError
+from pipeline.core import EdgewrightError, RecipeError, StageError, first_line
+from pipeline.core.files import writing
 from pipeline.recipe import Recipe
 from pipeline.report.model import Report
 from pipeline.search.front import Point, write_front
@@ -31,6 +33,7 @@ from pipeline.search.trials import part_of_training_data as part_of_training_dat
 
 _HEARTBEAT_S = 30
 _OPENINGS = 10
+_FAILURES_IN_A_ROW = 5
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +68,9 @@ def search(
         seed: Of the sampler. Leave it out when several workers share the study, or they propose the same trials.
 
     Raises:
-        RecipeError: The recipe has no training data to choose by, or no stage to vary.
+        RecipeError: The recipe has no training data to choose by, no stage to vary, or no target that gives an
+            objective; the study was made for something else; or its database is locked.
+        StageError: No trial succeeds.
     """
     train = recipe.data.train
     if train is None:
@@ -73,27 +78,122 @@ def search(
     varied = {step.name for step in recipe.stages} & SPACE.keys()
     if not varied:
         raise RecipeError("has no stage to vary", where="stages", fix=f"add one of {', '.join(SPACE)}")
-    out.mkdir(parents=True, exist_ok=True)
+    _require_targets(recipe, objectives)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=open_storage(storage or f"sqlite:///{out / 'study.db'}?timeout=60"),
-        study_name=recipe.name,
-        directions=[objective.direction for objective in objectives],
-        load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=seed),
-    )
+    watch = _Watch()
 
     def trial_values(trial: Trial) -> list[float]:
         trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
         judged = judged_on_training_data(propose(recipe, trial), root)
-        report = run(judged, out / "trials" / str(trial.number), root=root, store=out / ".store")
-        values = [objective.value(report) for objective in objectives]
+        with watch.trial():
+            report = run(judged, out / "trials" / str(trial.number), root=root, store=out / ".store")
+        values = [watch.value(objective, report) for objective in objectives]
         logger.debug("trial %d reached %s", trial.number, values)
         return values
 
-    if len(_finished(study)) < trials:
-        study.optimize(trial_values, callbacks=[MaxTrialsCallback(trials)], catch=(EdgewrightError,))
-    return write_front(study, recipe, objectives, root, out)
+    with _database(storage):
+        study = optuna.create_study(
+            storage=open_storage(storage or f"sqlite:///{out / 'study.db'}?timeout=60"),
+            study_name=recipe.name,
+            directions=[objective.direction for objective in objectives],
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=seed),
+        )
+        _require_same_question(study, recipe, objectives)
+        if len(_finished(study)) < trials:
+            enough = MaxTrialsCallback(trials)
+            study.optimize(trial_values, callbacks=[enough, watch.stop_when_hopeless], catch=(EdgewrightError,))
+        if watch.hopeless is not None:
+            raise watch.hopeless
+        return write_front(study, recipe, objectives, root, out)
+
+
+class _Watch:
+    """Ends a search that cannot succeed.
+
+    Attributes:
+        hopeless: Why the search cannot go on.
+    """
+
+    def __init__(self) -> None:
+        self.hopeless: EdgewrightError | None = None
+        self._failures = 0
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Count failures in a row, which must not go on for ever."""
+        try:
+            yield
+        except EdgewrightError as error:
+            self._failures += 1
+            if self._failures == _FAILURES_IN_A_ROW:
+                self.hopeless = StageError(
+                    f"{self._failures} trials in a row failed, the last one with: {error.problem}",
+                    where=error.where or "search",
+                    fix=error.fix or "run the recipe by itself first",
+                )
+            raise
+        self._failures = 0
+
+    def value(self, objective: Objective, report: Report) -> float:
+        """An objective's value; one that a finished run does not have, no other run will have."""
+        try:
+            return objective.value(report)
+        except RecipeError as error:
+            if report.verdict is None or not any(record.status == "failed" for record in report.targets):
+                self.hopeless = error
+            raise
+
+    def stop_when_hopeless(self, study: Study, _trial: FrozenTrial) -> None:
+        """Optuna calls this after each trial."""
+        if self.hopeless is not None:
+            study.stop()
+
+
+def _require_targets(recipe: Recipe, objectives: Sequence[Objective]) -> None:
+    named = {step.name for step in recipe.targets}
+    if not named:
+        raise RecipeError("a search judges targets, and the recipe names none", where="targets", fix="add targets")
+    for objective in objectives:
+        if objective.target is not None and objective.target not in named:
+            raise RecipeError(
+                f"objective {objective.name!r} asks for a target that the recipe does not name",
+                where="search",
+                fix=f"use one of {', '.join(sorted(named))}, or add it to targets",
+            )
+
+
+def _require_same_question(study: Study, recipe: Recipe, objectives: Sequence[Objective]) -> None:
+    """Refuse to mix trials of other recipes, or other objectives, with this search's."""
+    asked = {
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "objectives": [objective.name for objective in objectives],
+    }
+    before = study.user_attrs.get("asked")
+    if before is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr("asked", asked)
+    elif before != asked:
+        part = "other objectives" if before is not None and before["recipe"] == asked["recipe"] else "another recipe"
+        raise RecipeError(
+            f"the study {study.study_name!r} was made for {part}",
+            where="search",
+            fix="give another --out (or --storage), or another name in the recipe",
+        )
+
+
+@contextmanager
+def _database(storage: str | None) -> Iterator[None]:
+    """One error for whatever the study's database refuses; Optuna trips over some refusals itself."""
+    try:
+        yield
+    except (DBAPIError, StorageInternalError, UnboundLocalError) as error:
+        raise RecipeError(
+            f"the study's database fails: {first_line(error)}",
+            where=storage or "search",
+            fix="check that nothing keeps it locked; the same command then goes on",
+        ) from error
 
 
 def open_storage(url: str) -> RDBStorage:
