@@ -14,6 +14,8 @@ from pipeline.core import OutputError
 
 logger = logging.getLogger(__name__)
 
+UNFINISHED = ".edgewright-writing-"
+"""Prefix of folders in which files are written before they get their names; a killed process leaves its last one."""
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -45,7 +47,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: The folder of ``path`` is missing or cannot be written to, or the disk is full.
     """
-    with writing(path), tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+    with writing(path), tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
         staged = Path(folder) / path.name
         yield staged
         sync(Path(folder))

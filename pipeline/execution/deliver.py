@@ -84,7 +84,7 @@ def _export(target: Target, model: Model, key: str, prepared: Prepared, store: S
     result_key = export_key(target, model, key, prepared)
     with store.locked(result_key):
         if not store.holds(result_key):
-            with store.unfinished() as folder:
+            with store.unfinished(result_key) as folder:
                 (exported,) = export(model, [target], folder)
                 if exported.status != "ok":
                     return exported

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.core import OutputError
-from pipeline.core.files import write_text, writing
+from pipeline.core.files import UNFINISHED, write_text, writing
 
 MARK = ".edgewright.json"
 """Lists, in a run's folder, the files and folders that runs have written there."""
@@ -48,6 +48,8 @@ def claimed(folder: Path, entries: Iterable[str]) -> Iterator[None]:
                 raise OutputError(
                     f"{what}, and stays as it is", where=str(entry), fix="give another --out, or move it away"
                 )
+        for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed: this one alone writes here now
+            shutil.rmtree(left, ignore_errors=True)
         write_text(folder / MARK, json.dumps({"entries": sorted({*made, *wanted})}, indent=1) + "\n")
         yield
     finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +33,8 @@ class Store:
         self._folder = folder
 
     def under_way(self, key: str) -> Path:
-        """Where a stage that takes long may keep its state until the result of that key is finished."""
-        return self._made() / f".under-way-{key}"
+        """Where a stage that takes long may keep its state, and files beside it, until its result is kept."""
+        return self._folder / f".under-way-{key}" / "state"
 
     def folder_of(self, key: str) -> Path:
         """Where the result of that key is, once it is finished."""
@@ -75,20 +75,22 @@ class Store:
         with self.locked(key):
             found = self.holds(key)
             if not found:
-                with self.unfinished() as folder:
+                with self.unfinished(key) as folder, self._state_of(key):
                     compute(folder)
                     self.keep(folder, key)
         return self.folder_of(key), found
 
     @contextmanager
-    def unfinished(self) -> Iterator[Path]:
-        """An empty folder for a result; what has not been kept when the block ends is removed."""
-        with writing(self._folder):
-            scratch = tempfile.TemporaryDirectory(prefix=".unfinished-", dir=self._made())
-        with scratch as name:
-            folder = Path(name) / "entry"
+    def unfinished(self, key: str) -> Iterator[Path]:
+        """An empty folder for the result of a locked key; what has not been kept when the block ends is removed."""
+        folder = self._made() / f".unfinished-{key}"
+        with writing(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
             folder.mkdir()
+        try:
             yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def keep(self, folder: Path, key: str) -> None:
         """Make a finished folder the result of that key; where another process was first, its result stays."""
@@ -101,6 +103,19 @@ class Store:
                 if not self.folder_of(key).is_dir():
                     raise
                 logger.debug("another process finished %s first", key)
+
+    @contextmanager
+    def _state_of(self, key: str) -> Iterator[None]:
+        """The folder of `under_way`: it outlives a failure or a kill if something is in it, and never a result."""
+        folder = self.under_way(key).parent
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+        try:
+            yield
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def _made(self) -> Path:
         with writing(self._folder):

@@ -49,19 +49,20 @@ def quadrants(count: int, seed: int) -> dict[str, np.ndarray[Any, Any]]:
     return {"images": images, "labels": labels}
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    module = f"network_{tmp_path.name}".replace("-", "_")  # modules stay imported, so every test has its own
-    (tmp_path / f"{module}.py").write_text(NETWORK)
-    monkeypatch.syspath_prepend(tmp_path)
-    network = __import__(module).convnet()
+def make_project(folder: Path) -> Project:
+    """Write the network, its weights, the data and a recipe of every stage into a folder."""
+    module = f"network_{folder.name}".replace("-", "_")  # modules stay imported, so every test has its own
+    (folder / f"{module}.py").write_text(NETWORK)
+    namespace: dict[str, Any] = {}
+    exec(NETWORK, namespace)  # the file itself is imported by the run
+    network = namespace["convnet"]()
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         if parameter.ndim > 1:
             torch.nn.init.kaiming_normal_(parameter, generator=generator)
-    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    save_file(network.state_dict(), folder / "model.safetensors")
     for name, count, seed in (("train", 512, 1), ("test", 256, 2)):
-        np.savez_compressed(tmp_path / f"{name}.npz", **quadrants(count, seed))
+        np.savez_compressed(folder / f"{name}.npz", **quadrants(count, seed))
     recipe = {
         "name": "quadrants",
         "model": {
@@ -79,4 +80,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
         "targets": [],
         "budget": {"metric": "agreement", "max_drop": 0.5},
     }
-    return Project(tmp_path, recipe)
+    return Project(folder, recipe)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.syspath_prepend(tmp_path)
+    return make_project(tmp_path)

@@ -98,7 +98,7 @@ def test_search_says_so_when_its_database_is_locked(asked: dict[str, Any], monke
     with sqlite3.connect(path, isolation_level=None) as other:
         for lock in ("BEGIN EXCLUSIVE", "BEGIN IMMEDIATE"):
             other.execute(lock)
-            with pytest.raises(RecipeError, match="database is locked|database fails|cannot be opened"):
+            with pytest.raises(RecipeError, match=r"database is locked|database fails|cannot be opened"):
                 ask(asked, Runs(), trials=2, storage=f"sqlite:///{path}?timeout=0.2")
             other.execute("ROLLBACK")
     ask(asked, Runs(), trials=2)
