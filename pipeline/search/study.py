@@ -94,20 +94,26 @@ def search(
         return values
 
     with _database(storage):
-        study = optuna.create_study(
-            storage=open_storage(storage or f"sqlite:///{out / 'study.db'}?timeout=60"),
-            study_name=recipe.name,
-            directions=[objective.direction for objective in objectives],
-            load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=seed),
-        )
-        _require_same_question(study, recipe, objectives)
+        study = _study(recipe, objectives, storage or f"sqlite:///{out / 'study.db'}?timeout=60", seed)
         if len(_finished(study)) < trials:
             enough = MaxTrialsCallback(trials)
             study.optimize(trial_values, callbacks=[enough, watch.stop_when_hopeless], catch=(EdgewrightError,))
         if watch.hopeless is not None:
             raise watch.hopeless
         return write_front(study, recipe, objectives, root, out)
+
+
+def _study(recipe: Recipe, objectives: Sequence[Objective], url: str, seed: int | None) -> Study:
+    """The study in a database, made where it is missing."""
+    study = optuna.create_study(
+        storage=open_storage(url),
+        study_name=recipe.name,
+        directions=[objective.direction for objective in objectives],
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=seed),
+    )
+    _require_same_question(study, recipe, objectives)
+    return study
 
 
 class _Watch:
