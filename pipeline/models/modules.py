@@ -6,7 +6,6 @@ another precision become float32, and an embedding with ``max_norm`` holds rows 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pipeline.core import CheckpointError, first_line
+from pipeline.models.duplicate import copy_module
 
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 """Classes of torch that only wrap a module, and the attribute that holds it."""
@@ -27,14 +27,8 @@ def copied(module: nn.Module, *, where: str) -> nn.Module:
     Raises:
         CheckpointError: It holds something that cannot be copied.
     """
-    values = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in (*vars(part).values(), *part._buffers.values())
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
     try:
-        return copy.deepcopy(module, values)
+        return copy_module(module)
     except Exception as error:  # whatever the user's own attributes raise
         raise CheckpointError(
             f"it cannot be copied: {first_line(error)}",

@@ -6,7 +6,6 @@ what it does: with all its weights at zero it returns its input.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core import Model, SkippedLayer, StageError
+from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import SampleSet
 from pipeline.models.capture import Examples, example_inputs
+from pipeline.models.duplicate import copy_module
 from pipeline.recipe import PruneConfig
-from pipeline.stages.prune.channels import PRUNABLE, is_within, still_runs
+from pipeline.stages.prune.channels import is_within
+from pipeline.stages.prune.coupling import PRUNABLE
 from pipeline.stages.prune.sensitivity import movement
 
 logger = logging.getLogger(__name__)
@@ -67,11 +69,22 @@ def removable_blocks(module: nn.Module, inputs: Examples) -> tuple[tuple[str, ..
     ordered = [name for name, _ in module.named_modules() if name in innermost]
     found, needed = [], []
     for name in ordered:
-        if still_runs(module, lambda name=name: without_blocks(module, [name]), inputs):  # type: ignore[misc]
+        if _still_runs(module, name, inputs):
             found.append(name)
         else:
             needed.append(SkippedLayer(layer=name, reason="without this block the model does not run"))
     return tuple(found), tuple(needed)
+
+
+def _still_runs(module: nn.Module, block: str, inputs: Examples) -> bool:
+    """Whether the module runs without a block, and gives outputs of the same shapes."""
+    examples = example_inputs(inputs)
+    try:
+        with torch.no_grad():
+            before, after = (output_tuple(part(*examples)) for part in (module, without_blocks(module, [block])))
+    except Exception:  # a forward of the user's, which may ask anything of the block
+        return False
+    return [tensor.shape for tensor in before] == [tensor.shape for tensor in after]
 
 
 def block_damages(module: nn.Module, blocks: Sequence[str], data: SampleSet) -> dict[str, float]:
@@ -82,7 +95,7 @@ def block_damages(module: nn.Module, blocks: Sequence[str], data: SampleSet) -> 
 
 def without_blocks(module: nn.Module, blocks: Sequence[str]) -> nn.Module:
     """A copy of ``module`` in which these blocks are `nn.Identity`."""
-    module = copy.deepcopy(module)
+    module = copy_module(module)
     for name in blocks:
         module.set_submodule(name, nn.Identity())
     return module
@@ -114,7 +127,7 @@ def _single_inputs(module: nn.Module, inputs: Examples) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _returns_its_input(module: nn.Module, name: str, x: Tensor) -> bool:
-    block = copy.deepcopy(module.get_submodule(name))
+    block = copy_module(module.get_submodule(name))
     for parameter in block.parameters():
         parameter.zero_()
     return torch.equal(block(x), x)

@@ -1,33 +1,37 @@
-"""Which channels can be removed, together with which others, and their physical removal.
+"""Which channels can be removed, their importance, and their physical removal.
 
-torch-pruning's dependency graph (https://arxiv.org/abs/2301.12900) finds channels that can only be removed together:
-those of a residual sum, a depthwise convolution, a concatenation, an attention head.
+`coupling` finds the sets of channels that leave together; here they become groups of units that can stand for each
+other, cut into steps that keep every layer a multiple of ``round_to``.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
-from pipeline.core import SkippedLayer, StageError
-from pipeline.core.outputs import output_tuple
-from pipeline.models.capture import Examples, example_inputs
-from pipeline.stages.prune import recurrent
+from pipeline.core import SkippedLayer
+from pipeline.models.capture import Examples
+from pipeline.models.duplicate import copy_module
+from pipeline.stages.prune.coupling import (
+    HEAD_COUNTS,
+    PRUNABLE,
+    READINGS,
+    Coupling,
+    Reading,
+    Size,
+    Together,
+    couple,
+)
 
-Conv = nn.modules.conv._ConvNd
-PRUNABLE = (Conv, nn.Linear, *recurrent.RECURRENT)
-HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "heads")
-"""Attributes by which attention modules call their number of heads (torch, timm, transformers)."""
-
-Score = Callable[[Any], Tensor | None]
-"""One importance per channel of a torch-pruning group, or None where it has no weights to judge by."""
+Score = Callable[[Sequence[Together], Sequence[int]], Tensor | None]
+"""One importance per unit, given with the number of its channels; None where there are no weights to judge by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +39,15 @@ class CoupledChannels:
     """Channels of one or more layers that can only be removed together.
 
     Attributes:
-        layer: The layer that the dependency graph starts from.
+        layer: The first layer whose output channels they are.
         units: What can be removed: one channel; the same position in every block of a grouped convolution; a head.
         importance: ``(len(units),)``; units with small values go first.
         kind: What a unit is: ``channels`` or ``heads``.
         multiple: Kept units must be a multiple of this.
         counts: Attributes that count units, as ``(module, attribute)``: an attention module's number of heads.
+        members: Per unit, all that leaves with it, in every layer.
+        layers: Every layer whose output channels they are.
+        whole: How many units there were before an earlier round; 0 where there was none.
     """
 
     layer: str
@@ -48,7 +55,16 @@ class CoupledChannels:
     importance: Tensor
     kind: str = "channels"
     multiple: int = 1
-    counts: tuple[tuple[str, str], ...] = ()
+    counts: tuple[Size, ...] = ()
+    members: tuple[Together, ...] = field(default=(), repr=False)
+    layers: tuple[str, ...] = ()
+    whole: float = 0
+
+    @property
+    def name(self) -> str:
+        """The layer, with its channels where they do not start at 0: a layer may belong to several groups."""
+        first = min(map(min, self.units))
+        return self.layer if first == 0 else f"{self.layer}[{first}:]"
 
     def step_sizes(self, max_layer_ratio: float) -> list[int]:
         """How many units each step removes, so that what stays is always a multiple of ``multiple``.
@@ -57,7 +73,8 @@ class CoupledChannels:
         >>> CoupledChannels("conv", units, torch.ones(36), multiple=8).step_sizes(0.9)
         [4, 8, 8, 8]
         """
-        least = max(self.multiple, math.ceil(len(self.units) * (1 - max_layer_ratio)))
+        whole = self.whole or len(self.units)
+        least = max(self.multiple, math.ceil(whole * (1 - max_layer_ratio)))
         sizes = []
         kept = len(self.units)
         while kept - (size := kept % self.multiple or self.multiple) >= least:
@@ -72,12 +89,14 @@ class Step:
 
     Attributes:
         damage: Importance of what is removed; the steps of a network are ordered by it.
+        members: The units themselves, with all that leaves with them.
     """
 
     group: CoupledChannels
     channels: tuple[int, ...]
     units: int
     damage: float
+    members: tuple[Together, ...] = field(default=(), repr=False)
 
 
 def coupled_channels(
@@ -88,121 +107,97 @@ def coupled_channels(
     round_to: int,
     max_layer_ratio: float,
     skip: Sequence[str] = (),
+    reading: Reading = READINGS[0],
+    widths: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[list[CoupledChannels], tuple[SkippedLayer, ...]]:
-    """All sets of channels that may be removed from ``module``, and the layers that must stay, with the reason.
+    """All groups of channels that may be removed from ``module``, and the layers that must stay, with the reason.
 
     Args:
-        module: A copy that requires gradients, as from `traceable_copy`; it is not changed.
-        score: Judges a group of ``module``'s channels.
+        score: Judges the units of a group.
         skip: Names of modules to leave alone, with all they contain.
+        reading: How ambiguous reshapes are read.
+        widths: Output channels of layers before earlier rounds, which ``max_layer_ratio`` is a share of.
     """
-    graph = dependency_graph(module, inputs)
-    names = {part: name for name, part in module.named_modules()}
+    coupling = couple(module, inputs, reading)
+    reasons = _kept_layers(module, coupling, skip)
     groups: list[CoupledChannels] = []
-    reasons: dict[str, str] = {}
-    seen: set[str] = set()
-    for root in [part for part in graph.module2node if isinstance(part, PRUNABLE)]:
-        if names[root] in seen:
-            continue
-        if getattr(root, "proj_size", 0):
-            reasons[names[root]] = "its hidden state is projected (proj_size)"
-            continue
-        try:
-            channels = list(range(graph.get_out_channels(root)))
-            group = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, channels)
-        except Exception as error:  # torch-pruning's index mappings fail in any way on operators they do not know
-            reasons[names[root]] = f"the dependency graph cannot follow its channels: {type(error).__name__}: {error}"
-            continue
-        widened = [dep.target for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
-        layers = [names[node.module] for node in widened if isinstance(node.module, PRUNABLE)]
-        touched = [names[dep.target.module] for dep, _ in group if dep.target.module in names]
-        seen.update(layers)
-        named = [name for name in touched if is_within(name, skip)]
-        if any(not node.outputs for node in widened):
-            reasons.update(dict.fromkeys(layers, "its channels are the model's output"))
-        elif named:
-            coupled = f"its channels are coupled with {named[0]}, which is named in skip"
-            reasons.update({layer: "named in skip" if layer in named else coupled for layer in layers})
-        elif (scores := score(group)) is None:
+    for numbers in _groups(coupling, skip):
+        group = _group(coupling, numbers, score, round_to, widths)
+        if group is None:
+            layers = [name for name, own in coupling.layers.items() if set(own) & set(numbers)]
             reasons.update(dict.fromkeys(layers, "it has no weights to judge by"))
+        elif group.step_sizes(max_layer_ratio):
+            groups.append(group)
         else:
-            found = _units(module, names[root], layers, scores, _blocks(graph, group), round_to)
-            if found.step_sizes(max_layer_ratio):
-                groups.append(found)
-            else:
-                reason = f"{len(found.units)} {found.kind} cannot lose any and stay a multiple of {found.multiple}"
-                reasons.update(dict.fromkeys(layers, reason))
+            reason = f"{len(group.units)} {group.kind} cannot lose any and stay a multiple of {group.multiple}"
+            reasons.update(dict.fromkeys(group.layers, reason))
+    free = {layer for group in groups for layer in group.layers}
+    return groups, tuple(SkippedLayer(layer=name, reason=why) for name, why in reasons.items() if name not in free)
+
+
+def _kept_layers(module: nn.Module, coupling: Coupling, skip: Sequence[str]) -> dict[str, str]:
+    """Why layers, of which at least some channels must stay, lose none of these."""
+    reasons = {}
     for name, part in module.named_modules():
-        if isinstance(part, PRUNABLE) and name not in seen and name not in reasons:
-            reasons[name] = "the dependency graph does not reach it"
-    return groups, tuple(SkippedLayer(layer=name, reason=reason) for name, reason in reasons.items())
+        if not isinstance(part, PRUNABLE):
+            continue
+        if name not in coupling.layers:
+            reasons[name] = "the network does not call it"
+            continue
+        numbers = dict.fromkeys(coupling.layers[name])
+        found = [why for number in numbers if (why := _reason(name, coupling, number, skip))]
+        if found:
+            reasons[name] = found[0]
+    return reasons
 
 
-def _units(
-    module: nn.Module, root: str, layers: Sequence[str], scores: Tensor, blocks: int, round_to: int
-) -> CoupledChannels:
-    """Cut a group's channels into what can be removed on its own."""
-    width = len(scores)
-    heads = _heads(module, layers, width)
-    if heads is not None:
-        owner, attribute, count = heads
-        rows = torch.arange(width).view(count, -1)
-        return CoupledChannels(
-            root,
-            tuple(map(tuple, rows.tolist())),
-            scores.view(count, -1).mean(1),
-            kind="heads",
-            counts=((owner, attribute),),
-        )
-    rows = torch.arange(width).view(blocks, -1).T
-    return CoupledChannels(
-        root,
-        tuple(map(tuple, rows.tolist())),
-        scores.view(blocks, -1).mean(0),
-        multiple=math.lcm(round_to, blocks) // blocks,
-    )
+def _reason(layer: str, coupling: Coupling, number: int, skip: Sequence[str]) -> str | None:
+    if number == 0:
+        return "it has a single channel"
+    together = coupling.sets[number]
+    named = [name for name in _touched(together) if is_within(name, skip)]
+    if together.reason or not named:
+        return together.reason
+    if is_within(layer, skip):
+        return "named in skip"
+    return f"its channels are coupled with {named[0]}, which is named in skip"
 
 
-def _heads(module: nn.Module, layers: Sequence[str], width: int) -> tuple[str, str, int] | None:
-    """The attention module whose queries, keys and values these layers are: its name, attribute and head count."""
-    if len(layers) < 3 or not all(isinstance(module.get_submodule(name), nn.Linear) for name in layers):
+def _touched(together: Together) -> list[str]:
+    """The modules whose weights or sizes change."""
+    owners = (name.rpartition(".")[0] for name, _ in together.places)
+    return list(dict.fromkeys((*owners, *(name for name, _ in together.sizes))))
+
+
+def _groups(coupling: Coupling, skip: Sequence[str]) -> list[list[int]]:
+    """Sets that may leave, with those that can stand for each other together."""
+    groups: dict[Any, list[int]] = {}
+    for name, numbers in coupling.layers.items():
+        for number in dict.fromkeys(numbers):
+            if _reason(name, coupling, number, skip) is None:
+                own = groups.setdefault(coupling.sets[number].signature(), [])
+                own += [] if number in own else [number]
+    return list(groups.values())
+
+
+def _group(
+    coupling: Coupling, numbers: Sequence[int], score: Score, round_to: int, widths: Mapping[str, int]
+) -> CoupledChannels | None:
+    """A group of sets; None where it has no weights to judge by."""
+    wanted = set(numbers)
+    layers = [name for name, own in coupling.layers.items() if wanted & set(own)]
+    root = coupling.layers[layers[0]]
+    units = tuple(tuple(at for at, own in enumerate(root) if own == number) for number in numbers)
+    members = tuple(coupling.sets[number] for number in numbers)
+    importance = score(members, [len(unit) for unit in units])
+    if importance is None:
         return None
-    owners = {name.rpartition(".")[0] for name in layers}
-    for owner in owners if len(owners) == 1 else ():
-        for attribute in HEAD_COUNTS:
-            count = getattr(module.get_submodule(owner), attribute, None)
-            if isinstance(count, int) and count > 1 and width % count == 0:
-                return owner, attribute, count
-    return None
-
-
-def runnable(
-    module: nn.Module, inputs: Examples, groups: Sequence[CoupledChannels], max_layer_ratio: float
-) -> tuple[list[CoupledChannels], tuple[SkippedLayer, ...]]:
-    """The groups that can be pruned so that the network still runs and keeps its output shapes, each tried alone."""
-    expected = _output_shapes(module, inputs)
-    kept, skipped = [], []
-    for group in groups:
-        steps = steps_of(group, max_layer_ratio)
-        try:
-            shapes = _output_shapes(remove(module, inputs, steps), inputs)
-        except Exception as error:  # a forward of the user's, on layers of sizes it did not expect
-            reason = f"without some of its {group.kind} the model does not run: {error}"
-        else:
-            if shapes == expected:
-                kept.append(group)
-                continue
-            reason = f"without some of its {group.kind} the outputs change from {expected} to {shapes}"
-        skipped.append(SkippedLayer(layer=group.layer, reason=" ".join(reason.split())))
-    return kept, tuple(skipped)
-
-
-def still_runs(module: nn.Module, pruned: Callable[[], nn.Module], inputs: Examples) -> bool:
-    """Whether a pruned module runs and gives outputs of the same shapes."""
-    try:
-        return _output_shapes(pruned(), inputs) == _output_shapes(module, inputs)
-    except Exception:  # the caller finds out which group causes it
-        return False
+    heads = members[0].heads
+    shares = {coupling.layers[name].count(numbers[0]) for name in layers}
+    multiple = math.lcm(*(math.lcm(round_to, share) // share for share in shares))
+    whole = len(units) * widths.get(layers[0], len(root)) / len(root)
+    kind = "heads" if heads else "channels"
+    return CoupledChannels(layers[0], units, importance, kind, multiple, heads, members, tuple(layers), whole)
 
 
 def steps_of(group: CoupledChannels, max_layer_ratio: float) -> list[Step]:
@@ -212,7 +207,8 @@ def steps_of(group: CoupledChannels, max_layer_ratio: float) -> list[Step]:
     for size in group.step_sizes(max_layer_ratio):
         units = ranked[start : start + size]
         channels = tuple(sorted(channel for unit in units for channel in group.units[unit]))
-        steps.append(Step(group, channels, size, float(group.importance[units].mean())))
+        members = tuple(group.members[unit] for unit in units) if group.members else ()
+        steps.append(Step(group, channels, size, float(group.importance[units].mean()), members))
         start += size
     return steps
 
@@ -223,82 +219,117 @@ def pruning_order(groups: Sequence[CoupledChannels], max_layer_ratio: float) -> 
     return sorted(steps, key=lambda step: step.damage)
 
 
-def remove(module: nn.Module, inputs: Examples, steps: Sequence[Step]) -> nn.Module:
+def remove(module: nn.Module, steps: Iterable[Step]) -> nn.Module:
     """A copy of ``module`` without the channels of ``steps``, in eval mode."""
-    flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
-    module = traceable_copy(module)
-    channels: dict[str, list[int]] = {}
-    counts: dict[tuple[str, str], int] = {}
-    for step in steps:
-        channels.setdefault(step.group.layer, []).extend(step.channels)
-        for count in step.group.counts:
-            counts[count] = counts.get(count, 0) + step.units
-    graph = dependency_graph(module, inputs)
-    for layer, indices in channels.items():
-        part = module.get_submodule(layer)
-        graph.get_pruning_group(part, graph.get_pruner_of_module(part).prune_out_channels, sorted(indices)).prune()
-    for (owner, attribute), removed in counts.items():
-        _reduce_heads(module.get_submodule(owner), attribute, removed)
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(flags[name])
+    steps = list(steps)
+    original, module = module, copy_module(module)
+    places = gone_places(steps)
+    for name, axes in places.items():
+        _replace(module, name, _without(module, name, axes))
+    for owner, weight, axes in computed_weights(original, places):
+        _set_computed(module.get_submodule(owner), weight, original.get_submodule(owner), axes)
+    for (name, attribute), gone in gone_sizes(steps).items():
+        _shrink(module.get_submodule(name), attribute, len(gone))
+    for parameter in module.parameters():
         parameter.grad = None
     return module.eval()
+
+
+def traceable_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parameters all require gradients."""
+    return copy_module(module).requires_grad_(True)
+
+
+def gone_places(steps: Iterable[Step]) -> dict[str, dict[int, list[int]]]:
+    """Positions that steps remove: per parameter or buffer, per axis."""
+    found: dict[str, dict[int, list[int]]] = {}
+    for together in (member for step in steps for member in step.members):
+        for (name, axis), positions in together.places.items():
+            found.setdefault(name, {}).setdefault(axis, []).extend(positions)
+    return found
+
+
+def gone_sizes(steps: Iterable[Step]) -> dict[Size, list[int]]:
+    """Positions that steps remove, per size that a module keeps."""
+    found: dict[Size, list[int]] = {}
+    for together in (member for step in steps for member in step.members):
+        for size, positions in together.sizes.items():
+            found.setdefault(size, []).extend(positions)
+    return found
+
+
+def _without(module: nn.Module, name: str, gone: Mapping[int, Sequence[int]]) -> Tensor:
+    """A parameter or buffer without some positions of some axes."""
+    owner, _, attribute = name.rpartition(".")
+    tensor = getattr(module.get_submodule(owner), attribute)
+    values = tensor.detach()
+    for axis, positions in gone.items():
+        values = values.index_select(axis, _others(values.shape[axis], positions))
+    return nn.Parameter(values, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+
+
+def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of another, under every name that this one has."""
+    owner, _, attribute = name.rpartition(".")
+    old = getattr(module.get_submodule(owner), attribute)
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for key in [key for key, value in tensors.items() if value is old]:
+                setattr(part, key, tensor)
+
+
+def computed_weights(
+    module: nn.Module, places: Mapping[str, dict[int, list[int]]]
+) -> list[tuple[str, str, dict[int, list[int]]]]:
+    """Weights that a parametrization computes from tensors that lose positions, and what they lose themselves."""
+    found = []
+    for name, part in module.named_modules():
+        for weight, inner in getattr(part, "parametrizations", {}).items():
+            shape = getattr(part, weight).shape
+            for key, tensor in inner.named_parameters(recurse=False):
+                place = f"{name}.parametrizations.{weight}.{key}".removeprefix(".")
+                if place in places and tensor.shape == shape:
+                    found.append((name, weight, places[place]))
+    return found
+
+
+@torch.no_grad()
+def _set_computed(part: nn.Module, weight: str, original: nn.Module, gone: Mapping[int, Sequence[int]]) -> None:
+    """Let a parametrization give what it gave, without some positions: a weight norm's length is over what is left."""
+    value = getattr(original, weight)
+    for axis, positions in gone.items():
+        value = value.index_select(axis, _others(value.shape[axis], positions))
+    with suppress(NotImplementedError):  # a parametrization without an inverse; the guard sees what becomes of it
+        setattr(part, weight, value)
+
+
+def _others(size: int, positions: Iterable[int]) -> Tensor:
+    return torch.tensor(sorted(set(range(size)) - set(positions)), dtype=torch.int64)
+
+
+def _shrink(part: nn.Module, attribute: str, count: int) -> None:
+    """Lower a size that a module keeps; ``shape[-1]`` names an entry of a tuple."""
+    base, _, index = attribute.partition("[")
+    if index:
+        sizes = list(getattr(part, base))
+        sizes[int(index[:-1])] -= count
+        setattr(part, base, tuple(sizes))
+    elif base in HEAD_COUNTS:
+        _reduce_heads(part, base, count)
+    else:
+        setattr(part, base, getattr(part, base) - count)
 
 
 def _reduce_heads(attention: nn.Module, attribute: str, removed: int) -> None:
     """Set an attention module's number of heads, and with it the widths that it keeps of all heads together."""
     before = getattr(attention, attribute)
     after = before - removed
+    setattr(attention, attribute, after)
     for name, value in list(vars(attention).items()):
-        if name == attribute or (name in HEAD_COUNTS and value == before):
-            setattr(attention, name, after)
-        elif name in ("all_head_size", "inner_dim") and isinstance(value, int):
+        if name in ("all_head_size", "inner_dim") and isinstance(value, int):
             setattr(attention, name, value // before * after)
-
-
-def traceable_copy(module: nn.Module) -> nn.Module:
-    """A copy whose parameters all require gradients: the dependency graph is derived from autograd's."""
-    return copy.deepcopy(module).requires_grad_(True)
-
-
-def dependency_graph(module: nn.Module, inputs: Examples) -> Any:
-    """torch-pruning's graph of a `traceable_copy`.
-
-    Raises:
-        StageError: The network cannot be traced.
-    """
-    try:
-        with torch.enable_grad(), recurrent.traced_as_one_node(module):
-            return tp.DependencyGraph().build_dependency(
-                module, example_inputs(inputs), customized_pruners=recurrent.PRUNERS, verbose=False
-            )
-    except Exception as error:  # torch-pruning fails with whatever its tracing meets
-        raise StageError(
-            f"the dependency graph cannot be traced: {type(error).__name__}: {error}",
-            where=f"prune {type(module).__name__}",
-            fix="leave prune out for this model",
-        ) from error
-
-
-def _blocks(graph: Any, group: Any) -> int:
-    """How many equal parts a group's channels form: the largest count among its grouped layers."""
-    counts = [1]
-    for dep, _ in group:
-        part = dep.target.module
-        pruner = graph.get_pruner_of_module(part)
-        if pruner is None or (isinstance(part, Conv) and part.groups == part.out_channels):
-            continue
-        widens = graph.is_out_channel_pruning_fn(dep.handler)
-        counts.append(pruner.get_out_channel_groups(part) if widens else pruner.get_in_channel_groups(part))
-    return max(counts)
 
 
 def is_within(name: str, containers: Sequence[str]) -> bool:
     """Whether a module is one of these, or inside one."""
     return any(name == container or name.startswith(f"{container}.") for container in containers)
-
-
-def _output_shapes(module: nn.Module, inputs: Examples) -> list[list[int]]:
-    with torch.no_grad():
-        result = module(*example_inputs(inputs))
-    return [list(tensor.shape) for tensor in output_tuple(result)]

@@ -6,10 +6,10 @@ layer coupled to it (https://arxiv.org/abs/2301.12900, section 3.3).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +18,8 @@ from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import Batch, SampleSet
 from pipeline.recipe import Importance
 from pipeline.stages.prune import recurrent
-from pipeline.stages.prune.channels import Conv, Score
+from pipeline.stages.prune.channels import Score
+from pipeline.stages.prune.coupling import BatchNorm, Conv, Place, Together
 from pipeline.tasks.classification import classifies
 
 NEED_DATA = ("taylor", "activation")
@@ -45,30 +46,54 @@ def scorer(kind: Importance, module: nn.Module, data: SampleSet | None) -> Score
         samples = data.take(_IMPORTANCE_SAMPLES)
         (_weigh_by_gradient if kind == "taylor" else _weigh_by_input)(module, samples)
     power = 2 if kind == "l2" else 1
+    tensors = {name: parameter.detach().abs().pow(power) for name, parameter in module.named_parameters()}
+    norms = {name for name, part in module.named_modules() if isinstance(part, BatchNorm)}
     # A layer's values are divided by their mean, so that layers of different fan-in can be compared. A Taylor value
     # is an estimate of the loss itself, and is compared as it is.
-    normalizer = None if kind == "taylor" else "mean"
-    readers: Score = tp.importance.GroupMagnitudeImportance(p=power, group_reduction="mean", normalizer=normalizer)
+    absolute = kind == "taylor"
 
-    def weights(group: Any) -> Tensor | None:
-        """Hidden units are judged by their own gates as well, which torch-pruning does not look at."""
-        found, root = readers(group), group[0].dep.target.module
-        if not isinstance(root, recurrent.RECURRENT):
-            return found
-        own = recurrent.saliency(root, power)
-        own = own if normalizer is None else own / own.mean()
-        return own if found is None else (own + found) / 2
+    def score(members: Sequence[Together], widths: Sequence[int]) -> Tensor | None:
+        places = [
+            place for place in members[0].places if "weight" in place[0].rpartition(".")[2] or "weight" in place[0]
+        ]
+        scales = [(name, axis) for name, axis in places if name.rpartition(".")[0] in norms]
+        if kind == "bn_scale" and scales:
+            places = scales
+        parts = _parts(module, places)
+        found = [_over_places(tensors, members, widths, part, absolute) for part in parts if part]
+        return torch.stack(found).mean(0) if found else None
 
-    if kind != "bn_scale":
-        return weights
-    scales: Score = tp.importance.BNScaleImportance()
+    return score
 
-    def by_scale(group: Any) -> Tensor | None:
-        """Groups without a batch norm are judged by their weights."""
-        found = scales(group)
-        return weights(group) if found is None else found
 
-    return by_scale
+def _parts(module: nn.Module, places: Sequence[Place]) -> tuple[list[Place], list[Place]]:
+    """A recurrent layer's own gates, which judge its hidden units as much as everything else together; and the rest.
+
+    What a gate reads of other units of its layer is not counted twice.
+    """
+    own = [
+        (name, axis)
+        for name, axis in places
+        if isinstance(module.get_submodule(name.rpartition(".")[0]), recurrent.RECURRENT)
+    ]
+    gates = [(name, axis) for name, axis in own if axis == 0]
+    return gates, [place for place in places if place not in own]
+
+
+def _over_places(
+    tensors: Mapping[str, Tensor],
+    members: Sequence[Together],
+    widths: Sequence[int],
+    places: Sequence[Place],
+    absolute: bool,
+) -> Tensor:
+    """Mean over places of what a unit's channels hold there, per channel: ``(units,)``."""
+    total = torch.zeros(len(members))
+    for name, axis in places:
+        values = tensors[name].movedim(axis, 0).flatten(1).sum(1) if tensors[name].ndim > 1 else tensors[name]
+        total += torch.stack([values[list(member.places[name, axis])].sum() for member in members])
+    total /= len(places) * torch.tensor(widths)
+    return total if absolute else total / total.mean()
 
 
 @torch.no_grad()
@@ -95,14 +120,15 @@ def _weigh_by_input(module: nn.Module, samples: SampleSet) -> None:
     squares: dict[nn.Module, Tensor] = {}
     counts: dict[nn.Module, int] = {}
 
-    def observe(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        (x,) = inputs
-        channels = x.movedim(1 if isinstance(layer, Conv) else -1, 0).flatten(1)  # (channels, everything else)
+    def observe(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        axis = -len(layer.kernel_size) - 1 if isinstance(layer, Conv) else -1
+        channels = x.movedim(axis, 0).flatten(1)  # (channels, everything else)
         squares[layer] = squares.get(layer, 0) + channels.square().sum(1)
         counts[layer] = counts.get(layer, 0) + channels.shape[1]
 
     layers = [layer for layer in module.modules() if isinstance(layer, Conv | nn.Linear)]
-    handles = [layer.register_forward_pre_hook(observe) for layer in layers]
+    handles = [layer.register_forward_pre_hook(observe, with_kwargs=True) for layer in layers]
     for batch in samples.batches(_IMPORTANCE_BATCH):
         module(*batch.inputs)
     for handle in handles:

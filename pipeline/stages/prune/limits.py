@@ -72,6 +72,10 @@ def limits_per_round(limits: tuple[CostLimit, ...], module: nn.Module, iteration
 def _counted(
     name: str, count: Callable[[nn.Module], float], whole: float, ratio: float | None, most: int | None
 ) -> CostLimit:
+    if whole == 0:
+        raise StageError(
+            f"the model has no {name} to save", where="prune", fix="give another budget, or leave prune out"
+        )
     shares = [share for share in (ratio, None if most is None else most / whole) if share is not None]
     return CostLimit(name, min(shares), lambda module: count(module) / whole)
 

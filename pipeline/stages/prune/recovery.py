@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ from torch import nn
 from pipeline.core import Model
 from pipeline.core.files import read_sealed, write_sealed
 from pipeline.data.samples import SampleSet
+from pipeline.models.duplicate import copy_module
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune.sparsity import zeros_stay
 from pipeline.training.loop import EpochLog, fit
@@ -49,7 +49,7 @@ def recover(
     if finished is not None and (kept := read_sealed(finished)) is not None:
         logger.debug("a recovery that was finished earlier is read back")
         return _read(kept, module)
-    teacher = copy.deepcopy(model.reference).requires_grad_(False).eval()
+    teacher = copy_module(model.reference).requires_grad_(False).eval()
     loss = distillation_loss(teacher, temperature=config.recover.temperature, alpha=config.recover.alpha)
     with zeros_stay(module) if config.sparsity is not None else nullcontext():
         logs = fit(module, loss, train, config.recover, seed=seed, label="recover", checkpoint=checkpoint)

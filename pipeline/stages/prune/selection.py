@@ -9,17 +9,18 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import nn
 
 from pipeline.core import Model, SkippedLayer, StageError
 from pipeline.data.samples import SampleSet
 from pipeline.models.digest import key_of, weights_sha256
+from pipeline.models.duplicate import copy_module
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune.channels import (
     CoupledChannels,
@@ -27,11 +28,11 @@ from pipeline.stages.prune.channels import (
     coupled_channels,
     pruning_order,
     remove,
-    runnable,
     steps_of,
-    still_runs,
     traceable_copy,
 )
+from pipeline.stages.prune.coupling import READINGS
+from pipeline.stages.prune.guard import Guard
 from pipeline.stages.prune.importance import scorer
 from pipeline.stages.prune.limits import CostLimit
 from pipeline.stages.prune.sensitivity import Curve, damages, sensitivity
@@ -59,16 +60,55 @@ class Selection:
 
 
 def remove_channels(
-    model: Model, config: PruneConfig, data: SampleSet | None, limits: tuple[CostLimit, ...]
+    model: Model,
+    config: PruneConfig,
+    data: SampleSet | None,
+    limits: tuple[CostLimit, ...],
+    widths: Mapping[str, int] = MappingProxyType({}),
 ) -> Selection:
     """Remove the shortest beginning of the pruning order that meets every limit.
+
+    Args:
+        widths: Output channels of layers before the first round.
 
     Raises:
         StageError: With everything removed that may be, a limit is still not met; or the network cannot be traced.
     """
     if not limits:
-        return Selection(copy.deepcopy(model.module), [], (), [])
-    groups, skipped = _removable(model, config, data)
+        return Selection(copy_module(model.module), [], (), [])
+    guard = Guard(model.module, model.examples or model.inputs)
+    groups, skipped = _removable(model, config, data, guard, widths)
+    while True:
+        try:
+            selection = _select(model, config, data, limits, groups, skipped)
+        except _NotRunError as error:
+            faulty, reasons = guard.faulty_groups(error.steps)
+            if not faulty:
+                raise error.cause from None
+        else:
+            faulty, reasons = guard.faulty_groups(selection.steps)
+            if not faulty:
+                return selection
+        groups = [group for group in groups if all(group is not other for other in faulty)]
+        skipped += reasons
+
+
+class _NotRunError(Exception):
+    """What is left cannot be counted or timed, most often because it does not run."""
+
+    def __init__(self, steps: list[Step], cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.steps, self.cause = steps, cause
+
+
+def _select(
+    model: Model,
+    config: PruneConfig,
+    data: SampleSet | None,
+    limits: tuple[CostLimit, ...],
+    groups: list[CoupledChannels],
+    skipped: tuple[SkippedLayer, ...],
+) -> Selection:
     order = pruning_order(groups, config.max_layer_ratio)
     curves: list[Curve] = []
     if config.allocation == "sensitivity":
@@ -76,11 +116,14 @@ def remove_channels(
         order = _by_damage(order, curves)
 
     def pruned(count: int) -> nn.Module:
-        return remove(model.module, model.examples or model.inputs, order[:count])
+        return remove(model.module, order[:count])
 
     def fits(count: int) -> bool:
         module = pruned(count)
-        return all(limit.is_met(module) for limit in limits)
+        try:
+            return all(limit.is_met(module) for limit in limits)
+        except Exception as error:
+            raise _NotRunError(order[:count], error) from error
 
     if not fits(len(order)):
         raise _unreachable(pruned(len(order)), limits, skipped)
@@ -113,23 +156,36 @@ def _log_selection(order: list[Step], count: int, skipped: tuple[SkippedLayer, .
 
 
 def _removable(
-    model: Model, config: PruneConfig, data: SampleSet | None
+    model: Model, config: PruneConfig, data: SampleSet | None, guard: Guard, widths: Mapping[str, int]
 ) -> tuple[list[CoupledChannels], tuple[SkippedLayer, ...]]:
-    """The channels that may go. Where the network breaks without all of them, each group is tried on its own."""
-    judged, inputs = traceable_copy(model.module), model.examples or model.inputs
-    groups, skipped = coupled_channels(
-        judged,
-        inputs,
-        scorer(config.importance, judged, data),
-        round_to=config.round_to,
-        max_layer_ratio=config.max_layer_ratio,
-        skip=config.skip,
-    )
-    everything = pruning_order(groups, config.max_layer_ratio)
-    if still_runs(model.module, lambda: remove(model.module, inputs, everything), inputs):
-        return groups, skipped
-    groups, broken = runnable(model.module, inputs, groups, config.max_layer_ratio)
-    return groups, skipped + broken
+    """The channels that may go, as the guard has found; where it rejects some, other readings of the code are tried."""
+    judged = traceable_copy(model.module)
+    score = scorer(config.importance, judged, data)
+    kept: list[CoupledChannels] = []
+    skipped: dict[str, SkippedLayer] = {}
+    rejected: set[str] | None = None
+    for reading in READINGS:
+        groups, alone = coupled_channels(
+            model.module,
+            model.examples or model.inputs,
+            score,
+            round_to=config.round_to,
+            max_layer_ratio=config.max_layer_ratio,
+            skip=config.skip,
+            reading=reading,
+            widths=widths,
+        )
+        if rejected is not None:
+            groups = [group for group in groups if set(group.layers) <= rejected]
+        found, broken = guard.verified(groups, config.max_layer_ratio, beside=kept)
+        kept += found
+        for layer in (*alone, *broken):
+            skipped.setdefault(layer.layer, layer)
+        free = {layer for group in kept for layer in group.layers}
+        rejected = {layer.layer for layer in broken} - free if rejected is None else rejected - free
+        if not rejected:
+            break
+    return kept, tuple(layer for name, layer in skipped.items() if name not in free)
 
 
 def _sensitivity(
@@ -151,13 +207,12 @@ def _sensitivity(
         data=data.sha256,
         costs=[limit.name for limit in limits],
         order=[
-            (step.group.layer, step.channels) for group in groups for step in steps_of(group, config.max_layer_ratio)
+            (step.group.name, step.channels) for group in groups for step in steps_of(group, config.max_layer_ratio)
         ],
     )
     logger.debug("sensitivities %s", "known" if key in _measured else "measured")
     if key not in _measured:
-        inputs = model.examples or model.inputs
-        _measured[key] = sensitivity(model.module, inputs, groups, config.max_layer_ratio, data, kept_share)
+        _measured[key] = sensitivity(model.module, groups, config.max_layer_ratio, data, kept_share)
     return _measured[key]
 
 
@@ -172,7 +227,7 @@ def _by_damage(order: list[Step], curves: list[Curve]) -> list[Step]:
 
 
 def _layer(step: Step) -> str:
-    return step.group.layer
+    return step.group.name
 
 
 def _first_true(predicate: Callable[[int], bool], last: int) -> int:

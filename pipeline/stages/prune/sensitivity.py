@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from pipeline.core import Record
 from pipeline.data.samples import SampleSet
-from pipeline.models.capture import Examples
 from pipeline.stages.prune.channels import CoupledChannels, remove, steps_of
 from pipeline.tasks.classification import classifies
 from pipeline.tasks.prediction import predictor
@@ -45,7 +44,6 @@ class Curve(Record):
 
 def sensitivity(
     module: nn.Module,
-    inputs: Examples,
     groups: Sequence[CoupledChannels],
     max_layer_ratio: float,
     data: SampleSet,
@@ -57,11 +55,11 @@ def sensitivity(
     for group in groups:
         steps = steps_of(group, max_layer_ratio)
         depths = sorted({max(1, round(ratio * len(steps))) for ratio in _RATIOS})
-        trials = [remove(module, inputs, steps[:depth]) for depth in depths]
+        trials = [remove(module, steps[:depth]) for depth in depths]
         removed = [sum(step.units for step in steps[:depth]) / len(group.units) for depth in depths]
         curves.append(
             Curve(
-                layer=group.layer,
+                layer=group.name,
                 steps=tuple(depths),
                 removed_ratio=tuple(removed),
                 divergence=tuple(moved(trial) for trial in trials),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core import SkippedLayer
+from pipeline.models.duplicate import copy_module
 from pipeline.recipe import Sparsity
-from pipeline.stages.prune.channels import PRUNABLE, is_within
+from pipeline.stages.prune.channels import is_within
+from pipeline.stages.prune.coupling import PRUNABLE
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def sparsify(
     module: nn.Module, config: Sparsity, skip: Sequence[str] = ()
 ) -> tuple[nn.Module, tuple[SkippedLayer, ...]]:
     """A copy whose smallest weights are zero, layer by layer, and the layers that keep all of theirs."""
-    module = copy.deepcopy(module)
+    module = copy_module(module)
     skipped = []
     for name, layer in module.named_modules():
         if not isinstance(layer, PRUNABLE):

@@ -28,7 +28,7 @@ from pipeline.stages.prune.recovery import forget_rounds, recover, state_of_roun
 from pipeline.stages.prune.selection import remove_channels
 from pipeline.stages.prune.sensitivity import Curve
 from pipeline.stages.prune.sparsity import NOTE, sparsify, zero_ratio
-from pipeline.stages.prune.widths import head_counts, layer_widths
+from pipeline.stages.prune.widths import head_counts, layer_widths, output_channels
 from pipeline.target import Target
 from pipeline.training.loop import EpochLog
 
@@ -102,7 +102,9 @@ class _Pruned:
     def remove_channels(
         self, model: Model, config: PruneConfig, data: SampleSet | None, limits: tuple[CostLimit, ...]
     ) -> None:
-        selection = remove_channels(replace(model, module=self.module), config, data, limits)
+        selection = remove_channels(
+            replace(model, module=self.module), config, data, limits, output_channels(model.module)
+        )
         self.module, self.skipped = selection.module, selection.skipped
         self.steps += selection.steps
         self.curves = self.curves or selection.curves

@@ -6,16 +6,21 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.stages.prune.channels import PRUNABLE, Step
+from pipeline.stages.prune.channels import Step
+from pipeline.stages.prune.coupling import PRUNABLE
 
 
 def layer_widths(before: nn.Module, after: nn.Module) -> list[dict[str, Any]]:
     """Output channels of every layer that has some, before and after; 0 where its block is gone."""
-    counts = [
-        {name: _output_channels(part) for name, part in module.named_modules() if isinstance(part, PRUNABLE)}
-        for module in (before, after)
+    left = output_channels(after)
+    return [
+        {"layer": name, "before": width, "after": left.get(name, 0)} for name, width in output_channels(before).items()
     ]
-    return [{"layer": name, "before": width, "after": counts[1].get(name, 0)} for name, width in counts[0].items()]
+
+
+def output_channels(module: nn.Module) -> dict[str, int]:
+    """Output channels of every layer that has some."""
+    return {name: _output_channels(part) for name, part in module.named_modules() if isinstance(part, PRUNABLE)}
 
 
 def head_counts(before: nn.Module, after: nn.Module, steps: list[Step]) -> list[dict[str, Any]]:

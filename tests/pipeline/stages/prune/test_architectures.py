@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,23 +11,16 @@ from pipeline.models.load import from_module
 from pipeline.models.structure import restore_module, save_module
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune import prune
-from pipeline.stages.prune.channels import (
-    Conv,
-    coupled_channels,
-    dependency_graph,
-    remove,
-    runnable,
-    steps_of,
-    traceable_copy,
-)
+from pipeline.stages.prune.channels import coupled_channels, remove, steps_of, traceable_copy
+from pipeline.stages.prune.guard import Guard
 from pipeline.stages.prune.importance import scorer
-from pipeline.stages.prune.recurrent import Recurrent
 from tests.networks.architectures import ARCHITECTURES as NETWORKS
 from tests.networks.architectures import SEQUENCE, Architecture
 from tests.networks.architectures import Recurrent as RecurrentNetwork
 from tests.networks.prunable import ARCHITECTURES as TRANSFORMERS
 from tests.networks.prunable import build
 from tests.pipeline.stages.prune.halving import to_half
+from tests.pipeline.stages.prune.zeroed import make_values_unique, zeroed
 
 pytestmark = pytest.mark.slow
 
@@ -75,57 +67,17 @@ def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def masked(module: nn.Module, inputs: tuple[TensorSpec, ...], removed: dict[str, list[int]]) -> None:
-    """Make the consumers of removed channels read zeros instead; the producers keep their size."""
-    graph = dependency_graph(traceable_copy(module), inputs)
-    names = {part: name for name, part in graph.model.named_modules()}
-    for layer, channels in removed.items():
-        part = graph.model.get_submodule(layer)
-        group = graph.get_pruning_group(part, graph.get_pruner_of_module(part).prune_out_channels, channels)
-        for dep, indices in group:
-            if dep.target.module not in names:
-                continue
-            touched = module.get_submodule(names[dep.target.module])
-            widens = graph.is_out_channel_pruning_fn(dep.handler)
-            if widens and isinstance(touched, Recurrent):
-                forget(touched, indices)
-            elif not widens and isinstance(touched, Conv | nn.Linear | Recurrent):
-                touched.register_forward_pre_hook(_silence(indices, 1 if isinstance(touched, Conv) else -1))
-
-
-@torch.no_grad()
-def forget(layer: nn.Module, channels: list[int]) -> None:
-    """Let no gate of a recurrent layer, and no layer above, read these hidden units of either direction."""
-    units = [channel for channel in channels if channel < layer.hidden_size]
-    directions = 2 if layer.bidirectional else 1
-    for name, weight in layer.named_parameters():
-        if name.startswith("weight_hh"):
-            weight[:, units] = 0
-        elif name.startswith("weight_ih") and not name.startswith("weight_ih_l0"):
-            for direction in range(directions):
-                weight[:, [unit + direction * layer.hidden_size for unit in units]] = 0
-
-
-def _silence(channels: list[int], axis: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (inputs[0].index_fill(axis, torch.tensor(channels), 0.0),)
-
-    return hook
-
-
-@pytest.mark.parametrize(
-    "name", ["resnet", "mobilenet_v2", "efficientnet", "densenet", "unet", "vit", "bert", "distilbert", "lstm", "gru"]
-)
-def test_remove_equals_the_masked_transformers_network_when_no_norm_mixes_the_channels(name: str) -> None:
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_remove_equals_the_original_with_the_removed_weights_at_zero_when_transformers_built_it(name: str) -> None:
     module, inputs = build(name)
-    assert_equals_the_masked_network(module, inputs, example_inputs(inputs, 2))
+    assert_equals_the_zeroed_original(module, inputs, example_inputs(inputs, 2))
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "bilstm of 2 layers", "gru of 2 layers"])
-def test_remove_equals_the_masked_network_when_no_norm_mixes_the_channels(name: str) -> None:
+def test_remove_equals_the_original_with_the_removed_weights_at_zero(name: str) -> None:
     network = NETWORKS[name] if name in NETWORKS else STACKED[name]
     (batch,) = network.samples(2).batches(2)
-    assert_equals_the_masked_network(network.model().module, network.inputs, batch.inputs)
+    assert_equals_the_zeroed_original(network.model().module, network.inputs, batch.inputs)
 
 
 STACKED = {
@@ -137,19 +89,18 @@ STACKED = {
 }
 
 
-def assert_equals_the_masked_network(
+def assert_equals_the_zeroed_original(
     module: nn.Module, inputs: tuple[TensorSpec, ...], examples: tuple[Tensor, ...]
 ) -> None:
+    """One step of every group, all at once."""
+    make_values_unique(module)
     judged = traceable_copy(module)
     groups, _ = coupled_channels(judged, inputs, scorer("l2", judged, None), round_to=8, max_layer_ratio=0.9)
-    groups, _ = runnable(module, inputs, groups, 0.9)
-    exact = [group for group in groups if not _mixed_by_a_norm(module, inputs, group.layer)]
-    assert exact
-    steps = [steps_of(group, 0.9)[0] for group in exact]
-    pruned = remove(module, inputs, steps)
-    masked(module, inputs, {step.group.layer: list(step.channels) for step in steps})
+    groups, _ = Guard(module, inputs).verified(groups, 0.9)
+    assert groups
+    pruned = remove(module, [steps_of(group, 0.9)[0] for group in groups])
     with torch.no_grad():
-        torch.testing.assert_close(pruned(*examples), module(*examples), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pruned(*examples), zeroed(module, pruned)(*examples), rtol=1e-4, atol=1e-5)
 
 
 def test_count_macs_equals_the_hand_count_when_the_network_is_an_lstm_of_two_layers() -> None:
@@ -163,11 +114,3 @@ def test_prune_leaves_a_recurrent_layer_whole_when_its_state_is_projected() -> N
     network = RecurrentNetwork(lambda *args, **kwargs: nn.LSTM(args[0], 32, proj_size=16, **kwargs), 1, False)
     with pytest.raises(StageError, match=r"cell: its hidden state is projected \(proj_size\)"):
         prune(from_module(network.eval(), SEQUENCE), PruneConfig(parameters_ratio=0.5))
-
-
-def _mixed_by_a_norm(module: nn.Module, inputs: tuple[TensorSpec, ...], layer: str) -> bool:
-    """Whether a layer or group norm reads these channels: its mean is over all, so the rest changes too."""
-    graph = dependency_graph(traceable_copy(module), inputs)
-    part = graph.model.get_submodule(layer)
-    group = graph.get_pruning_group(part, graph.get_pruner_of_module(part).prune_out_channels, [0])
-    return any(isinstance(dep.target.module, nn.LayerNorm | nn.GroupNorm) for dep, _ in group)

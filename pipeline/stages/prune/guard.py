@@ -1,0 +1,213 @@
+"""Proof that a removal is what it is meant to be: the pruned network equals the original with those channels at zero.
+
+At zero means: every weight and bias of a removed channel is zero, in the layers that made it, in norms, and in the
+layers that read it. A norm over all channels takes its mean over those that are left. This is checked on real samples,
+for all groups at once where they pass, else by bisection, and again for what is removed in the end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.core import SkippedLayer
+from pipeline.core.outputs import output_tuple
+from pipeline.models.capture import Examples, example_inputs
+from pipeline.models.duplicate import copy_module
+from pipeline.stages.prune.channels import (
+    CoupledChannels,
+    Step,
+    computed_weights,
+    gone_places,
+    gone_sizes,
+    remove,
+    steps_of,
+)
+
+logger = logging.getLogger(__name__)
+
+LEAST_SQNR_DB = 80.0
+"""Rounding in float32 leaves above 100 dB; the channels of another layer leave below 40."""
+_SAMPLES = 4
+_ChannelNorm = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm
+
+
+class Guard:
+    """Compares prunings of one module with the module itself, on a few samples."""
+
+    def __init__(self, module: nn.Module, inputs: Examples) -> None:
+        self._module, self._examples = module, example_inputs(inputs)
+        self._samples = example_inputs(inputs, _samples_of(module, inputs))
+        self._shapes = _shapes(_outputs(module, self._examples))
+
+    def verified(
+        self, groups: Sequence[CoupledChannels], max_layer_ratio: float, beside: Sequence[CoupledChannels] = ()
+    ) -> tuple[list[CoupledChannels], tuple[SkippedLayer, ...]]:
+        """The groups that can be removed, also together and in part, and why the others cannot.
+
+        Args:
+            beside: Groups that were verified before, and that these must get along with.
+        """
+
+        def fault(tried: Sequence[CoupledChannels]) -> str | None:
+            every = [steps_of(group, max_layer_ratio) for group in (*beside, *tried)]
+            some = [steps[: 1 + number % len(steps)] for number, steps in enumerate(every)]
+            return self.fault_of(list(chain(*every))) or self.fault_of(list(chain(*some)))
+
+        reasons: dict[int, str] = {}
+        kept = _passing(list(groups), [], fault, reasons)
+        skipped = [
+            SkippedLayer(layer=layer, reason=reasons[id(group)])
+            for group in groups
+            if id(group) in reasons
+            for layer in group.layers
+        ]
+        return kept, tuple(skipped)
+
+    def faulty_groups(self, steps: Sequence[Step]) -> tuple[list[CoupledChannels], tuple[SkippedLayer, ...]]:
+        """The groups because of which these steps together are not what they are meant to be; most often none."""
+        groups = list({id(step.group): step.group for step in steps}.values())
+
+        def fault(tried: Sequence[CoupledChannels]) -> str | None:
+            chosen = {id(group) for group in tried}
+            return self.fault_of([step for step in steps if id(step.group) in chosen])
+
+        reasons: dict[int, str] = {}
+        _passing(groups, [], fault, reasons)
+        faulty = [group for group in groups if id(group) in reasons]
+        return faulty, tuple(
+            SkippedLayer(layer=layer, reason=reasons[id(group)]) for group in faulty for layer in group.layers
+        )
+
+    def fault_of(self, steps: Sequence[Step]) -> str | None:
+        """What is wrong with a network without these channels, or None."""
+        if not steps:
+            return None
+        kind = steps[0].group.kind
+        try:
+            pruned = remove(self._module, steps)
+            shapes = _shapes(_outputs(pruned, self._examples))
+            outputs = _outputs(pruned, self._samples)
+        except Exception as error:  # a forward of the user's, on layers of sizes it did not expect
+            return " ".join(f"without some of its {kind} the model does not run: {error}".split())
+        if shapes != self._shapes:
+            return f"without some of its {kind} the outputs change from {self._shapes} to {shapes}"
+        zeroed = held_at_zero(self._module, steps)
+        found = _least_db(_outputs(zeroed, self._samples), outputs)
+        if not found >= LEAST_SQNR_DB:  # also where it is not a number
+            found = max(found, self._in_double_precision(zeroed, pruned))
+        if not found >= LEAST_SQNR_DB:
+            return f"without some of its {kind} the model is not the original with these at zero ({found:.0f} dB)"
+        return None
+
+    def _in_double_precision(self, zeroed: nn.Module, pruned: nn.Module) -> float:
+        """The same comparison, for networks that magnify the rounding of float32; 0 where they run in nothing else."""
+        samples = tuple(value.double() if value.is_floating_point() else value for value in self._samples)
+        try:
+            return _least_db(_outputs(zeroed.double(), samples), _outputs(copy_module(pruned).double(), samples))
+        except Exception:  # a forward of the user's that makes float32 tensors itself
+            return 0.0
+
+
+def _passing(
+    candidates: list[CoupledChannels],
+    kept: list[CoupledChannels],
+    fault: Callable[[Sequence[CoupledChannels]], str | None],
+    reasons: dict[int, str],
+) -> list[CoupledChannels]:
+    """Candidates that pass beside those kept: all at once, else each half after the other."""
+    if not candidates:
+        return []
+    reason = fault([*kept, *candidates])
+    if reason is None:
+        return candidates
+    if len(candidates) == 1:
+        reasons[id(candidates[0])] = reason
+        return []
+    middle = len(candidates) // 2
+    first = _passing(candidates[:middle], kept, fault, reasons)
+    return first + _passing(candidates[middle:], [*kept, *first], fault, reasons)
+
+
+@torch.no_grad()
+def held_at_zero(module: nn.Module, steps: Sequence[Step]) -> nn.Module:
+    """A copy with the channels of ``steps`` at zero, in which norms over channels look at the others only."""
+    module = copy_module(module).eval()
+    pruned = remove(module, steps)
+    for (name, attribute), gone in gone_sizes(steps).items():
+        norm = module.get_submodule(name)
+        if isinstance(norm, _ChannelNorm):
+            axis = 1 if isinstance(norm, nn.GroupNorm) else int(attribute.partition("[")[2][:-1])
+            size = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.normalized_shape[axis]
+            module.set_submodule(name, _NormOfSome(pruned.get_submodule(name), size, axis, gone))
+    places = gone_places(steps)
+    for owner, weight, axes in computed_weights(module, places):
+        inner = f"{owner}.parametrizations.{weight}".removeprefix(".")
+        module.set_submodule(inner, _Fixed(getattr(module.get_submodule(owner), weight)))
+        places[f"{inner}.value"] = axes
+    tensors = dict((*module.named_parameters(), *module.named_buffers()))
+    for name in tensors.keys() & places.keys():
+        for axis, positions in places[name].items():
+            # a variance of 0 would be divided by
+            tensors[name].index_fill_(axis, torch.tensor(positions), float(name.endswith("running_var")))
+    return module
+
+
+class _Fixed(nn.Module):
+    """What a parametrization gave, in its place; torch's own removal would change the class that copies share."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = nn.Parameter(value.detach().clone(), requires_grad=False)
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+class _NormOfSome(nn.Module):
+    """A norm over some channels of a tensor that has them all; the others become zero."""
+
+    def __init__(self, norm: nn.Module, size: int, axis: int, gone: Sequence[int]) -> None:
+        super().__init__()
+        self.norm, self.axis = norm, axis
+        self.kept = torch.tensor(sorted(set(range(size)) - set(gone)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = self.norm(x.index_select(self.axis, self.kept))
+        return torch.zeros_like(x).index_copy(self.axis, self.kept, left)
+
+
+def _samples_of(module: nn.Module, inputs: Examples) -> int:
+    """How many samples a module takes at once: a few, or one where its own code asks for that."""
+    try:
+        _outputs(module, example_inputs(inputs, _SAMPLES))
+    except Exception:  # the user's forward; with one sample it runs, or it was refused earlier
+        return 1
+    return _SAMPLES
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return output_tuple(module(*(tensor.clone() for tensor in inputs)))
+
+
+def _shapes(outputs: Sequence[Tensor]) -> list[list[int]]:
+    return [list(tensor.shape) for tensor in outputs]
+
+
+def _least_db(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    return min(map(_sqnr_db, expected, found))
+
+
+def _sqnr_db(expected: Tensor, found: Tensor) -> float:
+    """Signal to error in decibels; what is not finite in both counts as equal."""
+    if not expected.is_floating_point():
+        return float("inf") if torch.equal(expected, found) else 0.0
+    same = (expected == found) | (expected.isnan() & found.isnan())
+    signal = expected.double().where(expected.isfinite(), 0).square().sum()
+    error = (expected.double() - found.double()).where(~same, 0).square().sum()
+    return float("inf") if error == 0 else float(10 * torch.log10(signal / error))
