@@ -276,7 +276,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
     def _couple_recurrent(self, name: str, part: nn.Module) -> None:
         """Join what one ``hidden_size`` stands for: every gate, layer and direction."""
-        weights = {key: self._stored[f"{name}.{key}"] for key, _ in part.named_parameters()}
+        weights = {key: self.axes_of(weight) for key, weight in part.named_parameters()}
         hidden, inputs = recurrent.joined(part, weights, self.labels)
         self._layers[name] = hidden
         self._note(name, "hidden_size", hidden)
@@ -284,21 +284,22 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
     def _couple_attention(self, name: str, part: nn.MultiheadAttention) -> None:
         """Join what one ``embed_dim`` stands for: the channels of the stream, and those of all heads."""
-        output = self._stored[f"{name}.out_proj.weight"]
+        output, projection = self.axes_of(part.out_proj.weight), f"{name}.out_proj".removeprefix(".")
         streams = [output[0]]
         if part.in_proj_weight is not None:
-            projection = self._stored[f"{name}.in_proj_weight"]
-            streams += [*projection[0].reshape(3, -1), projection[1]]
+            rows, columns = self.axes_of(part.in_proj_weight)
+            streams += [*rows.reshape(3, -1), columns]
         else:
-            streams += [self._stored[f"{name}.{key}_proj_weight"][0] for key in "qkv"]
+            weights = (part.q_proj_weight, part.k_proj_weight, part.v_proj_weight)
+            streams += [self.axes_of(weight)[0] for weight in weights]
         for stream in streams:
             self.labels.join(output[1], stream, "")
         sizes = ("embed_dim", "kdim", "vdim") if part.in_proj_weight is not None else ("embed_dim",)
         for attribute in sizes:
             self._note(name, attribute, output[1])
-        self._note(f"{name}.out_proj", "in_features", output[1])
-        self._note(f"{name}.out_proj", "out_features", output[1])
-        self._layers[f"{name}.out_proj"] = output[0]
+        self._note(projection, "in_features", output[1])
+        self._note(projection, "out_features", output[1])
+        self._layers[projection] = output[0]
 
     def _note(self, name: str, attribute: str, axis: Axis) -> None:
         self._sizes.setdefault((name, attribute), []).append(axis)

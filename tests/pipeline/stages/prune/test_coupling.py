@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 from pipeline.core import StageError, TensorSpec
 from pipeline.data.open import from_dataset
-from pipeline.models.capture import count_macs, example_inputs
+from pipeline.models.capture import count_macs, example_inputs, plain_kernels
 from pipeline.models.load import from_module
 from pipeline.models.structure import restore_module, save_module
 from pipeline.recipe import PruneConfig
@@ -478,9 +478,38 @@ def test_prune_counts_what_torchs_encoder_layer_does_when_it_narrows_it() -> Non
     assert after.history[-1].macs <= 0.6 * whole
 
 
+def test_prune_compares_encoder_layers_of_torch_when_norms_in_them_lose_channels() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(64, 8, 64, batch_first=True, norm_first=True)
+    module = nn.Sequential(nn.Linear(8, 64), layer, nn.Linear(64, 5)).eval()
+    make_values_unique(module)
+    after = prune(from_module(module, SEQUENCE), PruneConfig(macs_ratio=0.5)).module
+    assert after[1].self_attn.embed_dim == after[1].norm1.normalized_shape[0] == 8 * after[1].self_attn.num_heads < 64
+    samples = example_inputs(SEQUENCE, 4)
+    with torch.no_grad(), plain_kernels():
+        expected, found = (double(part, samples) for part in (zeroed(module, after), after))
+    assert sqnr_db(expected, found) > 120
+
+
+def test_prune_is_not_misled_by_a_mask_that_hides_everything() -> None:
+    """Attention divides scores by the root of their width: whether that may shrink, only visible tokens tell."""
+
+    def forward(net: Any, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (part.view(len(x), 6, 2, -1).transpose(1, 2) for part in net.qkv(x).chunk(3, -1))
+        mixed = functional.scaled_dot_product_attention(q, k, v, mask[:, None, None].bool())
+        return net.f(mixed.transpose(1, 2).flatten(2).sum(1))
+
+    torch.manual_seed(0)
+    module = Network(forward)
+    module.qkv, module.f = nn.Linear(8, 96), nn.Linear(32, 5)
+    inputs = (*SEQUENCE, TensorSpec(name="mask", shape=(6,), dtype="int64"))
+    with pytest.raises(StageError, match="qkv: without some of its channels the model is not the original"):
+        prune(from_module(module, inputs), PruneConfig(macs_ratio=0.7, round_to=2))
+
+
 def test_prune_refuses_a_budget_of_macs_when_the_network_has_none() -> None:
     module = Network(lambda net, x: x * net.scale)
-    module.scale = nn.Parameter(torch.ones(8))
+    module.scale = nn.Parameter(torch.full((8,), 2.0))
     with pytest.raises(StageError, match="the model has no macs to save"):
         prune(from_module(module, VECTOR), PruneConfig(macs_ratio=0.5))
 
