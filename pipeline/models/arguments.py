@@ -6,6 +6,7 @@ import inspect
 from inspect import Parameter
 
 from torch import nn
+from torch.fx import GraphModule
 
 from pipeline.core import CheckpointError, TensorSpec
 
@@ -21,6 +22,8 @@ def keywords(module: nn.Module, inputs: tuple[TensorSpec, ...], *, where: str) -
     Raises:
         CheckpointError: Forward takes fewer inputs or needs more, or an input has the name of another's parameter.
     """
+    if isinstance(module, GraphModule) and hasattr(module, "_in_spec"):  # a program knows its keywords by their names
+        return _keywords_of_program(module, inputs)
     parameters = inspect.signature(module.forward).parameters
     positional = [name for name, each in parameters.items() if each.kind in _BY_POSITION]
     named_only = [name for name, each in parameters.items() if each.kind is Parameter.KEYWORD_ONLY]
@@ -51,6 +54,13 @@ def keywords(module: nn.Module, inputs: tuple[TensorSpec, ...], *, where: str) -
             fix="list forward's parameters in model.inputs",
         )
     return found
+
+
+def _keywords_of_program(program: GraphModule, inputs: tuple[TensorSpec, ...]) -> tuple[str | None, ...]:
+    """Per input, the keyword that a ``torch.export`` program was exported with; its inputs are in that order."""
+    _, by_name = program._in_spec.children()
+    names = list(by_name.context) if by_name.num_children else []
+    return (*(None,) * (len(inputs) - len(names)), *names)[: len(inputs)]
 
 
 def _require_no_swap(names: list[str], positional: list[str], where: str) -> None:

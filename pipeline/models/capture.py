@@ -85,6 +85,17 @@ def capture(
     if batch_size is None and fixed_batch_size(program) is not None:
         logger.debug("the code of %s fixes the batch: captured again with batch 1", type(module).__name__)
         return capture(module, inputs, examples=examples, batch_size=1, dynamic=dynamic)
+    return _with_named_axes(program)
+
+
+def _with_named_axes(program: ExportedProgram) -> ExportedProgram:
+    """The program with every ``squeeze()`` limited to the axes that have size 1 here, so that a batch of 1 stays."""
+    aten = torch.ops.aten
+    for node in program.graph.find_nodes(op="call_function", target=aten.squeeze.default):
+        shape = node.args[0].meta["val"].shape
+        node.target = aten.squeeze.dims
+        node.args = (node.args[0], [axis for axis, size in enumerate(shape) if is_concrete_int(size) and size == 1])
+        logger.debug("%s: limited to axes %s", node.name, node.args[1])
     return program
 
 

@@ -242,7 +242,7 @@ def _normalised(
 ) -> nn.Module:
     """The module as an instance of a subclass of its own class, so that the names of its layers stay what they are."""
     original = type(module)
-    if "forward" in vars(module) or module._forward_hooks:
+    if not isinstance(module, GraphModule) and ("forward" in vars(module) or module._forward_hooks):
         raise CheckpointError(
             "forward is replaced or hooked on the instance, and takes or returns more than tensors (N, …)",
             where=where,

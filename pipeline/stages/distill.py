@@ -23,6 +23,8 @@ from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import SampleSet, with_examples
 from pipeline.models.capture import count_macs, count_parameters, example_inputs
 from pipeline.models.checkpoints.state_dict import build
+from pipeline.models.interface import in_normal_form
+from pipeline.models.modules import plain
 from pipeline.recipe import DistillConfig
 from pipeline.stages.contract import Needs, Stage, Supplies
 from pipeline.tasks.evaluation import evaluate
@@ -137,6 +139,8 @@ def first_student(model: Model, config: DistillConfig, *, seed: int = 0, root: P
     inputs = example_inputs(model.examples or model.inputs, 2)
     expected = _shapes(model.reference, inputs)
     try:
+        student, _ = plain(student, where=source.factory)
+        student, *_ = in_normal_form(student, model.inputs, where=source.factory, examples=model.examples)
         found = _shapes(student, inputs)
     except Exception as error:  # a user's forward may raise anything
         raise StageError(

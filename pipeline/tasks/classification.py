@@ -7,8 +7,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 
 def classifies(outputs: tuple[Tensor, ...]) -> bool:
-    """Whether the first output is logits: ``(N, classes)`` with at least two classes."""
-    return outputs[0].ndim == 2 and outputs[0].shape[1] > 1
+    """Whether the first output is logits: real numbers ``(N, classes)`` of at least two classes."""
+    return outputs[0].ndim == 2 and outputs[0].shape[1] > 1 and outputs[0].is_floating_point()
 
 
 class Top1:

@@ -15,23 +15,27 @@ Predict = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
 def predictor(module: nn.Module) -> Predict:
-    """A module's forward pass, without gradients."""
+    """A module's forward pass, without gradients: all samples at once, or one at a time if its code asks for that."""
 
     def predict(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            return output_tuple(module(*inputs))
+            try:
+                return output_tuple(module(*inputs))
+            except Exception:  # the user's forward may raise anything; with one sample it runs, or this raises again
+                if len(inputs[0]) < 2:
+                    raise
+                parts = [
+                    output_tuple(module(*(value[index : index + 1] for value in inputs)))
+                    for index in range(len(inputs[0]))
+                ]
+                return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
     return predict
 
 
 def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A module's outputs for a few samples: all at once or, where its own code fixes the batch, one at a time."""
-    predict = predictor(module)
-    try:
-        return predict(inputs)
-    except Exception:  # the user's forward may raise anything; with one sample it runs, or it was refused earlier
-        parts = [predict(tuple(value[index : index + 1] for value in inputs)) for index in range(len(inputs[0]))]
-        return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+    """A module's outputs for a few samples."""
+    return predictor(module)(inputs)
 
 
 def session_predictor(session: Session) -> Predict:

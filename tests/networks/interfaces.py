@@ -247,6 +247,7 @@ CASES: dict[str, Case] = {
     "view of an input": Case(net(lambda s, x: (s.fc(x), x[:, :3])), names=("output", "output_1")),
     "float64 output": Case(net(lambda s, x: s.fc(x).double())),
     "classes": Case(net(lambda s, x: (s.fc(x), s.fc(x).argmax(1))), names=("output", "output_1")),
+    "classes only": Case(net(lambda s, x: s.fc(x).argmax(1))),
     "booleans": Case(net(lambda s, x: s.fc(x) > 0)),
     "mean over the batch": Case(net(lambda s, x: (s.fc(x), s.fc(x).mean())), refused="no axis of it is the batch"),
     "constant": Case(net(lambda s, x: (s.fc(x), s.fc.weight.exp())), refused="leave out constants"),

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pipeline.core import CheckpointError, first_line
 from pipeline.core.callables import import_callable
@@ -79,12 +80,12 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         twin = next((key for key in weights if key in expected and _same_memory(expected[key], expected[name])), None)
         if twin is not None:
             weights[name] = weights[twin]
-    problems = [f"missing {name} {list(expected[name].shape)}" for name in expected if name not in weights]
+    problems = [f"missing {name} {_size(expected[name])}" for name in expected if name not in weights]
     problems += [f"unexpected {name} {list(weights[name].shape)}" for name in weights if name not in expected]
     problems += [
         f"{name} is {list(weights[name].shape)} where the factory builds {list(tensor.shape)}"
         for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
+        if name in weights and not is_lazy(tensor) and weights[name].shape != tensor.shape
     ]
     problems += [
         f"{name} holds NaN or infinity"
@@ -105,5 +106,11 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     logger.debug("filled %s with %d tensors of %s", type(module).__name__, len(weights), path)
 
 
+def _size(tensor: Tensor) -> str:
+    return "of a lazy layer" if is_lazy(tensor) else str(list(tensor.shape))
+
+
 def _same_memory(one: Tensor, other: Tensor) -> bool:
+    if is_lazy(one) or is_lazy(other):
+        return False
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.numel() > 0

@@ -39,6 +39,7 @@ def _export_one(model: Model, target: Target, folder: Path) -> Exported:
         folder.mkdir(parents=True, exist_ok=True)
         optimized = target.lower(model, folder, name="model")
         original = target.lower(model.original(), folder, name="original")
+        optimized = replace(optimized, notes=(*model.notes, *optimized.notes))
         written = Exported(target=target, status="ok", optimized=optimized, original=original)
         exported = verify(written, model, folder) if model.examples else written
     except OutputError:

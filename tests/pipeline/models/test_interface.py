@@ -1,10 +1,13 @@
 """Whatever a module takes and returns: its model is right, sample by sample, or refused with a cause and a fix."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import targets
 from pipeline.core import EdgewrightError, Model, TensorSpec
 from pipeline.core.arrays import Array
 from pipeline.core.outputs import output_tuple
@@ -13,6 +16,7 @@ from pipeline.models.capture import capture
 from pipeline.models.function import require_function
 from pipeline.models.load import from_module
 from pipeline.models.outputs import leaves
+from pipeline.stages.export import export
 from tests.networks.interfaces import CASES, Case
 
 SAMPLES = 8
@@ -113,6 +117,17 @@ def test_a_module_is_right_or_refused_with_a_cause_and_a_fix(name: str) -> None:
     with pytest.raises(EdgewrightError, match=case.refused) as caught:
         loaded_and_captured(case)
     assert caught.value.fix
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nested", "batch merged with tokens", "squeezed", "masked mean", "classes only"])
+def test_every_target_holds_what_became_of_the_interface(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = model_of(CASES[name], CASES[name].build())
+    for exported in export(model, [targets.get(each) for each in ("onnx", "coreml", "tflite")], tmp_path):
+        assert exported.status == "ok", exported.reason
+        assert exported.verified is not None
+        assert exported.verified.original_sqnr_db.keys() == set(CASES[name].names)
 
 
 def test_from_module_names_every_output_and_copies_when_the_module_returns_a_tuple() -> None:

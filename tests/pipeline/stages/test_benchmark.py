@@ -1,12 +1,15 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.stages.benchmark import artifact_record
-from pipeline.target import measured
+from pipeline.core import TensorSpec
+from pipeline.models.load import from_module
+from pipeline.stages.benchmark import _in_session, artifact_record
+from pipeline.target import Lowered, measured
 from pipeline.tasks.prediction import session_predictor
 
 
@@ -51,3 +54,20 @@ def test_artifact_record_changes_when_a_file_inside_a_package_changes(tmp_path: 
     (package / "manifest.data").write_bytes(b"345")
     beside = artifact_record(package / "manifest", tmp_path)
     assert (beside.size_bytes, beside.sha256) == (5, hashlib.sha256(b"12345").hexdigest())
+
+
+class Recording(Doubler):
+    """Keeps what it was given."""
+
+    def run(self, inputs):  # type: ignore[no-untyped-def]
+        self.given = inputs
+        return inputs
+
+
+def test_artifacts_are_timed_on_real_samples() -> None:
+    ids = TensorSpec(name="ids", shape=(2,), dtype="int64")
+    model = replace(from_module(torch.nn.Embedding(5, 2), [ids]), examples=(torch.tensor([[3, 4]]),))
+    lowered = Lowered(path=Path("x"), variant="fp32", inputs=model.inputs, outputs=model.outputs, batch_size=2)
+    session = Recording(2)
+    _in_session(session, model, lowered).call()  # type: ignore[arg-type]
+    assert session.given[0].tolist() == [[3, 4], [3, 4]]

@@ -106,3 +106,10 @@ def test_cross_checks_say_how_slow_the_reference_kernels_are_where_that_leaves_t
     assert re.match(r"they take \d+ ms a sample, more than 0; reference_kernels: true", skipped.reason)
     (session,) = TfliteTarget(TfliteConfig(reference_kernels=True)).cross_checks(linear, SAMPLE)
     assert isinstance(session, ReferenceKernelSession)
+
+
+def test_the_pace_of_the_reference_kernels_is_that_of_a_real_sample(linear, monkeypatch):
+    given = []
+    monkeypatch.setattr(LitertSession, "run", lambda _, inputs: given.append(inputs))
+    ReferenceKernelSession(linear.path).seconds_per_sample(SAMPLE)
+    assert given == [SAMPLE]

@@ -15,7 +15,7 @@ def integer_share(program: GraphModule, inputs: Examples) -> float:
     """Share of multiply-accumulates whose operands are all dequantized integers, in [0, 1]; 1 where there are none."""
     counter = _MacsByNode(program)
     with torch.no_grad():
-        counter.run(*example_inputs(inputs, 2))
+        counter.run(*example_inputs(inputs))
     total = sum(counter.macs.values())
     integer = sum(macs for node, macs in counter.macs.items() if _is_integer(node))
     return integer / total if total else 1.0

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.core import CheckpointError
+from pipeline.core import CheckpointError, TensorSpec
 from pipeline.models.capture import example_inputs
 from pipeline.models.load import load
 from pipeline.recipe import ModelSource
@@ -75,3 +75,18 @@ def test_load_refuses_when_a_weight_is_not_finite(module: nn.Module, tmp_path: P
     save_file(weights, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match=r"classifier\.bias holds NaN or infinity"):
         load(source(tmp_path / "w.safetensors"))
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(3))
+
+
+def test_lazy_layers_take_the_sizes_of_their_weights_when_a_state_dict_is_loaded(tmp_path: Path) -> None:
+    weights = {"0.weight": torch.arange(12.0).reshape(3, 4), "0.bias": torch.ones(3)}
+    save_file(weights, tmp_path / "w.safetensors")
+    inputs = (TensorSpec(name="x", shape=(4,)),)
+    model = load(ModelSource(factory=f"{__name__}:lazy", checkpoint=Path("w.safetensors"), inputs=inputs), tmp_path)
+    assert model.module(torch.ones(1, 4)).tolist() == [[7.0, 23.0, 39.0]]
+    save_file({"0.bias": torch.ones(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing 0\.weight of a lazy layer"):
+        load(ModelSource(factory=f"{__name__}:lazy", checkpoint=Path("w.safetensors"), inputs=inputs), tmp_path)
