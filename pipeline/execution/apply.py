@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.core import Model, StageError, StageRecord
 from pipeline.core.files import write_bytes, write_text
@@ -20,7 +20,7 @@ from pipeline.execution.prepare import Prepared, check
 from pipeline.execution.processes import decided_by_the_first, processes, wait_for_the_first
 from pipeline.execution.stages import STAGES
 from pipeline.execution.store import Store
-from pipeline.models.capture import capture
+from pipeline.models.capture import capture, example_inputs
 from pipeline.models.checkpoints.program import read_program
 from pipeline.models.digest import weights_sha256
 from pipeline.models.structure import restore_module, save_module
@@ -125,7 +125,7 @@ def _apply(
         return stage.apply(before, step.config, supplies)
 
     def compute(folder: Path) -> None:
-        _write(_checked(call, model, step.name, next(prepared.evaluation.batches(1)).inputs), prepared, folder)
+        _write(_checked(call, model, step.name), prepared, folder)
         if supplies.log is not None:
             write_bytes(folder / "training.csv", supplies.log.read_bytes())
 
@@ -172,17 +172,15 @@ def _read(model: Model, shape: nn.Module, folder: Path) -> Model:
     return model.after(restore_module(shape, folder / "module.safetensors"), record)
 
 
-def _checked(call: Callable[[Model], Model], model: Model, stage: str, inputs: tuple[Tensor, ...]) -> Model:
-    """Run a stage and hold it to its contract.
-
-    Args:
-        inputs: A real sample ``(1, …)``: what a model gives for zeros may mean nothing.
+def _checked(call: Callable[[Model], Model], model: Model, stage: str) -> Model:
+    """Run a stage and hold it to its contract, on one of the model's real samples.
 
     Raises:
         StageError: It changed its input, its interface, or its record-keeping, or its outputs are not finite.
     """
     before = weights_sha256(model.module)
     result = call(model)
+    inputs = example_inputs(result.examples or result.inputs)
     expected, outputs = predictor(model.reference)(inputs), predictor(result.module)(inputs)
     broken = {
         "it changed its input": weights_sha256(model.module) != before,

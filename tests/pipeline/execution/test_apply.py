@@ -12,7 +12,7 @@ import torch
 from pipeline.core import Model, StageError, StageRecord
 from pipeline.execution.apply import _checked, run
 from pipeline.execution.prepare import check
-from pipeline.models.capture import count_macs, count_parameters, example_inputs
+from pipeline.models.capture import count_macs, count_parameters
 from pipeline.recipe import parse_recipe
 from pipeline.report.model import Report, read_report
 from tests.pipeline.conftest import Project
@@ -179,7 +179,7 @@ def recorded(model: Model) -> StageRecord:
 def test_run_refuses_a_result_when_a_stage_breaks_its_contract(project: Project, stage, problem: str) -> None:  # type: ignore[no-untyped-def]
     model = check(parse_recipe(project.recipe), project.folder).model
     with pytest.raises(StageError, match=problem):
-        _checked(stage, model, "test", example_inputs(model.inputs))
+        _checked(stage, model, "test")
 
 
 def test_run_trains_with_rounding_and_leaves_its_input_alone(project: Project) -> None:
