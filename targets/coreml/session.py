@@ -15,7 +15,7 @@ from pipeline.data.preprocessing import stored_pixels
 from pipeline.target import Lowered
 from targets.coreml.interface import PREPROCESSING_KEY
 from targets.coreml.interpreter import Interpreter
-from targets.coreml.interpreter.execute import Precision
+from targets.coreml.interpreter.execute import Precision, Watch
 from targets.coreml.interpreter.package import read_package
 from targets.coreml.interpreter.program import read_program
 from targets.coreml.sdk import coremltools, quiet
@@ -28,7 +28,11 @@ NUMERIC = ("multiArrayType", "dictionaryType")
 
 
 class _NamedSession(Protocol):
-    """Cuts a batch into the sizes that the package takes, and passes arrays by name."""
+    """Cuts a batch into the sizes that the package takes, and passes arrays by name.
+
+    The package's own names: the converter replaces what MIL does not allow in a name, such as a space. The order is the
+    model's; only a classifier's label and probabilities stand before the model's outputs.
+    """
 
     lowered: Lowered
     description: Any
@@ -44,16 +48,23 @@ class _NamedSession(Protocol):
 
     def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """See `pipeline.target.Session.run`. Images that are already integers are taken as they are."""
-        given = {
-            spec.name: self._as_pixels(spec.name, array)
-            for spec, array in zip(self.lowered.inputs, inputs, strict=True)
-        }
+        names = [entry.name for entry in self.description.input]
+        given = {name: self._as_pixels(name, array) for name, array in zip(names, inputs, strict=True)}
+        stored = numeric_outputs(self.description)[-len(self.lowered.outputs) :]
         results = []
         start = 0
         for size in chunks(len(inputs[0]), batch_sizes(self.description)):
             outputs = self.predict({name: array[start : start + size] for name, array in given.items()})
-            results.append([outputs[name] for name in self.lowered.outputs])
+            results.append([outputs[name] for name in stored])
             start += size
+        if len(results) == 1:
+            return tuple(results[0])
+        if any(not array.ndim for array in results[0]):
+            raise TargetError(
+                "an output without a batch axis cannot be computed in parts",
+                where=str(self.lowered.path),
+                fix=f"give a batch of {' or '.join(map(str, batch_sizes(self.description)))}",
+            )
         return tuple(np.concatenate(arrays) for arrays in zip(*results, strict=True))
 
     def _as_pixels(self, name: str, array: Array) -> Array:
@@ -94,8 +105,8 @@ class InterpreterSession(_NamedSession):
 
     metrics_source: Literal["measured", "reference"] = "reference"
 
-    def __init__(self, lowered: Lowered, *, precision: Precision = "float16") -> None:
-        self._interpreter = Interpreter(lowered.path, precision=precision)
+    def __init__(self, lowered: Lowered, *, precision: Precision = "float16", watch: Watch | None = None) -> None:
+        self._interpreter = Interpreter(lowered.path, precision=precision, watch=watch)
         self.lowered, self.description = lowered, self._interpreter.description
         rounding = "each result rounded as the program says" if precision == "float16" else "all in FP32"
         self.runtime = f"edgewright reference interpreter, {rounding}"
@@ -114,6 +125,11 @@ def _array(value: Any) -> Array:
 def image_names(description: Any) -> frozenset[str]:
     """The inputs that a package takes as images."""
     return frozenset(entry.name for entry in description.input if entry.type.WhichOneof("Type") == "imageType")
+
+
+def numeric_outputs(description: Any) -> list[str]:
+    """The outputs of a package that are arrays, in order."""
+    return [entry.name for entry in description.output if entry.type.WhichOneof("Type") in NUMERIC]
 
 
 def batch_sizes(description: Any) -> tuple[int, ...]:
@@ -163,7 +179,7 @@ def read_interface(path: Path) -> Lowered:
         image = name in image_names(description)
         dtype = "uint8" if image else {torch.int32: "int32", torch.float32: "float32"}.get(form.held)
         inputs.append(TensorSpec.model_validate({"name": name, "shape": form.shape[1:], "dtype": dtype}))
-    outputs = [entry.name for entry in description.output if entry.type.WhichOneof("Type") in NUMERIC]
+    outputs = numeric_outputs(description)
     first = next(iter(program.inputs.values())).shape
     return Lowered(
         path=path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,8 @@ from targets.coreml.interpreter.program import Block, Operation, Program, Tensor
 
 Precision = Literal["float32", "float16"]
 
+Watch = Callable[[Operation, dict[str, Value]], None]
+
 CONTROL = frozenset({"const", "cond", "while_loop", "classify"})
 
 
@@ -28,14 +30,15 @@ class Interpreter:
         precision: ``float32`` computes every float in FP32, also where the program says FP16, so that only the
             integers' rounding remains. ``float16`` computes each operator in FP32 and rounds its result to FP16 where
             the program says FP16, as hardware with wide accumulators does.
+        watch: Called with every operation that is run and its results by name.
 
     Raises:
         PackageError: The package cannot be read.
         TargetError: The program has operators that are not in the table; all are named.
     """
 
-    def __init__(self, package: Path, *, precision: Precision = "float32") -> None:
-        self.where = str(package)
+    def __init__(self, package: Path, *, precision: Precision = "float32", watch: Watch | None = None) -> None:
+        self.where, self._watch = str(package), watch
         read = read_package(package)
         self.description = read.specification.description
         self.program: Program = read_program(read)
@@ -107,7 +110,10 @@ class Interpreter:
         for index, operation in enumerate(block.operations):
             if operation.type == "const" or operation.type.startswith("constexpr_"):
                 continue
-            values |= self._operate(operation, values)
+            results = self._operate(operation, values)
+            if self._watch is not None:
+                self._watch(operation, results)
+            values |= results
             for name in last_uses.get(index, ()):
                 values.pop(name, None)
         return [self._value(name, values) for name in block.outputs]
