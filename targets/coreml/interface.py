@@ -91,8 +91,16 @@ def interface_of(model: Model, config: CoremlConfig, *, where: str) -> Interface
     """The interface that a recipe asks for.
 
     Raises:
-        TargetError: Images are asked for, and no input can be one; or class labels, and the model has none.
+        TargetError: Images are asked for, and no input can be one; or class labels, and the model has none; or an
+            input has a dtype that Core ML does not take.
     """
+    for spec in model.inputs:
+        if spec.dtype in ("uint8", "int8"):
+            raise TargetError(
+                f"Core ML takes no {spec.dtype} tensors, as input {spec.name!r} is",
+                where=where,
+                fix="let the model take float32 or int32, or float32 pixels with image_input: true",
+            )
     images = tuple(config.image_input and _is_image(spec) for spec in model.inputs)
     if config.image_input and not any(images):
         raise TargetError(

@@ -9,7 +9,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import fx
 
 
 @contextmanager
@@ -48,3 +51,11 @@ def coremltools() -> Any:
             if hide_tensorflow:
                 del sys.modules["tensorflow"]
     return sys.modules["coremltools"]
+
+
+def is_known(node: fx.Node) -> bool:
+    """Whether the converter has a rule for what a node of an exported program calls."""
+    coremltools()
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import is_torch_fx_node_supported
+
+    return bool(is_torch_fx_node_supported(node))
