@@ -7,7 +7,7 @@ from pipeline.cli import main
 from pipeline.execution import apply
 from pipeline.stages import benchmark
 
-benchmark.SECONDS_PER_CANDIDATE = 0.02
-apply.SMALL_FILES_BYTES = 0
-
-main()
+if __name__ == "__main__":
+    benchmark.SECONDS_PER_CANDIDATE = 0.02
+    apply.SMALL_FILES_BYTES = 0
+    main()
