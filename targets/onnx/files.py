@@ -8,8 +8,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from pipeline.core import TargetError
 from pipeline.core.files import atomic_write
+from targets.onnx.errors import as_target_error
 from targets.onnx.session import session_options
 
 LARGEST_FILE = 2**31 - 2**20  # protobuf ends at 2 GiB; the rest is for the graph
@@ -29,13 +29,15 @@ def write(model: ir.Model, path: Path, *, ort: bool = False) -> tuple[str, ...]:
 
     Raises:
         OutputError: The folder cannot be written to, or the disk is full.
+        TargetError: The graph is not valid ONNX.
     """
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     data = f"{path.name}.data" if size > LARGEST_FILE else None
     notes = [f"its weights, {size / 1e9:.2f} GB, are in {data} beside it"] if data else []
     with atomic_write(path) as staged:
-        ir.save(model, staged, format="protobuf", external_data=data)
-        onnx.checker.check_model(staged, full_check=True)
+        with as_target_error("onnx refuses the graph", model.graph.name or str(path)):
+            ir.save(model, staged, format="protobuf", external_data=data)
+            onnx.checker.check_model(staged, full_check=True)
         if ort:
             notes.append(f"{_write_ort(staged).name} is the same model for onnxruntime's mobile builds")
     if data is None:
@@ -49,8 +51,6 @@ def _write_ort(path: Path) -> Path:
     options = session_options(1, optimized=result)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.add_session_config_entry("session.save_model_format", "ORT")
-    try:
+    with as_target_error("cannot be written as .ort", str(path)):
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class of its own for every status code
-        raise TargetError(f"cannot be written as .ort: {str(error).splitlines()[0]}", where=str(path)) from None
     return result

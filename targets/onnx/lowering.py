@@ -21,14 +21,19 @@ from pipeline.recipe import OnnxConfig
 from pipeline.target import Lowered, Variant
 from targets.onnx.cpu import Cpu, deployment_cpu
 from targets.onnx.files import write
+from targets.onnx.interface import name_interface
 from targets.onnx.metadata import describe
+from targets.onnx.passes.bound_windows import BoundWindows
 from targets.onnx.passes.clamp_integers import ClampIntegers
 from targets.onnx.passes.fold_parameters import FoldParameters
 from targets.onnx.passes.fold_weights import FoldWeights
+from targets.onnx.passes.keep_pads import KeepPads
 from targets.onnx.passes.keep_softmax_in_float import KeepSoftmaxInFloat
+from targets.onnx.passes.merge_pads import MergePads
 from targets.onnx.passes.multiply_hardswish import MultiplyHardswish
 from targets.onnx.passes.pack_stem import PackStem
 from targets.onnx.passes.pad_depthwise import PadDepthwise
+from targets.onnx.passes.pad_integers import PadIntegers
 from targets.onnx.passes.quantize_biases import QuantizeBiases
 from targets.onnx.passes.quantize_scalars import QuantizeScalars
 from targets.onnx.passes.reencode_activations import ReencodeActivations
@@ -75,17 +80,14 @@ def to_onnx(program: ExportedProgram, model: Model) -> ir.Model:
     """The program in ONNX operators, under the model's input and output names.
 
     Raises:
-        TargetError: An operator has no ONNX form.
+        TargetError: An operator has no ONNX form, or the names of inputs and outputs are not unique.
     """
-    inputs = [spec.name for spec in model.inputs]
     try:
         with quiet():
             exported = torch.onnx.export(
                 program,
                 (),
                 dynamo=True,
-                input_names=inputs,
-                output_names=list(model.outputs),
                 opset_version=OPSET,
                 optimize=False,
                 verbose=False,
@@ -101,6 +103,8 @@ def to_onnx(program: ExportedProgram, model: Model) -> ir.Model:
     optimize_ir(onnx_model, num_iterations=1)  # the exporter would do it twice, to no further effect on these graphs
     onnx_model.producer_name = PRODUCER
     onnx_model.graph.name = "model"
+    KeepPads()(onnx_model)
+    name_interface(onnx_model, [spec.name for spec in model.inputs], model.outputs)
     describe(onnx_model, model)
     common.ClearMetadataAndDocStringPass()(onnx_model)
     return onnx_model
@@ -113,7 +117,11 @@ def fuse(model: ir.Model, cpu: Cpu) -> None:
         UseGlobalPooling(),
         FoldWeights(),
         FoldParameters(),
+        BoundWindows(),
+        MergePads(),
+        common.RemoveUnusedNodesPass(),
         *([ReencodeActivations()] if x86 else []),
+        PadIntegers(),
         RemoveRequantization(),
         ClampIntegers(),
         MultiplyHardswish(),

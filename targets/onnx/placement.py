@@ -16,10 +16,11 @@ import onnx_ir as ir
 import onnxruntime
 
 from pipeline.target import Fallback, Lowered, OperatorTime, Placement
+from targets.onnx.errors import as_target_error
 from targets.onnx.metadata import read
 from targets.onnx.passes.keep_softmax_in_float import is_kept_in_float
 from targets.onnx.pixels import as_taken
-from targets.onnx.session import session_options
+from targets.onnx.session import open_session, session_options
 
 INTEGER_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 """How the names of onnxruntime's integer kernels begin."""
@@ -119,14 +120,15 @@ def kernels(lowered: Lowered) -> tuple[Kernel, ...]:
         options = session_options(1, optimized=Path(folder) / "optimized.onnx")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(lowered.path, options, providers=["CPUExecutionProvider"])
+        session = open_session(lowered.path, options)
         metadata = read(session.get_modelmeta().custom_metadata_map)
         feeds = {
             spec.name: as_taken(spec, np.zeros((lowered.batch_size or 1, *spec.shape), spec.dtype), metadata)
             for spec in lowered.inputs
         }
-        for _ in range(PROFILED_RUNS):
-            session.run(None, feeds)
+        with as_target_error("onnxruntime cannot run it", str(lowered.path)):
+            for _ in range(PROFILED_RUNS):
+                session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         graph = ir.load(Path(folder) / "optimized.onnx").graph
     runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)

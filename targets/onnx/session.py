@@ -12,6 +12,7 @@ import onnxruntime
 from pipeline.core import DType, TargetError, TensorSpec
 from pipeline.machine.processor import cpu_name
 from pipeline.target import Lowered, Variant
+from targets.onnx.errors import as_target_error
 from targets.onnx.metadata import Metadata, read
 from targets.onnx.providers import CPU
 
@@ -36,11 +37,12 @@ class OnnxSession:
     metrics_source: Literal["measured", "reference"] = "measured"
 
     def __init__(self, lowered: Lowered, threads: int, providers: Sequence[str] = (CPU,)) -> None:
-        self._session = onnxruntime.InferenceSession(lowered.path, session_options(threads), providers=providers)
+        self._session = open_session(lowered.path, session_options(threads), providers)
         taken = self._session.get_providers()
         self.runtime = f"onnxruntime {onnxruntime.__version__}" + (f" {taken[0]}" if taken[0] != CPU else "")
         self.device = cpu_name() if taken[0] == CPU else taken[0].removesuffix("ExecutionProvider")
         self.batch_size = lowered.batch_size
+        self._where = str(lowered.path)
         self._inputs = lowered.inputs
         self._outputs = list(lowered.outputs)
         self._metadata = read(self._session.get_modelmeta().custom_metadata_map)
@@ -48,7 +50,8 @@ class OnnxSession:
     def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         given = zip(self._inputs, inputs, strict=True)
         feeds = {spec.name: self._as_taken(spec, array) for spec, array in given}
-        return tuple(self._session.run(self._outputs, feeds))
+        with as_target_error("onnxruntime cannot run it", self._where):
+            return tuple(self._session.run(self._outputs, feeds))
 
     def _as_taken(self, spec: TensorSpec, values: Array) -> Array:
         if not self._metadata.pixel_inputs:
@@ -56,6 +59,18 @@ class OnnxSession:
         from targets.onnx.pixels import as_taken  # imports torch, without which a file starts ten times as fast
 
         return as_taken(spec, values, self._metadata)
+
+
+def open_session(
+    path: Path, options: onnxruntime.SessionOptions, providers: Sequence[str] = (CPU,)
+) -> onnxruntime.InferenceSession:
+    """Load a file in onnxruntime.
+
+    Raises:
+        TargetError: onnxruntime has no kernel for an operator, or the file is not one of its own.
+    """
+    with as_target_error("onnxruntime cannot load it", str(path)):
+        return onnxruntime.InferenceSession(path, options, providers=providers)
 
 
 def session_options(threads: int, *, optimized: Path | None = None) -> onnxruntime.SessionOptions:
@@ -75,13 +90,17 @@ def read_interface(path: Path) -> Lowered:
     """What a saved model takes and gives. See `pipeline.target.Target.open`."""
     if not path.is_file():
         raise TargetError("no such file", where=str(path))
-    try:
-        session = onnxruntime.InferenceSession(path, session_options(1), providers=[CPU])
-    except Exception as error:  # onnxruntime has a class of its own for every status code
-        raise TargetError(f"onnxruntime cannot load it: {str(error).splitlines()[0]}", where=str(path)) from None
+    session = open_session(path, session_options(1))
     metadata = read(session.get_modelmeta().custom_metadata_map)
     shapes = {port.name: port.shape for port in session.get_inputs()}
-    batch_sizes = {shape[0] for shape in shapes.values() if isinstance(shape[0], int)}
+    batch_sizes = {shape[0] for shape in shapes.values() if shape and isinstance(shape[0], int)}
+    unknown = next((port for port in session.get_inputs() if port.type not in ELEMENT_TYPES), None)
+    if unknown is not None:
+        raise TargetError(
+            f"input {unknown.name!r} is a {unknown.type}",
+            where=str(path),
+            fix=f"convert it to one of {', '.join(sorted(ELEMENT_TYPES.values()))}",
+        )
     return Lowered(
         path=path,
         variant=_variant(path),

@@ -32,7 +32,7 @@ from pipeline.stages.quantize.graph.forms.constants import compute_constants
 from pipeline.stages.quantize.graph.forms.hardsigmoid import hardsigmoid
 from pipeline.stages.quantize.graph.forms.identities import remove_identities
 from pipeline.stages.quantize.graph.forms.masks import masks_to_choices
-from pipeline.stages.quantize.graph.forms.padding import number_paddings, pads_to_convolutions
+from pipeline.stages.quantize.graph.forms.padding import lowest_pads, number_paddings, pads_to_readers
 from pipeline.stages.quantize.graph.forms.reciprocals import multiply_by_reciprocals
 from pipeline.stages.quantize.graph.forms.silu import silu
 from pipeline.stages.quantize.graph.nodes import give_keys
@@ -47,7 +47,8 @@ REWRITES: tuple[Rewrite, ...] = (
     remove_identities,
     multiply_by_reciprocals,
     number_paddings,
-    pads_to_convolutions,
+    lowest_pads,
+    pads_to_readers,
     batch_norms_to_operators,
     numbers_to_biases,
     numbers_to_tensors,

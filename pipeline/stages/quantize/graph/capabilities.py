@@ -122,6 +122,9 @@ CARRIES = (
 PADS = (aten.pad.default, aten.constant_pad_nd.default)
 """Operators that write values around a tensor."""
 
+MAX_POOLS = (aten.max_pool1d.default, aten.max_pool2d.default)
+"""Operators that never select a value below all others."""
+
 CREATES = (aten.zeros.default, aten.ones.default, aten.full.default)
 """Operators that make constants: quantized where an integer operator reads them."""
 

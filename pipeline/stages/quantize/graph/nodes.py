@@ -60,6 +60,13 @@ def group_count(node: Node) -> int:
     return int(argument(node, 6, 1))
 
 
+def pad_value(node: Node) -> float | None:
+    """The number that a pad writes; None for one that copies values, and for any other operator."""
+    if node.target == torch.ops.aten.pad.default and argument(node, 2, "constant") == "constant":
+        return float(argument(node, 3, 0.0))
+    return float(argument(node, 2, 0.0)) if node.target == torch.ops.aten.constant_pad_nd.default else None
+
+
 def tensor_of(graph: GraphModule, node: Node) -> Tensor:
     """The value of a ``get_attr`` node."""
     owner, _, name = str(node.target).rpartition(".")

@@ -8,6 +8,7 @@ clamp has no parameters of its own: its range is the clamp's.
 from __future__ import annotations
 
 import logging
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pipeline.core import SkippedLayer
-from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, PADS, RULE_OF, SPLITS, aten, kind_of, rule_of
-from pipeline.stages.quantize.graph.nodes import is_float_tensor, key_of, layer_name
+from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, RULE_OF, SPLITS, aten, kind_of, rule_of
+from pipeline.stages.quantize.graph.forms.padding import is_read_by_max_pools
+from pipeline.stages.quantize.graph.nodes import is_float_tensor, key_of, layer_name, pad_value
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +143,10 @@ def _why_float(node: Node, skip: tuple[str, ...], spans: Mapping[str, float]) ->
         return "a masked score is too small for any integer grid: softmax reads it in float"
     if node.target not in RULE_OF or (node.target == operator.getitem and node.all_input_nodes[0].target not in SPLITS):
         return f"no integer kernel for {node.target}"
-    if node.target in PADS and not _pads_with_zero(node):
-        return "pads with a value other than zero"
+    if (dtype := node.meta["val"].dtype) != torch.float32:
+        return f"computes in {str(dtype).removeprefix('torch.')}: only float32 becomes integers"
+    if not math.isfinite(pad_value(node) or 0) and not is_read_by_max_pools(node):
+        return "pads with a number that no grid can hold"
     if rule_of(node).kind == "weighted" and node.all_input_nodes[1].op != "get_attr":
         return "its weight is computed"
     if rule_of(node).kind == "moves" and not _is_read_by_kernels(node):
@@ -177,11 +181,6 @@ def _span_of(value: Node, spans: Mapping[str, float]) -> float:
 
 def _is_masked_score(value: Node, reader: Node) -> bool:
     return value.target in MASKS and reader.target == aten.softmax.int
-
-
-def _pads_with_zero(node: Node) -> bool:
-    mode_or_value = node.args[2:]
-    return all(argument in ("constant", "reflect", "replicate", "circular", None, 0, 0.0) for argument in mode_or_value)
 
 
 def _fused_producers(candidates: list[Node]) -> set[Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from pipeline.core import StageError
 from pipeline.data.samples import SampleSet
 from pipeline.stages.quantize.graph.capabilities import kind_of
-from pipeline.stages.quantize.graph.nodes import by_key, channel_axis, is_float_tensor, key_of, layer_name
+from pipeline.stages.quantize.graph.nodes import by_key, channel_axis, is_float_tensor, key_of, layer_name, pad_value
 from pipeline.stages.quantize.graph.scheme import Scheme, activations, scheme_of
 from pipeline.stages.quantize.ranges.methods import METHODS, Evidence, Function, Range
 from pipeline.stages.quantize.ranges.output_error import OutputError, output_errors
@@ -151,6 +152,7 @@ class _Watching(Interpreter):
         nodes, requantizing = by_key(graph), {consumer for _, consumer in scheme.requantized}
         joining = [key for key, node in nodes.items() if kind_of(node) == "moves" and len(activations(node)) > 1]
         requantizing.update(joining)
+        requantizing.update(key for key, node in nodes.items() if (number := pad_value(node)) and math.isfinite(number))
         # An operator that only moves values has their range, unless it may read them with other parameters.
         self._watched = {
             value

@@ -83,9 +83,18 @@ def test_parts_of_a_split_share_the_parameters_of_the_whole() -> None:
     assert {found[name] for name in found if name.startswith("getitem")} == {"conv2d"}
 
 
-def test_pad_with_another_value_than_zero_stays_in_float_and_says_so() -> None:
-    found = scheme(lambda conv, x: conv(nn.functional.pad(x, (1, 1, 1, 1), value=-3.0)))
-    assert [entry.reason for entry in found.skipped] == ["pads with a value other than zero"]
+def test_pad_carries_the_grid_of_its_input_whatever_it_writes() -> None:
+    found = sets(scheme(lambda conv, x: conv(nn.functional.pad(torch.sigmoid(x), (1, 2, 0, 1), value=-3.0))))
+    assert found["pad"] == "sigmoid"
+
+
+def test_pad_with_minus_infinity_stays_in_float_unless_only_max_pools_read_it() -> None:
+    def pooled(_: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.max_pool2d(nn.functional.pad(x * 2, (0, 1, 0, 1), value=-torch.inf), 2)
+
+    assert scheme(pooled).skipped == ()
+    found = scheme(lambda conv, x: conv(nn.functional.pad(x, (0, 1, 0, 1), value=-torch.inf)).relu())
+    assert [entry.reason for entry in found.skipped] == ["pads with a number that no grid can hold"]
 
 
 def test_operator_without_a_rule_stays_in_float_and_says_so() -> None:

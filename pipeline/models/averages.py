@@ -1,0 +1,59 @@
+"""Average pools with a divisor of their own, as a mean and a product with a number.
+
+No deployment format can hold such a divisor, and torch's ONNX exporter drops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+SPATIAL_AXES = {aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
+
+
+def write_divisors_as_products(program: ExportedProgram) -> ExportedProgram:
+    """The same program without ``divisor_override``; the program itself where it has none."""
+    pools = {operator: _scaled(operator, spatial) for operator, spatial in SPATIAL_AXES.items()}
+    nodes = [node for node in program.graph.nodes if node.target in pools]
+    if not any(len(node.args) > 6 and node.args[6] is not None for node in nodes):
+        return program
+    without: ExportedProgram = program.run_decompositions(pools)
+    return without
+
+
+def _scaled(operator: Any, spatial: int) -> Callable[..., Any]:
+    """An average pool that divides by the window's size, and its result times ``size / divisor``."""
+
+    def pool(
+        x: Tensor,
+        kernel: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        ceil_mode: bool = False,
+        _: bool = True,  # whether padding counts: not with a divisor
+        divisor_override: int | None = None,
+    ) -> Any:
+        if divisor_override is None:
+            return NotImplemented
+        size, step, around = (_per_axis(value, spatial) for value in (kernel, stride or kernel, padding))
+        elements = torch.Size(size).numel()
+        if ceil_mode:
+            widths = []
+            for extent, window, by, before in zip(x.shape[-spatial:], size, step, around, strict=True):
+                count = -(-(extent + 2 * before - window) // by) + 1
+                count -= int((count - 1) * by >= extent + before)  # a window that starts in the padding is dropped
+                widths.append((before, max(before, (count - 1) * by + window - extent - before)))
+            x, around = F.pad(x, [side for pair in reversed(widths) for side in pair]), [0] * spatial
+        return operator(x, size, step, around, False, True) * (elements / divisor_override)
+
+    return pool
+
+
+def _per_axis(value: Sequence[int], spatial: int) -> list[int]:
+    return list(value) * spatial if len(value) == 1 else list(value)
