@@ -1,5 +1,5 @@
 """``python -m pipeline.cli``: the same as the command."""
 
-from pipeline.cli import main
+from pipeline.cli import command
 
-main()
+command()

@@ -3,11 +3,11 @@
 The estimate of the space is off, so that the disk is full in the middle of a run and not before it.
 """
 
-from pipeline.cli import main
+from pipeline.cli import command
 from pipeline.execution import apply
 from pipeline.stages import benchmark
 
 if __name__ == "__main__":
     benchmark.SECONDS_PER_CANDIDATE = 0.02
     apply.SMALL_FILES_BYTES = 0
-    main()
+    command()
