@@ -125,6 +125,9 @@ PADS = (aten.pad.default, aten.constant_pad_nd.default)
 MAX_POOLS = (aten.max_pool1d.default, aten.max_pool2d.default)
 """Operators that never select a value below all others."""
 
+SUMS = (aten.add.Tensor, aten.sub.Tensor)
+"""Operators whose result's grid is as wide as the wider operand's."""
+
 CREATES = (aten.zeros.default, aten.ones.default, aten.full.default)
 """Operators that make constants: quantized where an integer operator reads them."""
 

@@ -18,7 +18,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pipeline.core import SkippedLayer
-from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, RULE_OF, SPLITS, aten, kind_of, rule_of
+from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, RULE_OF, SPLITS, SUMS, aten, kind_of, rule_of
 from pipeline.stages.quantize.graph.forms.padding import is_read_by_max_pools
 from pipeline.stages.quantize.graph.nodes import is_float_tensor, key_of, layer_name, pad_value
 
@@ -149,12 +149,11 @@ def _why_float(node: Node, skip: tuple[str, ...], spans: Mapping[str, float]) ->
         return "pads with a number that no grid can hold"
     if rule_of(node).kind == "weighted" and node.all_input_nodes[1].op != "get_attr":
         return "its weight is computed"
-    if rule_of(node).kind == "moves" and not _is_read_by_kernels(node):
-        wide = [span for value in activations(node) if (span := _span_of(value, spans)) > 0]
-        if len(wide) > 1 and max(wide) > INCOMPATIBLE * min(wide):
-            return (
-                f"joins tensors whose ranges differ {max(wide) / min(wide):.0f}-fold: one grid would lose the smaller"
-            )
+    if (rule_of(node).kind == "moves" or node.target in SUMS) and not _is_read_by_kernels(node):
+        widths = [span for value in activations(node) if (span := _span_of(value, spans)) > 0]
+        if len(widths) > 1 and max(widths) > INCOMPATIBLE * min(widths):
+            ratio = max(widths) / min(widths)
+            return f"joins tensors whose ranges differ {ratio:.0f}-fold: one grid would lose the smaller"
     return None
 
 
@@ -173,9 +172,11 @@ def _is_cramped(value: Node, joined: list[Node], spans: Mapping[str, float]) -> 
 
 
 def _span_of(value: Node, spans: Mapping[str, float]) -> float:
-    """How wide a tensor is, or what it was moved from; 0 where calibration did not look."""
+    """How wide a tensor is, or what it was moved from, or the grid a kernel prescribes; 0 where nobody looked."""
     while key_of(value) not in spans and kind_of(value) == "moves" and len(activations(value)) == 1:
         (value,) = activations(value)
+    if has_fixed_parameters(value):
+        return 255 * rule_of(value).scale
     return spans.get(key_of(value), 0.0)
 
 

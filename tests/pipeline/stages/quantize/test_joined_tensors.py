@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,3 +66,65 @@ class Recurrence(nn.Module):
 
 def test_tensors_of_prescribed_grids_can_be_stacked() -> None:
     assert sqnr_of(Recurrence(), (3, 4)) > 25
+
+
+class Detector(nn.Module):
+    """Boxes in pixels beside scores between 0 and 1, joined in one output in each way that exports join them."""
+
+    def __init__(self, join: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.boxes, self.scores = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        self.join = join
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.trunk(x).relu()
+        boxes, scores = self.boxes(features).flatten(2) * 100, self.scores(features).flatten(2).sigmoid()
+        return self.joined(boxes, scores)
+
+    def joined(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        if self.join == "stack":
+            return torch.stack((boxes, scores), 1)
+        if self.join == "permuted":
+            return torch.cat((boxes, scores), 1).permute(0, 2, 1)
+        return torch.cat((boxes, scores) if self.join == "cat" else (scores, boxes), 1)
+
+
+@pytest.mark.parametrize("join", ["cat", "scores first", "permuted", "stack"])
+def test_small_scores_survive_beside_large_boxes_when_they_are_one_output(join: str) -> None:
+    module, shape = Detector(join).eval(), (3, 16, 16)
+    specs = [TensorSpec(name="x", shape=shape)]
+    samples = from_dataset([(torch.randn(shape),) for _ in range(16)], specs)
+    config, budget = QuantizeConfig(observers=("minmax",)), Budget(metric="agreement")
+    program = quantize(from_module(module, specs), config, samples, budget=budget).module
+    x = torch.randn(16, *shape)
+    with torch.no_grad():
+        expected, found = module(x), program(x)
+    scores = module.joined(torch.zeros(16, 4, 64), torch.ones(16, 4, 64)).bool()
+    assert sqnr_db(expected[scores], found[scores]) > 25
+    assert sqnr_db(expected[~scores], found[~scores]) > 25
+
+
+class Offset(nn.Module):
+    """A refinement far smaller than what it is added to; both operands are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.coarse, self.fine = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        coarse = self.coarse(x) * 100
+        return coarse + self.fine(x), coarse
+
+
+def test_a_small_term_survives_beside_a_large_one_when_their_sum_is_an_output() -> None:
+    module, specs = Offset().eval(), [TensorSpec(name="x", shape=(4,))]
+    samples = from_dataset([(torch.randn(4),) for _ in range(64)], specs)
+    config, budget = QuantizeConfig(observers=("minmax",), bias_correction=False), Budget(metric="agreement")
+    program = quantize(from_module(module, specs), config, samples, budget=budget).module
+    x = torch.randn(256, 4)
+    with torch.no_grad():
+        (total, coarse), (exact, _) = program(x), module(x)
+        assert sqnr_db(module.fine(x), total - coarse) > 20  # both carry the coarse part's error
+        assert sqnr_db(exact, total) > 25
