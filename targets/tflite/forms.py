@@ -21,28 +21,35 @@ of those kernels. Every rewrite below keeps the real values of the program:
 from __future__ import annotations
 
 import logging
-import operator
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
-from targets.tflite.sdk import litert_torch
+from targets.tflite.graph import (
+    add_constant,
+    arguments,
+    aten,
+    between_quantizers,
+    calls,
+    dequantize,
+    dequantize_per_channel,
+    has_own_quantized_weight,
+    held,
+    quantize,
+    quantize_per_channel,
+    replace_weight,
+    through_int8_like,
+    value_of,
+)
 
 logger = logging.getLogger(__name__)
 
 Goal = Literal["cpu", "npu"]
 Form = Callable[[GraphModule, Node, Goal], str | None]
 """Rewrites a node in place and returns None, or leaves it and returns why."""
-
-aten = torch.ops.aten
-quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
-dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
-quantize_per_channel = torch.ops.quantized_decomposed.quantize_per_channel.default
-dequantize_per_channel = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
 QMIN, QMAX = -128, 127
 FOR_CPUS = "the form is for CPUs"
@@ -56,8 +63,6 @@ NORMS = {aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default
 def rewrite(program: GraphModule, goal: Goal) -> Counter[str]:
     """Bring a captured program's operators into the forms above, in place, and count the operators that changed."""
     changed: Counter[str] = Counter()
-    for node in program.graph.find_nodes(op="call_function", target=aten.view.default):
-        node.target = aten.reshape.default  # the converter moves convolutions to NHWC, where a view may need a copy
     for node in list(program.graph.nodes):
         form = FORMS.get(node.target)
         if form is None or node._erased:
@@ -72,28 +77,6 @@ def rewrite(program: GraphModule, goal: Goal) -> Counter[str]:
     return changed
 
 
-def _args(node: Node, *defaults: Any) -> tuple[Any, ...]:
-    """A node's arguments (which torch types as any of twenty things), with defaults for those left out."""
-    return (*node.args, *defaults[len(node.args) :])
-
-
-def _between_quantizers(node: Node) -> bool:
-    """Whether a node reads one dequantized tensor, and only quantizers read the node."""
-    return _is(_args(node)[0], dequantize) and bool(node.users) and all(_is(user, quantize) for user in node.users)
-
-
-def _is(value: object, target: object) -> bool:
-    return isinstance(value, Node) and value.target is target
-
-
-def _through_int8_like(graph: Graph, x: Node, like: Node) -> Node:
-    """``x`` through the integers of ``like``, where that is dequantized from any."""
-    if like.target not in (quantize, dequantize):
-        return x
-    parameters = _args(like)[1:]
-    return graph.call_function(dequantize, (graph.call_function(quantize, (x, *parameters)), *parameters))
-
-
 def keep_requantizations_apart(program: GraphModule) -> int:
     """Put a barrier at every change of quantization parameters, in place, and return how many there are.
 
@@ -104,60 +87,18 @@ def keep_requantizations_apart(program: GraphModule) -> int:
     changes = [
         node
         for node in program.graph.find_nodes(op="call_function", target=quantize)
-        if _is(_args(node)[0], dequantize) and _args(_args(node)[0])[1:3] != _args(node)[1:3]
+        if calls(arguments(node)[0], dequantize) and arguments(arguments(node)[0])[1:3] != arguments(node)[1:3]
     ]
     for node in changes:
         with program.graph.inserting_before(node):
-            node.update_arg(0, _held(program.graph, _args(node)[0]))
+            node.update_arg(0, held(program.graph, arguments(node)[0]))
         logger.debug("%s: parameters change through float", node.name)
     program.recompile()
     return len(changes)
 
 
-def _held(graph: Graph, x: Node) -> Node:
-    """``x`` behind a barrier: the converter does not fuse the operators on its two sides, and removes it in the end."""
-    litert_torch()  # registers the barrier
-    barrier = torch.ops.litert_torch.optimization_barrier.default
-    held = graph.call_function(barrier, ([x, x],))  # its lowering takes no fewer than two
-    return graph.call_function(operator.getitem, (held, 0))
-
-
-def _has_own_quantized_weight(node: Node) -> bool:
-    weight = _args(node)[1]
-    return (
-        _is(weight, dequantize_per_channel)
-        and len(weight.users) == 1
-        and _is(_args(weight)[0], quantize_per_channel)
-        and len(_args(weight)[0].users) == 1
-        and all(source.op == "get_attr" for source in _args(weight)[0].args[:2])
-    )
-
-
-def _replace_weight(program: GraphModule, node: Node, values: torch.Tensor, scales: torch.Tensor) -> None:
-    dequantizer = _args(node)[1]
-    quantizer = _args(dequantizer)[0]
-    with program.graph.inserting_before(quantizer):
-        new_weight = _constant(program, f"{node.name}_weight", values)
-        new_scales = _constant(program, f"{node.name}_scales", scales)
-    quantizer.args = (new_weight, new_scales, *_args(quantizer)[2:])
-    dequantizer.args = (quantizer, new_scales, *_args(dequantizer)[2:])
-
-
-def _value(program: GraphModule, constant: Node) -> torch.Tensor:
-    value = operator.attrgetter(str(constant.target))(program)
-    assert isinstance(value, torch.Tensor)
-    return value.detach()
-
-
-def _constant(program: GraphModule, name: str, value: torch.Tensor) -> Node:
-    while hasattr(program, name):
-        name += "_"
-    program.register_buffer(name, value.detach())
-    return program.graph.get_attr(name)
-
-
 def _max_pool(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: ARG001
-    x, kernel, stride, padding, dilation, ceil_mode = _args(node, None, None, [], 0, 1, False)
+    x, kernel, stride, padding, dilation, ceil_mode = arguments(node, None, None, [], 0, 1, False)
     height, width = (padding, padding) if isinstance(padding, int) else (padding[0], padding[-1])
     if not (height or width):
         return "it pads nothing"
@@ -166,22 +107,22 @@ def _max_pool(program: GraphModule, node: Node, goal: Goal) -> str | None:  # no
     graph = program.graph
     with graph.inserting_before(node):
         padded = graph.call_function(aten.constant_pad_nd.default, (x, [width, width, height, height], 0.0))
-        padded = _through_int8_like(graph, padded, x)
+        padded = through_int8_like(graph, padded, x)
         node.args = (padded, kernel, stride, 0, dilation, ceil_mode)
     return None
 
 
 def _never_negative(x: Node) -> bool:
     if x.target in (quantize, dequantize):  # zero has an integer, so rounding keeps the sign
-        return _args(x)[2] == QMIN or _never_negative(_args(x)[0])
+        return arguments(x)[2] == QMIN or _never_negative(arguments(x)[0])
     return x.target in (aten.relu.default, aten.relu_.default, aten.relu6.default)
 
 
 def _avg_pool(program: GraphModule, node: Node, goal: Goal) -> str | None:
-    if goal == "npu" or not _between_quantizers(node):
+    if goal == "npu" or not between_quantizers(node):
         return FOR_CPUS if goal == "npu" else NOT_BETWEEN_INTEGERS
-    x, kernel, stride, padding, ceil_mode, padding_counts, divisor = _args(node, None, None, [], 0, False, True, None)
-    if ceil_mode or divisor is not None or (padding not in (0, [0], [0, 0]) and not padding_counts):
+    x, kernel, stride, padding, ceil_mode, counts, divisor = arguments(node, None, None, [], 0, False, True, None)
+    if ceil_mode or divisor is not None or (padding not in (0, [0], [0, 0]) and not counts):
         return "it does not divide all windows by their size"
     height, width = (kernel, kernel) if isinstance(kernel, int) else (kernel[0], kernel[-1])
     channels = node.meta["val"].shape[1]
@@ -199,9 +140,9 @@ def _equal_weights(program: GraphModule, name: str, channels: int, height: int, 
     """Weights ``(channels, 1, height, width)`` of a mean, which int8 holds exactly: each is 127 steps."""
     mean = 1 / (height * width)
     values = (
-        _constant(program, f"{name}_weight", torch.full((channels, 1, height, width), mean)),
-        _constant(program, f"{name}_scales", torch.full((channels,), mean / QMAX)),
-        _constant(program, f"{name}_zero_points", torch.zeros(channels, dtype=torch.int64)),
+        add_constant(program, f"{name}_weight", torch.full((channels, 1, height, width), mean)),
+        add_constant(program, f"{name}_scales", torch.full((channels,), mean / QMAX)),
+        add_constant(program, f"{name}_zero_points", torch.zeros(channels, dtype=torch.int64)),
     )
     settings = (0, -QMAX, QMAX, torch.int8)
     quantized = program.graph.call_function(quantize_per_channel, (*values, *settings))
@@ -209,8 +150,8 @@ def _equal_weights(program: GraphModule, name: str, channels: int, height: int, 
 
 
 def _mean(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: ARG001
-    x, dimensions, keep = _args(node, None, None, False)
-    if not _between_quantizers(node):
+    x, dimensions, keep = arguments(node, None, None, False)
+    if not between_quantizers(node):
         return NOT_BETWEEN_INTEGERS
     if x.meta["val"].ndim != 4 or {axis % 4 for axis in dimensions} != {2, 3}:
         return "it is not over height and width"
@@ -218,20 +159,20 @@ def _mean(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: 
     with graph.inserting_before(node):
         pooled = graph.call_function(aten.adaptive_avg_pool2d.default, (x, [1, 1]))
         if not keep:
-            integers = _through_int8_like(graph, pooled, next(iter(node.users)))
+            integers = through_int8_like(graph, pooled, next(iter(node.users)))
             pooled = graph.call_function(aten.flatten.using_ints, (integers, 1))
     node.replace_all_uses_with(pooled)
     return None
 
 
 def _first_convolution(program: GraphModule, node: Node, goal: Goal) -> str | None:
-    x, _, bias, stride, padding, dilation, groups = _args(node, None, None, None, [1, 1], [0, 0], [1, 1], 1)
+    x, _, bias, stride, padding, dilation, groups = arguments(node, None, None, None, [1, 1], [0, 0], [1, 1], 1)
     if goal == "npu":
         return FOR_CPUS
-    if not _reads_an_input(x) or not _has_own_quantized_weight(node):
+    if not _reads_an_input(x) or not has_own_quantized_weight(node):
         return "it does not read an input, or shares its weight"
     batch, channels, height, width = x.meta["val"].shape
-    weight, scales = (_value(program, source) for source in _args(_args(_args(node)[1])[0])[:2])
+    weight, scales = (value_of(program, source) for source in arguments(arguments(arguments(node)[1])[0])[:2])
     outputs, _, rows, columns = weight.shape
     across = _pair_columns(columns, padding[-1], width)
     if channels > 4 or stride[-1] != 2 or width % 2 or columns < 2 or groups != 1 or set(dilation) != {1} or not across:
@@ -247,12 +188,12 @@ def _first_convolution(program: GraphModule, node: Node, goal: Goal) -> str | No
     with graph.inserting_before(node):
         last = graph.call_function(aten.permute.default, (x, [0, 2, 3, 1]))
         pairs = graph.call_function(aten.reshape.default, (last, [batch, height, width // 2, 2 * channels]))
-        packed = _through_int8_like(graph, pairs, x)
+        packed = through_int8_like(graph, pairs, x)
         edges = [0, 0, left, right, padding[0], bottom]
-        padded = _through_int8_like(graph, graph.call_function(aten.constant_pad_nd.default, (packed, edges, 0.0)), x)
+        padded = through_int8_like(graph, graph.call_function(aten.constant_pad_nd.default, (packed, edges, 0.0)), x)
         padded = graph.call_function(aten.permute.default, (padded, [0, 3, 1, 2]))
-    _replace_weight(program, node, paired, scales)
-    node.args = (padded, _args(node)[1], bias, [stride[0], 1], [0, 0], [1, 1], 1)
+    replace_weight(program, node, paired, scales)
+    node.args = (padded, arguments(node)[1], bias, [stride[0], 1], [0, 0], [1, 1], 1)
     return None
 
 
@@ -273,11 +214,11 @@ def _pair_columns(columns: int, padding: int, width: int) -> tuple[int, int, int
 def _in_float(program: GraphModule, node: Node, goal: Goal) -> str | None:
     if goal == "npu":
         return FOR_CPUS
-    if not all(_is(source, dequantize) for source in node.all_input_nodes):
+    if not all(calls(source, dequantize) for source in node.all_input_nodes):
         return NOT_BETWEEN_INTEGERS
     for user in list(node.users):
         with program.graph.inserting_before(user):
-            user.replace_input_with(node, _held(program.graph, node))
+            user.replace_input_with(node, held(program.graph, node))
     return None
 
 
@@ -285,7 +226,7 @@ def _factor(program: GraphModule, node: Node, goal: Goal) -> str | None:
     """A product with a number, where matrix products read its integers."""
     readers = [reader for quantizer in node.users for integers in quantizer.users for reader in integers.users]
     matrix_products = bool(readers) and all(reader.target in MATRIX_PRODUCTS for reader in readers)
-    if not matrix_products or not isinstance(_args(node)[1], float):
+    if not matrix_products or not isinstance(arguments(node)[1], float):
         return "it is not the factor of a matrix product"
     return _in_float(program, node, goal)
 
@@ -293,19 +234,20 @@ def _factor(program: GraphModule, node: Node, goal: Goal) -> str | None:
 def _norm(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: ARG001
     changed = False
     for source in node.all_input_nodes[1:]:
-        quantizer = _args(source)[0] if _is(source, dequantize) else None
-        if quantizer is None or _args(quantizer)[0].op != "get_attr":
+        quantizer = arguments(source)[0] if calls(source, dequantize) else None
+        if quantizer is None or arguments(quantizer)[0].op != "get_attr":
             continue
-        integers = quantize(_value(program, _args(quantizer)[0]), *_args(quantizer)[1:])
+        integers = quantize(value_of(program, arguments(quantizer)[0]), *arguments(quantizer)[1:])
         with program.graph.inserting_before(node):
-            values = _constant(program, f"{source.name}_values", dequantize(integers, *_args(source)[1:]))
+            values = add_constant(program, f"{source.name}_values", dequantize(integers, *arguments(source)[1:]))
         node.replace_input_with(source, values)
         changed = True
     return None if changed else "its parameters are no quantized constants"
 
 
 def _reads_an_input(x: Node) -> bool:
-    return _is(x, dequantize) and _is(_args(x)[0], quantize) and _args(_args(x)[0])[0].op == "placeholder"
+    quantizer = arguments(x)[0] if calls(x, dequantize) else None
+    return quantizer is not None and calls(quantizer, quantize) and arguments(quantizer)[0].op == "placeholder"
 
 
 FORMS: dict[object, Form] = {

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from pipeline.core import Model, TargetError
 from pipeline.models.capture import capture, example_inputs
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Lowered, Variant
 from targets.tflite import comparison, flatbuffer, forms, gpu, interface, layout, placement, rounding
-from targets.tflite.sdk import litert_torch, quiet
+from targets.tflite.corrections import correct
+from targets.tflite.sdk import in_words, litert_torch, quiet
 from targets.tflite.session import interpreter
 
 logger = logging.getLogger(__name__)
@@ -82,8 +84,7 @@ def _verify(path: Path) -> None:
     try:
         interpreter(path)
     except (ValueError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise TargetError(f"LiteRT cannot run the converted model: {reason}") from error
+        raise TargetError(f"LiteRT cannot run the converted model: {_reason(error, '')}") from error
 
 
 def _without_forms(model: Model, config: TfliteConfig, path: Path) -> tuple[str, ...]:
@@ -104,10 +105,12 @@ def translate(model: Model, goal: forms.Goal | None) -> tuple[bytes, tuple[str, 
         goal: None leaves the operators as the converter takes them.
     """
     program = capture(model.module, model.inputs, examples=model.examples, batch_size=BATCH_SIZE).module()
+    _refuse_complex_numbers(program)
+    inputs = example_inputs(model.examples or model.inputs, BATCH_SIZE)
+    correct(program, inputs)
     changed = forms.rewrite(program, goal) if goal is not None else Counter[str]()
     done = {op: "kept in float between integers" if op in forms.KEPT_IN_FLOAT else "rewritten" for op in changed}
     notes = [f"{count} x {op} {done[op]} for the {goal}" for op, count in sorted(changed.items())]
-    inputs = example_inputs(model.examples or model.inputs, BATCH_SIZE)
     try:
         return convert(program, inputs, quantized=model.quantized), tuple(notes)
     except TargetError as error:
@@ -163,7 +166,18 @@ def _static_quantization() -> Any:
 
 
 def _reason(error: Exception, native_log: str) -> str:
-    """The first line that says what is wrong: MLIR's own error where there is one, else the exception's."""
+    """One line that says what is wrong: MLIR's own error where there is one, else the exception's."""
     said_by_mlir = (line.partition("error:")[2].strip() for line in native_log.splitlines() if "error:" in line)
-    said_by_python = (line.strip() for line in str(error).splitlines() if line.strip())
-    return next(said_by_mlir, "") or next(said_by_python, "") or type(error).__name__
+    said_by_python = (line.rpartition("error:")[2].strip() for line in str(error).splitlines() if line.strip())
+    return in_words(next(said_by_mlir, "") or next(said_by_python, "") or type(error).__name__)
+
+
+def _refuse_complex_numbers(program: GraphModule) -> None:
+    """Name the operator that makes complex numbers, which the converter only says it does not know."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.is_complex():
+            raise TargetError(
+                f"{node.target} gives complex numbers, and TFLite has none",
+                fix="compute it before the model, or as two convolutions: the real and the imaginary part",
+            )

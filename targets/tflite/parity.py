@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from targets.tflite import flatbuffer, forms
+from targets.tflite import flatbuffer
+from targets.tflite.graph import quantize
 from targets.tflite.session import Port, interpreter
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def quantized_values(program: torch.nn.Module, inputs: tuple[Tensor, ...]) -> di
     class Recorder(fx.Interpreter):
         def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             result = super().call_function(target, args, kwargs)
-            if target is forms.quantize:
+            if target is quantize:
                 key = (float(np.float32(args[1])), int(args[2]), result.numel())
                 values.setdefault(key, []).append(result.numpy().astype(np.int32))
             return result

@@ -14,7 +14,7 @@ from pipeline.core import TargetError, TensorSpec
 from pipeline.machine.processor import all_cores, cpu_name
 from pipeline.target import Lowered
 from targets.tflite.interface import read_metadata
-from targets.tflite.sdk import quiet
+from targets.tflite.sdk import plain_errors, quiet
 
 if TYPE_CHECKING:
     from pipeline.target import Array
@@ -54,9 +54,10 @@ class LitertSession:
 
     def run_integers(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """The numbers that the output tensors hold, before they are scaled to real values."""
-        for port, values in zip(self._inputs, inputs, strict=True):
-            self._interpreter.set_tensor(port.index, port.encode(values))
-        self._interpreter.invoke()
+        with plain_errors("LiteRT cannot run it"):
+            for port, values in zip(self._inputs, inputs, strict=True):
+                self._interpreter.set_tensor(port.index, port.encode(values))
+            self._interpreter.invoke()
         return tuple(self._interpreter.get_tensor(port.index) for port in self._outputs)
 
 

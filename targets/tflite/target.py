@@ -6,13 +6,16 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core import Model
+from pipeline.core import Model, TargetError
+from pipeline.machine.processor import cpu_name
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Capabilities, Estimated, Latency, Lowered, Placement, Session, Skipped, Variant
+from targets.tflite.sdk import plain_errors
 
 if TYPE_CHECKING:
     from pipeline.core.arrays import Array
 
+PLAIN_KERNELS = "LiteRT's plain kernels"
 SLOW_S = 0.02
 """Seconds of one sample in the reference kernels above which they are run only where the recipe asks for it."""
 
@@ -43,16 +46,19 @@ class TfliteTarget:
     def may_crash(self) -> bool:
         return True
 
+    @plain_errors("it cannot be written as TFLite")
     def lower(self, model: Model, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
         from targets.tflite.lowering import lower
 
         return lower(model, self._config, out_dir, name=name, variant=variant)
 
+    @plain_errors("LiteRT cannot load it")
     def open(self, path: Path) -> Lowered:
         from targets.tflite.session import read_interface
 
         return read_interface(path)
 
+    @plain_errors("no estimate for another device")
     def estimates(self, lowered: Lowered) -> tuple[Latency, ...]:
         from targets.tflite.android import time_on_phone
         from targets.tflite.aot import compile_ahead
@@ -67,6 +73,7 @@ class TfliteTarget:
             *(() if config.android is None else (time_on_phone(lowered.path, config.android),)),
         )
 
+    @plain_errors("LiteRT cannot load it")
     def load(self, lowered: Lowered, *, threads: int) -> Session:
         from targets.tflite.session import LitertSession
 
@@ -78,14 +85,19 @@ class TfliteTarget:
 
         if lowered.variant != "int8" or self._config.reference_kernels is False:
             return ()
-        session = ReferenceKernelSession(for_npu(lowered.path))
-        seconds = session.seconds_per_sample(sample)
+        try:
+            with plain_errors("they do not run it"):
+                session = ReferenceKernelSession(for_npu(lowered.path))
+                seconds = session.seconds_per_sample(sample)
+        except TargetError as error:
+            return (Skipped(runtime=PLAIN_KERNELS, device=cpu_name(), reason=error.problem),)
         if self._config.reference_kernels is None and seconds > SLOW_S:
             pace = f"they take {seconds * 1e3:.0f} ms a sample, more than {SLOW_S * 1e3:.0f}"
             reason = f"{pace}; reference_kernels: true runs them"
             return (Skipped(runtime=session.runtime, device=session.device, reason=reason),)
         return (session,)
 
+    @plain_errors("its tensors cannot be compared")
     def explain(self, lowered: Lowered, model: Model) -> str | None:
         """Kernels that round twice: given the program's own integers, no operator is off by more than one step."""
         from targets.tflite.parity import layers
@@ -98,6 +110,7 @@ class TfliteTarget:
             return None
         return f"kernels round twice; none of {len(found)} integer tensors is more than one step off by itself"
 
+    @plain_errors("its operators cannot be listed")
     def placement(self, lowered: Lowered) -> Placement:
         from targets.tflite.placement import placement
 

@@ -5,13 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from pipeline.core import TargetError
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Skipped
 from pipeline.tasks.prediction import predictor
 from targets.tflite import TfliteTarget
 from targets.tflite.session import LitertSession, Port, ReferenceKernelSession
-from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, model, ops
+from tests.targets.tflite.programs import QuantizedConv, QuantizedLinear, model, ops, through_int8
 
 SAMPLE = (np.array([[1.3, -2.2]], np.float32),)
 STEP = 0.1  # of QuantizedConv's output
@@ -113,3 +115,23 @@ def test_the_pace_of_the_reference_kernels_is_that_of_a_real_sample(linear, monk
     monkeypatch.setattr(LitertSession, "run", lambda _, inputs: given.append(inputs))
     ReferenceKernelSession(linear.path).seconds_per_sample(SAMPLE)
     assert given == [SAMPLE]
+
+
+def test_cross_checks_are_skipped_with_the_reason_where_the_plain_kernels_lack_an_operator(tmp_path):
+    class Reflected(nn.Module):
+        def forward(self, x):
+            return through_int8(nn.functional.pad(through_int8(x, 0.5, 0), (0, 3), mode="reflect"), 0.5, 0)
+
+    target = TfliteTarget()
+    lowered = target.lower(model(Reflected(), (1, 8), quantized=True), tmp_path, name="model")
+    (check,) = target.cross_checks(lowered, (np.zeros((1, 1, 8), np.float32),))
+    assert isinstance(check, Skipped)
+    assert check.reason == "they do not run it: LiteRT has no kernel for ABS version 5"
+
+
+def test_a_run_that_litert_refuses_is_an_error_of_ours(tmp_path):
+    session = LitertSession(
+        TfliteTarget().lower(model(nn.Linear(2, 3), (2,), quantized=False), tmp_path, name="m").path
+    )
+    with pytest.raises(TargetError, match="LiteRT cannot run it: Cannot set tensor"):
+        session.run((np.zeros((1, 7), np.float32),))
