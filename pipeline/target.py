@@ -174,6 +174,36 @@ def run_files(target: Target, files: Sequence[Lowered], inputs: tuple[Array, ...
     return [run_in_steps(target.load(lowered, threads=1), inputs) for lowered in files]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """An input of a file, whoever wrote it.
+
+    Attributes:
+        dtype: NumPy's name of its elements; ``str`` for text.
+        shape: With the batch. A size is a number, the name of one that varies, or None where it has no name. None in
+            place of all sizes: the file, or its runtime, does not say how many there are.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+class OpenedFile(Protocol):
+    """A file as it is, whoever wrote it, ready to run.
+
+    Attributes:
+        outputs: Their names, as the file has them: empty, equal or odd ones too.
+    """
+
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Outputs for inputs that have the stated types and shapes; nothing is cut into batches."""
+        ...
+
+
 class Target(Protocol):
     """A runtime that models are deployed to."""
 
@@ -215,6 +245,16 @@ class Target(Protocol):
 
         Raises:
             TargetError: The file is missing, or not one of this target's.
+        """
+        ...
+
+    def open_to_run(self, path: Path, *, threads: int) -> OpenedFile:
+        """An existing artifact, whoever wrote it, with whatever types and shapes it has.
+
+        Native code reads the file, and a damaged one may bring the process down: call it in a bounded one.
+
+        Raises:
+            TargetError: The file is missing, cannot be loaded, or takes or gives what is no array.
         """
         ...
 

@@ -7,6 +7,7 @@ import sys
 from pipeline.cli.app import app
 from pipeline.cli.supervisor import supervised
 from pipeline.core import EdgewrightError
+from pipeline.core.printing import printable
 
 LONG = frozenset({"run", "demo", "search"})
 """Commands that work for minutes, and go on where they were stopped."""
@@ -25,5 +26,5 @@ def main() -> None:
     try:
         app()
     except EdgewrightError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -90,7 +90,7 @@ class CoremlSession(_NamedSession):
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
         outputs = self._model.predict({name: self._given(name, array) for name, array in inputs.items()})
-        return {name: _array(value) for name, value in outputs.items()}
+        return {name: as_array(value) for name, value in outputs.items()}
 
     def _given(self, name: str, array: Array) -> Any:
         if name not in image_names(self.description):
@@ -113,10 +113,10 @@ class InterpreterSession(_NamedSession):
         self.device = f"{platform.machine()} CPU"
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        return {name: _array(value) for name, value in self._interpreter.run(inputs).items()}
+        return {name: as_array(value) for name, value in self._interpreter.run(inputs).items()}
 
 
-def _array(value: Any) -> Array:
+def as_array(value: Any) -> Array:
     """An output as an array; of a classifier's dictionary, the probabilities ``(1, classes)``."""
     held = value.item() if isinstance(value, np.ndarray) and value.dtype == object else value
     return np.asarray([list(held.values())], np.float32) if isinstance(held, dict) else np.asarray(held)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core import Model
 from pipeline.recipe import CoremlConfig
-from pipeline.target import Capabilities, Latency, Lowered, Placement, Session, Skipped, Variant
+from pipeline.target import Capabilities, Latency, Lowered, OpenedFile, Placement, Session, Skipped, Variant
 
 if TYPE_CHECKING:
     from pipeline.core.arrays import Array
@@ -59,6 +59,13 @@ class CoremlTarget:
         from targets.coreml.session import read_interface
 
         return read_interface(path)
+
+    def open_to_run(self, path: Path, *, threads: int) -> OpenedFile:
+        from targets.coreml.opened import CoremlFile, InterpretedFile
+
+        if sys.platform != "darwin":
+            return InterpretedFile(path)
+        return CoremlFile(self.load(self.open(path), threads=threads), path)
 
     def estimates(self, lowered: Lowered) -> tuple[Latency, ...]:
         """Also, on macOS, what each choice of compute units takes on this Mac."""

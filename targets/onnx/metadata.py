@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from pipeline.core import Model, Preprocessing
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True, slots=True)

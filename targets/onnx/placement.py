@@ -16,11 +16,10 @@ import onnx_ir as ir
 import onnxruntime
 
 from pipeline.target import Fallback, Lowered, OperatorTime, Placement
-from targets.onnx.errors import as_target_error
-from targets.onnx.metadata import read
+from targets.onnx.metadata import Metadata, read
+from targets.onnx.opened import element_type, refusals
 from targets.onnx.passes.keep_softmax_in_float import is_kept_in_float
-from targets.onnx.pixels import as_taken
-from targets.onnx.session import open_session, session_options
+from targets.onnx.session import session_options
 
 INTEGER_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 """How the names of onnxruntime's integer kernels begin."""
@@ -116,19 +115,16 @@ def placement(lowered: Lowered) -> Placement:
 
 def kernels(lowered: Lowered) -> tuple[Kernel, ...]:
     """The nodes that remain after onnxruntime's own rewrites for this CPU, in the order they run."""
-    with tempfile.TemporaryDirectory() as folder:
+    refused = refusals(lowered.path, "onnxruntime cannot run it")
+    with tempfile.TemporaryDirectory() as folder, refused:
         options = session_options(1, optimized=Path(folder) / "optimized.onnx")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = open_session(lowered.path, options)
+        session = onnxruntime.InferenceSession(lowered.path, options, providers=["CPUExecutionProvider"])
         metadata = read(session.get_modelmeta().custom_metadata_map)
-        feeds = {
-            spec.name: as_taken(spec, np.zeros((lowered.batch_size or 1, *spec.shape), spec.dtype), metadata)
-            for spec in lowered.inputs
-        }
-        with as_target_error("onnxruntime cannot run it", str(lowered.path)):
-            for _ in range(PROFILED_RUNS):
-                session.run(None, feeds)
+        feeds = {port.name: _blank(port, metadata, lowered.path) for port in session.get_inputs()}
+        for _ in range(PROFILED_RUNS):
+            session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         graph = ir.load(Path(folder) / "optimized.onnx").graph
     runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -146,6 +142,17 @@ def kernels(lowered: Lowered) -> tuple[Kernel, ...]:
         )
         for (op, name), taken in runs.items()
     )
+
+
+def _blank(port: onnxruntime.NodeArg, metadata: Metadata, path: Path) -> Any:
+    """Zeros, or empty texts, for an input; axes that vary have the size that the model was made with, or 1."""
+    made = metadata.shapes.get(port.name, ())
+    if port.name in metadata.pixel_inputs and metadata.preprocessing.layout == "nhwc":
+        made = (*made[1:], *made[:1])
+    defaults = (1, *made) if len(made) == len(port.shape) - 1 else (1,) * len(port.shape)
+    shape = [size if isinstance(size, int) else default for size, default in zip(port.shape, defaults, strict=True)]
+    dtype = element_type(port, path)
+    return np.full(shape, "", object) if dtype == "str" else np.zeros(shape, dtype)
 
 
 def _by_profiled_name(graph: ir.Graph, profiled: Iterable[tuple[str, str]]) -> dict[tuple[str, str], ir.Node]:

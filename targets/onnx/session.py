@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import onnx_ir as ir
 import onnxruntime
 
 from pipeline.core import DType, TargetError, TensorSpec
@@ -128,6 +127,8 @@ def _variant(path: Path) -> Variant:
     """What a file computes in, by the kind of its operators and weights; in an ``.ort`` file, their names."""
     if path.suffix == ".ort":
         return "int8" if b"QLinear" in path.read_bytes() else "fp32"
+    import onnx_ir as ir  # it takes longer than running a small file
+
     graph = ir.load(path).graph
     if any(node.op_type == "DequantizeLinear" for node in graph):
         return "int8"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core import Model
 from pipeline.recipe import OnnxConfig
-from pipeline.target import Capabilities, Estimated, Lowered, Placement, Session, Skipped, Variant
+from pipeline.target import Capabilities, Estimated, Lowered, OpenedFile, Placement, Session, Skipped, Variant
 
 if TYPE_CHECKING:
     from pipeline.core.arrays import Array
@@ -52,6 +52,11 @@ class OnnxTarget:
         from targets.onnx.session import read_interface
 
         return read_interface(path)
+
+    def open_to_run(self, path: Path, *, threads: int) -> OpenedFile:
+        from targets.onnx.opened import OnnxFile
+
+        return OnnxFile(path, threads=threads)
 
     def estimates(self, lowered: Lowered) -> tuple[Estimated | Skipped, ...]:  # noqa: ARG002
         from targets.onnx.providers import unavailable

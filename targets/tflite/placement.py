@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from pipeline.core import TargetError
 from pipeline.target import Fallback, Placement
 from targets.tflite.interface import read_metadata
+from targets.tflite.opened import refusals
 from targets.tflite.session import interpreter
 from targets.tflite.vela import compile_for
 
@@ -77,7 +78,8 @@ def _in_delegate(path: Path) -> Placement:
     An operator counts as accelerated inside a delegate partition; in a model with integer weights it must also work
     on integers (`QUANTIZE` and `DEQUANTIZE` between floats and integers are conversions, and count as float).
     """
-    nodes = interpreter(path)._get_ops_details()
+    with refusals(path, "LiteRT cannot load it"):
+        nodes = interpreter(path)._get_ops_details()
     partitions = [node for node in nodes if node["op_name"] == "DELEGATE"]
     operators = [node for node in nodes if node["op_name"] != "DELEGATE"]
     inside = delegated(operators, partitions)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.core import Model, TargetError
 from pipeline.machine.processor import cpu_name
 from pipeline.recipe import TfliteConfig
-from pipeline.target import Capabilities, Estimated, Latency, Lowered, Placement, Session, Skipped, Variant
+from pipeline.target import Capabilities, Estimated, Latency, Lowered, OpenedFile, Placement, Session, Skipped, Variant
 from targets.tflite.sdk import plain_errors
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ class TfliteTarget:
         from targets.tflite.session import read_interface
 
         return read_interface(path)
+
+    def open_to_run(self, path: Path, *, threads: int) -> OpenedFile:
+        from targets.tflite.opened import TfliteFile
+
+        return TfliteFile(path, threads=threads)
 
     @plain_errors("no estimate for another device")
     def estimates(self, lowered: Lowered) -> tuple[Latency, ...]:

@@ -20,6 +20,9 @@ Precision = Literal["float32", "float16"]
 
 Watch = Callable[[Operation, dict[str, Value]], None]
 
+UNFIT = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
+"""What an operator raises on arguments of a wrong kind, type or shape."""
+
 CONTROL = frozenset({"const", "cond", "while_loop", "classify"})
 
 
@@ -146,7 +149,15 @@ class Interpreter:
             if error.where is not None:
                 raise
             raise TargetError(error.problem, where=self._layer(operation)) from None
-        except (RuntimeError, IndexError, ValueError, TypeError, KeyError, AssertionError) as error:
+        except (
+            RuntimeError,
+            LookupError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            AssertionError,
+        ) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TargetError(f"cannot be computed: {first_line}", where=self._layer(operation)) from error
 

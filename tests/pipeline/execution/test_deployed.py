@@ -6,7 +6,7 @@ import torch
 
 import targets
 from pipeline.core import DataError, EdgewrightError, TargetError, TensorSpec
-from pipeline.execution.deployed import inspect, open_artifact, predict
+from pipeline.execution.deployed import inspect, predict
 from pipeline.models.load import from_module
 
 IMAGE = TensorSpec(name="image", shape=(3, 8, 8))
@@ -56,8 +56,8 @@ def test_predict_writes_what_torch_computes_when_the_file_has_two_inputs_and_out
 
 @pytest.mark.slow
 def test_open_reads_the_interface_from_the_file_when_nothing_else_is_known(saved: dict[str, Path]) -> None:
-    for path in saved.values():
-        _, lowered = open_artifact(path)
+    for name, path in saved.items():
+        lowered = targets.get(name).open(path)
         assert {spec.name: spec.shape for spec in lowered.inputs} == {"image": (3, 8, 8), "a_shift": (4,)}
         assert set(lowered.outputs) == {"sum", "difference"}
         assert lowered.variant == "fp32"
@@ -96,11 +96,13 @@ def test_open_refuses_when_the_file_is_missing_or_no_model(tmp_path: Path, suffi
     path = tmp_path / f"model{suffix}"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(EdgewrightError) as caught:
-        open_artifact(path)
-    assert str(path) in str(caught.value)
+    np.savez(tmp_path / "in.npz", x=np.zeros(1))
+    for call in (lambda: predict(path, tmp_path / "in.npz", tmp_path / "out.npz"), lambda: inspect(path)):
+        with pytest.raises(EdgewrightError) as caught:
+            call()
+        assert str(path) in str(caught.value)
 
 
 def test_open_names_the_suffixes_when_it_knows_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"\.onnx, \.mlpackage, \.tflite"):
-        open_artifact(tmp_path / "model.engine")
+        inspect(tmp_path / "model.engine")

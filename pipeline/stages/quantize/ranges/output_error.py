@@ -4,8 +4,7 @@ A value x that becomes x + e moves the outputs by J e, to first order, J being t
 entries of mean 0 and variance 1, the mean of ``(v J e)^2`` is ``|J e|^2``, and ``g = v J`` costs one backward pass.
 Rounding errors inside the range are nearly independent: they cost ``s^2 / 12 * sum(g^2)``, s being the step.
 Clipping errors share a sign and add up: ``sum(g e)^2`` over each sample. Both are summed for all candidates at once,
-so memory does not grow with the samples. The errors of several outputs count relative to each output's own size, so
-that boxes in pixels do not drown scores.
+so memory does not grow with the samples.
 
 The second-order view of output error is that of Li et al. 2021, "BRECQ" (https://arxiv.org/abs/2102.05426); random
 vectors for such sums are Hutchinson's (https://doi.org/10.1080/03610919008812866).
@@ -107,20 +106,18 @@ def output_errors(
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, OutputError] = {}
     left = ELEMENTS
-    sizes: list[float] = []
     for batch in data.batches(batch_size):
         run = _Tracing(graph, ends)
         with torch.enable_grad():
             outputs = run.run(*batch.inputs)
             parts = [part for part in _flat(outputs) if part.requires_grad]
-        if not parts or not run.kept:
+        if not parts:
             break
-        sizes = sizes or [float(part.detach().square().mean().sqrt()) or 1.0 for part in parts]
         gradients = [
             torch.autograd.grad(
                 parts,
                 list(run.kept.values()),
-                [torch.randn(part.shape, generator=generator) / size for part, size in zip(parts, sizes, strict=True)],
+                [torch.randn(part.shape, generator=generator) for part in parts],
                 retain_graph=True,
                 allow_unused=True,
             )
