@@ -1,1 +1,1 @@
-"""This machine: what its processor is, and how long calls take on it."""
+"""This machine: what its processor is, how much memory is left, and how long calls take on it."""

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from pipeline.core import CheckpointError, Model, TensorSpec
 from pipeline.data.samples import SampleSet, examples_of
+from pipeline.machine.memory import require_memory
 from pipeline.models.checkpoints.program import read_program
 from pipeline.models.checkpoints.state_dict import build
 from pipeline.models.interface import checked_model
@@ -51,6 +52,7 @@ def open_module(source: ModelSource, root: Path = Path()) -> tuple[nn.Module, tu
     path = root / source.checkpoint
     if not path.is_file():
         raise CheckpointError("no such file", where=str(path), fix="paths are relative to the recipe")
+    require_memory(f"loading {path}", 2 * path.stat().st_size, fix="close other programs, or use a larger machine")
     inputs = source.inputs
     module: nn.Module
     if path.suffix == ".pt2":

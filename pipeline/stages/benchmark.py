@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.core import Model, first_line
 from pipeline.core.arrays import Array
 from pipeline.data.samples import Batch, SampleSet, with_examples
+from pipeline.machine.memory import affordable_batch, footprint
 from pipeline.machine.processor import all_cores, cpu_name
 from pipeline.machine.timing import Candidate, interleave
 from pipeline.models.capture import count_macs, count_parameters, example_inputs
@@ -51,7 +52,8 @@ def benchmark(
         exported: What `export` returned.
         samples: The evaluation set. Nothing is chosen by it.
         root: Artifact paths in the records are relative to this folder.
-        batch_size: Samples per forward pass where the batch is dynamic. Latency is always taken at batch 1.
+        batch_size: Samples per forward pass where the batch is dynamic; fewer where memory is short. Latency is always
+            taken at batch 1.
     """
     model = with_examples(model, samples)
     sample = tuple(value.numpy() for value in example_inputs(model.examples))
@@ -161,6 +163,8 @@ def _score(
     """Run the evaluation set once through everything; returns the original's metrics."""
     original, program = predictor(model.reference), predictor(model.module)
     of_original = Comparison()
+    needs = footprint(lambda count: [run(example_inputs(model.examples, count)) for run in (original, program)])
+    size = affordable_batch("benchmark", needs, min(size, len(samples)))
     with Progress("evaluate", total=len(samples)) as progress:
         for batch in samples.batches(size):
             expected, quantized = original(batch.inputs), program(batch.inputs)

@@ -7,6 +7,7 @@ import logging
 from torch import nn
 
 from pipeline.data.samples import SampleSet
+from pipeline.machine.memory import affordable_batch, footprint
 from pipeline.tasks.comparison import Comparison
 from pipeline.tasks.prediction import predictor
 
@@ -16,11 +17,20 @@ logger = logging.getLogger(__name__)
 def evaluate(
     module: nn.Module, samples: SampleSet, *, reference: nn.Module | None = None, batch_size: int = 256
 ) -> dict[str, float]:
-    """Top-1 on labelled samples and, where a reference is given, agreement with it."""
+    """Top-1 on labelled samples and, where a reference is given, agreement with it.
+
+    Args:
+        batch_size: Samples that are run at once; fewer where memory is short.
+
+    Raises:
+        EdgewrightError: Not even one sample fits into memory.
+    """
     comparison = Comparison()
     predict = predictor(module)
     expect = predict if reference is None else predictor(reference)
-    for batch in samples.batches(batch_size):
+    needs = footprint(lambda count: predict(next(samples.take(count).batches(count)).inputs))
+    size = affordable_batch(f"evaluation on {samples.name}", needs, min(batch_size, len(samples)))
+    for batch in samples.batches(size):
         outputs = predict(batch.inputs)
         comparison.update(outputs, outputs if reference is None else expect(batch.inputs), batch.labels)
     metrics = comparison.metrics()

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pipeline.core import StageError
 from pipeline.core.files import read_sealed, write_sealed
 from pipeline.data.samples import Batch, SampleSet
+from pipeline.machine.memory import footprint, require_batch
 from pipeline.progress import Progress
 from pipeline.recipe import TrainingConfig
 from pipeline.training.augmentation import augmentation
@@ -80,8 +81,10 @@ def fit(
 
     Raises:
         StageError: The loss is no longer finite, or the checkpoint belongs to another training.
+        EdgewrightError: A step does not fit into memory.
     """
     training = _Training(module, loss, samples, config, seed, checkpoint)
+    training.require_memory(label, samples)
     training.resume()
     state = training.state
     with (
@@ -187,6 +190,27 @@ class _Training:
         """Of all epochs."""
         return self.state.epoch * len(self._loader) + self.state.step
 
+    def require_memory(self, label: str, samples: SampleSet) -> None:
+        """Refuse batches that do not fit, where the memory is this machine's and not an accelerator's.
+
+        Counted are the activations that the backward pass needs, the gradients, what the optimizer keeps, the moving
+        average and the best weights.
+        """
+        if self._accelerator.device.type != "cpu":
+            return
+        self._bare.eval()  # so that no statistics change; an epoch starts by undoing this
+
+        def run(count: int) -> object:
+            with self._arithmetic():
+                return self._bare(*next(samples.take(count).batches(count)).inputs)
+
+        weights = sum(parameter.nbytes for parameter in self._parameters)
+        copies = 3 if self._config.optimizer == "adamw" else 2
+        copies += (self._config.ema is not None) + (self._config.early_stop is not None)
+        share = max(1, min(self._config.batch_size, len(samples)) // self._accelerator.num_processes)
+        step, setting = f"{label}: training", f"{label}.batch_size"
+        require_batch(step, footprint(run), share, extra=copies * weights, setting=setting)
+
     def resume(self) -> None:
         """Restore the state of the checkpoint, if there is one."""
         restored = None if self._checkpoint is None else _restore(self._checkpoint, self._parts, self._identity)
@@ -218,8 +242,7 @@ class _Training:
             yield value, rate
 
     def _step(self, batch: Batch) -> float:
-        precise = self._config.precision == "fp32"
-        with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=not precise):
+        with self._arithmetic():
             value = self._loss(self._module, batch)
         self._accelerator.backward(value)
         if self._config.max_grad_norm is not None:
@@ -229,6 +252,10 @@ class _Training:
         if self._average is not None:
             self._average.update_parameters(self._bare)
         return float(value.item())
+
+    def _arithmetic(self) -> torch.autocast:
+        mixed = self._config.precision != "fp32"
+        return torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=mixed)
 
     def end_epoch(self, validate: Callable[[nn.Module], float | None] | None) -> EpochLog:
         """Score the epoch, and keep its weights where they are the best so far.

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from pipeline.core import StageError
-from pipeline.data.samples import SampleSet
+from pipeline.data.samples import SampleSet, examples_of
+from pipeline.machine.memory import footprint, require_batch
+from pipeline.models.capture import example_inputs
 from pipeline.stages.quantize.graph.capabilities import kind_of
 from pipeline.stages.quantize.graph.nodes import by_key, channel_axis, is_float_tensor, key_of, layer_name, pad_value
 from pipeline.stages.quantize.graph.scheme import Scheme, activations, scheme_of
@@ -106,7 +108,12 @@ def calibrate(
     Raises:
         DataError: A sample holds NaN or infinity.
         StageError: An operator's result does.
+        EdgewrightError: A batch does not fit into memory.
     """
+    examples = examples_of(data)
+    needs = footprint(lambda count: graph(*example_inputs(examples, count)))
+    size = min(fitting_batch(graph, batch_size), len(data))
+    require_batch("quantize: calibration", needs, size, setting="quantize.batch_size")
     run = _Watching(graph, scheme_of(graph), methods)
     with torch.no_grad():
         for batch in data.batches(fitting_batch(graph, batch_size)):
