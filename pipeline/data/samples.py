@@ -91,6 +91,10 @@ class SampleSet:
             collate_fn=_identity,
         )
 
+    def stand_ins(self, count: int) -> tuple[Tensor, ...]:
+        """Inputs ``(count, …)`` of the right shapes and types without reading: ones, valid as lengths and ids, too."""
+        return tuple(torch.ones(count, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in self.inputs)
+
     def take(self, count: int) -> SampleSet:
         """At most ``count`` samples, evenly spaced, so that a set sorted by class keeps all its classes."""
         if count >= len(self):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +170,9 @@ def _address(tensor: torch.Tensor) -> int:
 
 def available_bytes() -> int:
     """Bytes that this process can still take: the least of all limits that it is under."""
-    system = psutil.virtual_memory().available + psutil.swap_memory().free
+    with warnings.catch_warnings():  # psutil warns where a container hides how much was swapped
+        warnings.simplefilter("ignore")
+        system = psutil.virtual_memory().available + psutil.swap_memory().free
     return max(0, min((system, *_left_in_cgroups(), *_left_in_address_space())))
 
 

@@ -28,7 +28,7 @@ def evaluate(
     comparison = Comparison()
     predict = predictor(module)
     expect = predict if reference is None else predictor(reference)
-    needs = footprint(lambda count: predict(next(samples.take(count).batches(count)).inputs))
+    needs = footprint(lambda count: predict(samples.stand_ins(count)))
     size = affordable_batch(f"evaluation on {samples.name}", needs, min(batch_size, len(samples)))
     for batch in samples.batches(size):
         outputs = predict(batch.inputs)

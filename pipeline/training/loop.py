@@ -202,7 +202,7 @@ class _Training:
 
         def run(count: int) -> object:
             with self._arithmetic():
-                return self._bare(*next(samples.take(count).batches(count)).inputs)
+                return self._bare(*samples.stand_ins(count))
 
         weights = sum(parameter.nbytes for parameter in self._parameters)
         copies = 3 if self._config.optimizer == "adamw" else 2

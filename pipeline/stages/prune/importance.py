@@ -16,6 +16,7 @@ from torch.nn import functional
 from pipeline.core import StageError
 from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import Batch, SampleSet
+from pipeline.machine.memory import affordable_batch, footprint
 from pipeline.recipe import Importance
 from pipeline.stages.prune import recurrent
 from pipeline.stages.prune.channels import Score
@@ -99,7 +100,9 @@ def _over_places(
 @torch.no_grad()
 def _weigh_by_gradient(module: nn.Module, samples: SampleSet) -> None:
     module.zero_grad()
-    for batch in samples.batches(_IMPORTANCE_BATCH):
+    with torch.enable_grad():
+        needs = footprint(lambda count: _loss(module, Batch(samples.stand_ins(count), None)))
+    for batch in samples.batches(affordable_batch("prune: importance", needs, _IMPORTANCE_BATCH)):
         with torch.enable_grad():
             torch.autograd.backward(_loss(module, batch))
     for parameter in module.parameters():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from pipeline.data.samples import SampleSet
-from pipeline.machine.memory import require_memory
+from pipeline.machine.memory import affordable_batch, footprint, require_memory
 from pipeline.recipe import Budget
 from pipeline.tasks.comparison import Comparison
 from pipeline.tasks.prediction import predictor
@@ -24,13 +24,14 @@ class Judge:
     """
 
     def __init__(self, module: nn.Module, samples: SampleSet, budget: Budget, batch_size: int) -> None:
-        self.samples, self.batch_size = samples, batch_size
-        self._module, self._budget = module, budget
+        self.samples, self._module, self._budget = samples, module, budget
         predict = predictor(module)
         kept = sum(output.nbytes for output in predict(next(samples.take(1).batches(1)).inputs))
         fix = "limit the training samples in the recipe, of which an eighth is held out"
         require_memory(f"quantize: outputs of {len(samples)} held-out samples", kept * len(samples), fix=fix)
-        self._reference = [predict(batch.inputs) for batch in samples.batches(batch_size)]
+        needs = footprint(lambda count: predict(samples.stand_ins(count)))
+        self.batch_size = affordable_batch("quantize: held-out samples", needs, min(batch_size, len(samples)))
+        self._reference = [predict(batch.inputs) for batch in samples.batches(self.batch_size)]
         compared = self._compare(module)
         self.metric = "top1" if compared.top1 is not None and budget.metric == "top1" else "agreement"
         if not compared.metrics():

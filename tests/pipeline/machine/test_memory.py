@@ -1,5 +1,6 @@
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.core import EdgewrightError, Model, TensorSpec
+from pipeline.core.arrays import Array
 from pipeline.core.bounded import run_bounded
 from pipeline.data.open import from_dataset
 from pipeline.data.samples import SampleSet
@@ -22,10 +24,14 @@ from pipeline.machine.memory import (
     require_memory,
 )
 from pipeline.models.load import from_module, load
-from pipeline.recipe import Budget, ModelSource, QuantizeConfig, TrainingConfig
+from pipeline.recipe import Budget, ModelSource, PruneConfig, QuantizeConfig, TrainingConfig
 from pipeline.stages.benchmark import benchmark
+from pipeline.stages.prune import prune
 from pipeline.stages.quantize import quantize
+from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.improve.batch_norms import reestimated
 from pipeline.stages.quantize.judge import Judge
+from pipeline.stages.quantize.ranges.calibration import calibrate
 from pipeline.tasks.evaluation import evaluate
 from pipeline.training.loop import fit
 from tests.pipeline.machine import memory_calls
@@ -176,6 +182,10 @@ def train() -> object:
     return fit(network(), lambda module, batch: module(*batch.inputs).sum(), samples(), config, seed=0, label="distill")
 
 
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(1000, 1000), nn.BatchNorm1d(1000), nn.Linear(1000, 2)).eval()
+
+
 WEIGHTS = (1000 * 500 + 500 + 500 * 10 + 10) * 4
 STEPS: dict[str, tuple[int, Callable[[], object]]] = {
     "distill: training in batches of 32": (3 * WEIGHTS, train),  # gradients and AdamW's two moments
@@ -184,6 +194,12 @@ STEPS: dict[str, tuple[int, Callable[[], object]]] = {
         lambda: quantize(model(), QuantizeConfig(), samples(), budget=Budget()),
     ),
     "quantize: outputs of 64 held-out samples": (64 * 39, lambda: Judge(network(), samples(), Budget(), 16)),
+    "quantize: batch norms in batches of 16": (16 * 4000, lambda: reestimated(normed(), samples(16), batch_size=64)),
+    "quantize: held-out samples, one sample": (3000, lambda: Judge(normed(), samples(1), Budget(), 16)),
+    "prune: importance, one sample": (
+        1000,
+        lambda: prune(model(), PruneConfig(macs_ratio=0.5, importance="taylor"), samples()),
+    ),
     "benchmark, one sample": (1000, lambda: benchmark(model(), [], samples(), root=Path())),
 }
 
@@ -194,6 +210,32 @@ def test_step_is_refused_when_it_does_not_fit(step: str, left: Callable[[int], N
     left(nbytes)
     with pytest.raises(EdgewrightError, match=f"^{re.escape(step)}: needs about .* are available\n  fix: "):
         run()
+
+
+def test_training_reads_no_sample_before_its_first_step() -> None:
+    data, reads = samples(8), list[int]()
+
+    class Counting:
+        where, labelled = data.source.where, True
+
+        def __len__(self) -> int:
+            return len(data)
+
+        def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Array | None]:
+            reads.append(len(indices))
+            return data.source.read(indices)
+
+    config = TrainingConfig(epochs=1, batch_size=4)
+    fit(network(), lambda module, batch: module(*batch.inputs).sum(), replace(data, source=Counting()), config, seed=0)
+    assert reads == [4, 4]
+
+
+def test_gradients_of_calibration_are_counted_when_a_range_method_needs_them(left: Callable[[int], None]) -> None:
+    graph, data = canonical_graph(model()), samples(16)
+    left(2**17)  # enough for the forward pass
+    calibrate(graph, data, batch_size=16, methods=["minmax"])
+    with pytest.raises(EdgewrightError, match=r"^quantize: gradients in batches of 16: needs about"):
+        calibrate(graph, data, batch_size=16, methods=["output_mse"])
 
 
 def test_checkpoint_is_refused_when_twice_its_size_does_not_fit(tmp_path: Path, left: Callable[[int], None]) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.data.samples import SampleSet
+from pipeline.machine.memory import footprint, require_batch
+from pipeline.tasks.prediction import predictor
 
 
 @dataclass(slots=True)
@@ -40,6 +42,8 @@ def reestimated(module: nn.Module, data: SampleSet, *, batch_size: int) -> nn.Mo
     layers; larger batches are better.
     """
     result = copy.deepcopy(module).eval()
+    needs = footprint(lambda count: predictor(result)(data.stand_ins(count)))
+    require_batch("quantize: batch norms", needs, min(batch_size, len(data)), setting="quantize.batch_size")
     norms = [part for part in result.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     moments = {norm: _Moments() for norm in norms}
     hooks = [norm.register_forward_pre_hook(found.update) for norm, found in moments.items()]

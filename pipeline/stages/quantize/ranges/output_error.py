@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from pipeline.core.outputs import output_tuple
-from pipeline.data.samples import SampleSet
+from pipeline.data.samples import SampleSet, examples_of
+from pipeline.machine.memory import footprint, require_batch
+from pipeline.models.capture import example_inputs
 from pipeline.stages.quantize.graph.nodes import key_of
 from pipeline.stages.quantize.scales.numbers import QMAX, QMIN
 
@@ -102,34 +104,49 @@ def output_errors(
 
     Returns:
         By the node's key; a value that no float output depends on is left out.
+
+    Raises:
+        EdgewrightError: A batch does not fit into memory.
     """
-    generator = torch.Generator().manual_seed(seed)
+    examples, generator = examples_of(data), torch.Generator().manual_seed(seed)
+    needs = footprint(lambda count: _slopes(graph, ends, example_inputs(examples, count), torch.Generator()))
+    require_batch("quantize: gradients", needs, min(batch_size, len(data)), setting="quantize.batch_size")
     found: dict[str, OutputError] = {}
     left = ELEMENTS
     for batch in data.batches(batch_size):
-        run = _Tracing(graph, ends)
-        with torch.enable_grad():
-            outputs = run.run(*batch.inputs)
-            parts = [part for part in _flat(outputs) if part.requires_grad]
-        if not parts:
+        kept, gradients = _slopes(graph, ends, batch.inputs, generator)
+        if not gradients:
             break
-        gradients = [
-            torch.autograd.grad(
-                parts,
-                list(run.kept.values()),
-                [torch.randn(part.shape, generator=generator) for part in parts],
-                retain_graph=True,
-                allow_unused=True,
-            )
-            for _ in range(VECTORS)
-        ]
-        for (name, value), *slopes in zip(run.kept.items(), *gradients, strict=True):
+        for (name, value), *slopes in zip(kept.items(), *gradients, strict=True):
             if slopes[0] is not None:
                 found.setdefault(name, OutputError(*ends[name])).update(value.detach(), slopes)
                 left -= value.numel()
         if left <= 0:
             break
     return found
+
+
+def _slopes(
+    graph: GraphModule, keys: Collection[str], inputs: tuple[Tensor, ...], generator: torch.Generator
+) -> tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
+    """Some values of one batch, and their gradients for each random vector; none where no output depends on them."""
+    run = _Tracing(graph, keys)
+    with torch.enable_grad():
+        outputs = run.run(*inputs)
+        parts = [part for part in _flat(outputs) if part.requires_grad]
+    if not parts:
+        return {}, []
+    gradients = [
+        torch.autograd.grad(
+            parts,
+            list(run.kept.values()),
+            [torch.randn(part.shape, generator=generator) for part in parts],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for _ in range(VECTORS)
+    ]
+    return run.kept, gradients
 
 
 class _Tracing(Interpreter):
