@@ -7,46 +7,81 @@ Schema, an editor can complete it, and an unknown key is refused with the neares
 from __future__ import annotations
 
 import logging
+import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, GetJsonSchemaHandler, ValidationError, model_serializer, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, ErrorDetails
 
-from pipeline.core import PositiveInt, Preprocessing, RecipeError, Setting, TensorSpec
-from pipeline.data.source import DataSource
+from pipeline.core import (
+    Distinct,
+    FilePath,
+    Flag,
+    Integer,
+    Number,
+    PositiveInt,
+    Preprocessing,
+    RecipeError,
+    Setting,
+    TensorSpec,
+)
+from pipeline.core.strict_yaml import parse_yaml
+from pipeline.data.source import FACTORY, DataSource, Factory
 
 logger = logging.getLogger(__name__)
 
-Ratio = Annotated[float, Field(gt=0, le=1)]
+Ratio = Annotated[Number, Field(gt=0, le=1)]
 Metric = Literal["top1", "agreement"]
 TargetName = Literal["onnx", "tflite", "coreml"]
 Observer = Literal["minmax", "moving_average", "percentile", "mse", "entropy", "output_mse"]
 Importance = Literal["l1", "l2", "bn_scale", "taylor", "activation"]
+ModuleNames = tuple[Annotated[str, Field(min_length=1)], ...]
+
+MAX_INPUT_VALUES = 2**31 - 1
+"""Of one sample of one input: what 32-bit indices of the targets' formats can count."""
 
 
 class ModelSource(Setting):
     """Where the FP32 model comes from: a factory and its weights, or a ``torch.export`` program."""
 
-    checkpoint: Path
-    factory: str | None = Field(None, pattern=r"^[\w.]+:[\w.]+$", description="module:callable that builds the network")
+    checkpoint: FilePath
+    factory: Factory | None = Field(None, description="module:callable that builds the network")
     kwargs: dict[str, Any] = {}
     inputs: tuple[TensorSpec, ...] = Field((), description="names and shapes without the batch dimension")
     outputs: tuple[str, ...] = ()
-    classes: tuple[str, ...] = Field((), description="class names, in the order of the logits")
-    trust: bool = Field(False, description="read a .pt2 with torch, which may run code in it")
+    classes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="class names, in the order of the logits"
+    )
+    trust: Flag = Field(False, description="read a .pt2 with torch, which may run code in it")
 
     @model_validator(mode="after")
     def _factory_needs_inputs(self) -> ModelSource:
         if self.checkpoint.suffix == ".pt2":
-            if self.factory:
-                raise ValueError("a .pt2 checkpoint holds its own program: remove factory")
+            for key in ("factory", "kwargs"):
+                if getattr(self, key):
+                    raise ValueError(f"a .pt2 checkpoint holds its own program: remove {key}")
+        elif self.trust:
+            raise ValueError("only a .pt2 checkpoint can be trusted, any other runs no code: remove trust")
         elif not self.factory:
             raise ValueError("weights alone do not make a model: add factory: module:callable")
         elif not self.inputs:
             raise ValueError("add inputs: [{name: image, shape: [3, 224, 224]}] (shapes without the batch)")
+        return self
+
+    @model_validator(mode="after")
+    def _inputs_have_values(self) -> ModelSource:
+        for index, spec in enumerate(self.inputs):
+            if not all(size > 0 for size in spec.shape):
+                raise ValueError(
+                    f"inputs[{index}].shape: {list(spec.shape)} must hold positive sizes, without the batch"
+                )
+            if math.prod(spec.shape) > MAX_INPUT_VALUES:
+                raise ValueError(f"inputs[{index}].shape: {list(spec.shape)} has more than {MAX_INPUT_VALUES} values")
+            if spec.name in [other.name for other in self.inputs[:index]]:
+                raise ValueError(f"inputs[{index}].name: {spec.name!r} is there twice")
         return self
 
 
@@ -62,15 +97,15 @@ class DataConfig(Setting):
 class Augmentation(Setting):
     """Random changes to training images; all off by default."""
 
-    horizontal_flip: bool = False
-    shift: int = Field(0, ge=0, description="pixels of zero padding around a random crop of the original size")
-    rotation: float = Field(0.0, ge=0, le=180, description="largest rotation in degrees, in either direction")
-    color_jitter: float = Field(
+    horizontal_flip: Flag = False
+    shift: Integer = Field(0, ge=0, description="pixels of zero padding around a random crop of the original size")
+    rotation: Number = Field(0.0, ge=0, le=180, description="largest rotation in degrees, in either direction")
+    color_jitter: Number = Field(
         0.0, ge=0, le=1, description="largest relative change of brightness, contrast and saturation"
     )
-    erasing: float = Field(0.0, ge=0, le=1, description="share of images in which a random rectangle is erased")
-    mixup: float = Field(0.0, ge=0, le=1, description="share of batches whose images are blended in pairs")
-    cutmix: float = Field(0.0, ge=0, le=1, description="share of batches whose images exchange a rectangle in pairs")
+    erasing: Number = Field(0.0, ge=0, le=1, description="share of images in which a random rectangle is erased")
+    mixup: Number = Field(0.0, ge=0, le=1, description="share of batches whose images are blended in pairs")
+    cutmix: Number = Field(0.0, ge=0, le=1, description="share of batches whose images exchange a rectangle in pairs")
 
     @model_validator(mode="after")
     def _mixed_at_most_once(self) -> Augmentation:
@@ -82,32 +117,32 @@ class Augmentation(Setting):
 class TrainingConfig(Setting):
     """Settings of the training loop, shared by every stage that trains."""
 
-    epochs: PositiveInt = 3
+    epochs: PositiveInt = Field(3, le=100_000)
     batch_size: PositiveInt = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(0.05, gt=0, description="peak of the one-cycle schedule; AdamW needs about 0.001")
-    momentum: float = Field(
+    learning_rate: Number = Field(0.05, gt=0, description="peak of the one-cycle schedule; AdamW needs about 0.001")
+    momentum: Number = Field(
         0.9, gt=0, lt=1, description="mean momentum; the one-cycle schedule varies it by 0.05 in either direction"
     )
-    weight_decay: float = Field(5e-4, ge=0)
-    warmup_ratio: float = Field(0.2, ge=0, lt=1, description="share of all steps during which the learning rate rises")
-    max_grad_norm: float | None = Field(5.0, gt=0)
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, per step")
+    weight_decay: Number = Field(5e-4, ge=0)
+    warmup_ratio: Number = Field(0.2, ge=0, lt=1, description="share of all steps during which the learning rate rises")
+    max_grad_norm: Number | None = Field(5.0, gt=0)
+    ema: Number | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, per step")
     early_stop: PositiveInt | None = Field(
         None, description="stop after this many epochs without a better held-out metric, and keep the best epoch"
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: mixed precision, where the device supports it"
     )
-    checkpoint_minutes: float = Field(5.0, ge=0, description="how often the state of a long training is saved")
+    checkpoint_minutes: Number = Field(5.0, ge=0, description="how often the state of a long training is saved")
     augment: Augmentation = Augmentation()
 
 
 class TeacherConfig(TrainingConfig):
     """Training with the original as teacher (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)."""
 
-    temperature: float = Field(4.0, gt=0)
-    alpha: float = Field(
+    temperature: Number = Field(4.0, gt=0)
+    alpha: Number = Field(
         0.9, ge=0, le=1, description="weight of the loss against the teacher; the loss against the labels gets the rest"
     )
 
@@ -121,7 +156,7 @@ class TeacherConfig(TrainingConfig):
 class Sparsity(Setting):
     """The smallest weights of every layer are set to zero. No runtime here gains size or speed from the zeros."""
 
-    ratio: float | None = Field(None, gt=0, lt=1, description="share of zeros in every layer")
+    ratio: Number | None = Field(None, gt=0, lt=1, description="share of zeros in every layer")
     pattern: tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="[2, 4]: keep the 2 largest of every 4 consecutive weights along the input axis"
     )
@@ -165,7 +200,7 @@ class PruneConfig(Setting):
     sparsity: Sparsity | None = None
     iterations: PositiveInt = Field(1, description="reach the budgets in this many rounds")
     recover: TeacherConfig | None = Field(None, description="training after every round, with the original as teacher")
-    skip: tuple[str, ...] = Field((), description="names of modules that are not pruned")
+    skip: ModuleNames = Field((), description="names of modules that are not pruned")
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> PruneConfig:
@@ -179,6 +214,8 @@ class PruneConfig(Setting):
             raise ValueError("without training, several iterations equal one: add recover: {epochs: 1}")
         if timed and self.latency_target is None:
             raise ValueError("say where latency is measured: latency_target: onnx")
+        if not timed and self.latency_target is not None:
+            raise ValueError("latency_target needs a limit: add latency_ratio or max_latency_ns, or remove it")
         return self
 
 
@@ -189,7 +226,7 @@ class Features(Setting):
         "attention",
         description="attention compares attention maps; hint compares features through a learned 1x1 projection",
     )
-    weight: float = Field(1.0, gt=0)
+    weight: Number = Field(1.0, gt=0)
     layers: dict[str, str] | tuple[str, ...] = Field(
         (),
         description="names of modules, or {student: teacher}; by default the last common one at each resolution",
@@ -199,16 +236,16 @@ class Features(Setting):
 class Relations(Setting):
     """A loss on the relations between the samples of a batch (Park et al. 2019, https://arxiv.org/abs/1904.05068)."""
 
-    distance: float = Field(1.0, ge=0, description="weight of the loss on distances of pairs")
-    angle: float = Field(2.0, ge=0, description="weight of the loss on angles of triplets")
+    distance: Number = Field(1.0, ge=0, description="weight of the loss on distances of pairs")
+    angle: Number = Field(2.0, ge=0, description="weight of the loss on angles of triplets")
 
 
 class StudentSource(Setting):
     """Another network, which is trained in place of the current model."""
 
-    factory: str = Field(pattern=r"^[\w.]+:[\w.]+$", description="module:callable that builds the network")
+    factory: Factory = Field(description="module:callable that builds the network")
     kwargs: dict[str, Any] = {}
-    checkpoint: Path | None = Field(None, description="weights to start from; the factory's own when absent")
+    checkpoint: FilePath | None = Field(None, description="weights to start from; the factory's own when absent")
 
 
 class DistillConfig(TeacherConfig):
@@ -222,39 +259,39 @@ class DistillConfig(TeacherConfig):
 class QatConfig(TeacherConfig):
     """Quantization-aware training from the best post-training program, with the original as teacher."""
 
-    epochs: PositiveInt = 1
-    learning_rate: float = Field(0.01, gt=0, description="peak of the one-cycle schedule")
-    weight_decay: float = Field(0.0, ge=0)
-    freeze_ratio: float = Field(0.5, ge=0, le=1, description="share of the steps after which ranges are frozen")
+    epochs: PositiveInt = Field(1, le=100_000)
+    learning_rate: Number = Field(0.01, gt=0, description="peak of the one-cycle schedule")
+    weight_decay: Number = Field(0.0, ge=0)
+    freeze_ratio: Number = Field(0.5, ge=0, le=1, description="share of the steps after which ranges are frozen")
 
 
 class QuantizeConfig(Setting):
     """Static INT8 quantization, calibrated on real data."""
 
-    observers: tuple[Observer, ...] = Field(
+    observers: Annotated[tuple[Observer, ...], Distinct] = Field(
         ("minmax", "output_mse"), min_length=1, description="calibration candidates, tried in this order"
     )
-    bias_correction: bool = Field(
+    bias_correction: Flag = Field(
         True, description="correct biases by the mean rounding error, with the better of two methods"
     )
-    equalisation: bool = Field(
+    equalisation: Flag = Field(
         True, description="try to equalise the ranges of channels; kept where it improves SQNR on held-out samples"
     )
-    smoothquant: bool = Field(True, description="the same for linear layers behind layer norms")
-    batch_norm: bool = Field(
+    smoothquant: Flag = Field(True, description="the same for linear layers behind layer norms")
+    batch_norm: Flag = Field(
         False, description="re-estimate the statistics of batch norms on the calibration samples; useful after pruning"
     )
-    adaround: bool = Field(
+    adaround: Flag = Field(
         False, description="learn whether each weight is rounded up or down from its layer's outputs; takes minutes"
     )
-    mixed_precision: bool = Field(
+    mixed_precision: Flag = Field(
         True, description="keep the most sensitive layers in float where the budget requires it"
     )
-    sensitivity: bool = Field(False, description="measure every layer's sensitivity even where the budget is met")
+    sensitivity: Flag = Field(False, description="measure every layer's sensitivity even where the budget is met")
     sensitivity_samples: PositiveInt = Field(64, description="held-out samples to measure sensitivities on")
     qat: QatConfig | None = Field(None, description="quantization-aware training afterwards; needs training data")
     batch_size: PositiveInt = Field(64, description="samples run at once; fewer where activations are large")
-    skip: tuple[str, ...] = Field((), description="names of modules that stay in float")
+    skip: ModuleNames = Field((), description="names of modules that stay in float")
 
 
 OnnxProvider = Literal["cpu", "coreml", "nnapi", "xnnpack", "qnn", "cuda", "tensorrt"]
@@ -264,16 +301,24 @@ class OnnxConfig(Setting):
     """The ONNX Runtime target's options."""
 
     cpu: Literal["x86", "arm"] | None = Field(None, description="deployment CPU; the host's when absent")
-    vnni: bool | None = Field(None, description="whether an x86 deployment CPU has VNNI; as the host when absent")
-    variants: tuple[Literal["fp16"], ...] = Field((), description="forms of the original to compare with, beside FP32")
-    providers: tuple[OnnxProvider, ...] = Field(
+    vnni: Flag | None = Field(None, description="whether an x86 deployment CPU has VNNI; as the host when absent")
+    variants: Annotated[tuple[Literal["fp16"], ...], Distinct] = Field(
+        (), description="forms of the original to compare with, beside FP32"
+    )
+    providers: Annotated[tuple[OnnxProvider, ...], Distinct] = Field(
         (), description="execution providers to run on, first choice first; those not in this build are reported"
     )
-    ort: bool = Field(False, description="also write the .ort format of onnxruntime's mobile builds")
-    image_input: bool = Field(False, description="take stored uint8 pixels: the preprocessing becomes part of the file")
-    dynamic: dict[str, tuple[PositiveInt, ...]] = Field(
+    ort: Flag = Field(False, description="also write the .ort format of onnxruntime's mobile builds")
+    image_input: Flag = Field(False, description="take stored uint8 pixels: the preprocessing becomes part of the file")
+    dynamic: dict[str, Annotated[tuple[PositiveInt, ...], Distinct, Field(min_length=1)]] = Field(
         {}, description="per input, axes beside the batch (0) whose size may vary: {image: [2, 3]}"
     )
+
+    @model_validator(mode="after")
+    def _vnni_is_of_x86(self) -> OnnxConfig:
+        if self.cpu == "arm" and self.vnni is not None:
+            raise ValueError("an Arm CPU has no VNNI: remove vnni")
+        return self
 
 
 class CoremlConfig(Setting):
@@ -282,7 +327,7 @@ class CoremlConfig(Setting):
     deployment_target: Literal["iOS17", "iOS18", "macOS14", "macOS15"] = Field(
         "iOS18", description="the oldest operating system that must be able to load the model"
     )
-    batch_sizes: tuple[PositiveInt, ...] = Field(
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Distinct] = Field(
         (1, 32), min_length=1, description="batch sizes that the model takes, unless its code fixes the batch"
     )
     compute_units: Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"] = Field(
@@ -293,12 +338,12 @@ class CoremlConfig(Setting):
         description="arithmetic between an int8 model's integer operators; float32 follows the quantized program "
         "exactly, but cannot run on the Neural Engine",
     )
-    image_input: bool = Field(
+    image_input: Flag = Field(
         False, description="take images, and do the preprocessing (scale, mean, std) in the model; batch 1"
     )
-    classifier: bool = Field(False, description="also return the class label and probabilities; batch 1")
-    variants: tuple[Literal["fp16", "int8_weights", "palettized_6bit", "palettized_4bit"], ...] = Field(
-        (), description="forms of the original to compare with, beside FP32"
+    classifier: Flag = Field(False, description="also return the class label and probabilities; batch 1")
+    variants: Annotated[tuple[Literal["fp16", "int8_weights", "palettized_6bit", "palettized_4bit"], ...], Distinct] = (
+        Field((), description="forms of the original to compare with, beside FP32")
     )
 
 
@@ -328,7 +373,7 @@ class AndroidConfig(Setting):
 class TfliteConfig(Setting):
     """The TFLite target's options."""
 
-    npu: tuple[EthosU, ...] = Field(
+    npu: Annotated[tuple[EthosU, ...], Distinct] = Field(
         (), description="Arm Ethos-U configurations to compile for, with operators in the NPU's forms"
     )
     optimize_for: Literal["cpu", "npu"] = Field(
@@ -338,17 +383,17 @@ class TfliteConfig(Setting):
         "int8", description="number type of an int8 model's inputs and outputs"
     )
     input_layout: Literal["nchw", "nhwc"] = Field("nchw", description="order of an image's axes at the model's inputs")
-    reference_kernels: bool | None = Field(
+    reference_kernels: Flag | None = Field(
         None,
         description="also evaluate with the reference kernels, whose rounding NPUs follow; about 30 times slower than "
         "XNNPACK; by default only where they take less than 20 ms for a sample",
     )
-    gpu: bool = Field(False, description="report what LiteRT's analyzer says about its GPU delegate")
+    gpu: Flag = Field(False, description="report what LiteRT's analyzer says about its GPU delegate")
     android: AndroidConfig | None = Field(None, description="a phone to time the model on")
-    aot: tuple[Annotated[str, Field(pattern=r"^\w+:\w+$")], ...] = Field(
+    aot: Annotated[tuple[Annotated[str, Field(pattern=r"^\w+:\w+$")], ...], Distinct] = Field(
         (), description="chips to compile for ahead of time: qualcomm:SM8650, mediatek:MT6989, google_tensor:Tensor_G5"
     )
-    variants: tuple[Literal["fp16", "int8_dynamic"], ...] = Field(
+    variants: Annotated[tuple[Literal["fp16", "int8_dynamic"], ...], Distinct] = Field(
         (), description="forms of the original to compare with, beside FP32"
     )
 
@@ -357,7 +402,7 @@ class Budget(Setting):
     """How much accuracy the whole run may cost."""
 
     metric: Metric = "top1"
-    max_drop: float = Field(0.01, ge=0, le=1, description="absolute, as a ratio: 0.01 is one percentage point")
+    max_drop: Number = Field(0.01, ge=0, le=1, description="absolute, as a ratio: 0.01 is one percentage point")
 
 
 class OneOf(Setting):
@@ -424,7 +469,7 @@ class Recipe(Setting):
     stages: tuple[StageStep, ...] = ()
     targets: tuple[TargetStep, ...] = ()
     budget: Budget = Budget()
-    seed: int = Field(0, ge=0)
+    seed: Integer = Field(0, ge=0, le=2**32 - 1)
 
     @model_validator(mode="after")
     def _order_makes_sense(self) -> Recipe:
@@ -436,7 +481,12 @@ class Recipe(Setting):
             raise ValueError("distill would fill the zeros of prune.sparsity: train in prune.recover, or distill first")
         targets = [step.name for step in self.targets]
         if len(set(targets)) != len(targets):
-            raise ValueError(f"each target can be listed once: {', '.join(targets)}")
+            raise ValueError(f"targets: each can be listed once: {', '.join(targets)}")
+        for index, step in enumerate(self.stages):
+            if step.prune and step.prune.latency_target not in (None, *targets):
+                raise ValueError(
+                    f"stages[{index}].prune.latency_target: {step.prune.latency_target!r} is not listed under targets"
+                )
         return self
 
 
@@ -448,13 +498,18 @@ def read_recipe(path: Path) -> Recipe:
             names the file, the field and the nearest valid key.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError("no such file", where=str(path), fix="give the path of a recipe.yaml") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot be read: {error}", where=str(path)) from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"is not YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    except OSError as error:
+        problem = "is a folder" if path.is_dir() else f"cannot be read: {error.strerror}"
+        raise RecipeError(problem, where=str(path), fix="give the path of a recipe.yaml") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise RecipeError(f"line {line}: is not UTF-8 text", where=str(path), fix="save it as UTF-8") from None
+    except ValueError as error:
+        fix = "correct it there: indent with spaces, close brackets and quotes, and use no tags"
+        raise RecipeError(f"is not YAML: {error}", where=str(path), fix=fix) from None
     if not isinstance(values, dict):
         raise RecipeError("is empty or not a mapping", where=str(path), fix="see 'edgewright schema recipe'")
     logger.debug("read %s: keys %s", path, ", ".join(map(str, values)))
@@ -473,12 +528,37 @@ def parse_recipe(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [
-            f"{where}: {_field(problem['loc'])}{problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors()
-        ]
+        problems = [f"{where}: {_problem(problem)}" for problem in error.errors()[:_SHOWN_PROBLEMS]]
         text = "\n".join(problems).removeprefix(f"{where}: ")
         raise RecipeError(text, where=where, fix="'edgewright schema recipe' prints every key") from None
+
+
+_SHOWN_PROBLEMS = 10
+_EXPECTED = {
+    "missing": "is required",
+    "model_type": "must be a mapping, such as {key: value}",
+    "dict_type": "must be a mapping, such as {key: value}",
+    "tuple_type": "must be a list, such as [a, b]",
+    "bool_type": "must be true or false",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "string_type": "must be a string: write it in quotes",
+    "path_type": "must be a path",
+}
+"""What pydantic's errors mean in YAML."""
+
+
+def _problem(error: ErrorDetails) -> str:
+    """One error of pydantic's, in terms of the YAML file.
+
+    A validator names a field inside its own as ``shape: …``.
+    """
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == FACTORY:
+        return f"{_field(error['loc'])}must be module:callable, such as my_models:resnet"
+    text = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" and (inner := re.match(r"([a-z_.]+(\[\d+\])?[a-z_.]*): ", text)):
+        return f"{_field((*error['loc'], inner[1]))}{text[inner.end() :]}"
+    return f"{_field(error['loc'])}{_EXPECTED.get(error['type'], text)}"
 
 
 def _field(location: tuple[int | str, ...]) -> str:

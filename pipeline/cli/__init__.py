@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
+
+import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.supervisor import supervised
@@ -11,6 +14,9 @@ from pipeline.core.printing import printable
 
 LONG = frozenset({"run", "demo", "search"})
 """Commands that work for minutes, and go on where they were stopped."""
+
+UsageError: Any = typer.BadParameter.__base__
+"""Of click, which newer versions of typer bring along under another name."""
 
 
 def command() -> None:
@@ -24,7 +30,19 @@ def command() -> None:
 def main() -> None:
     """Parse the arguments and do what they say: a user's mistake is one message and exit code 2, never a traceback."""
     try:
-        app()
+        code = app(prog_name="edgewright", standalone_mode=False)
     except EdgewrightError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        code = _refused(str(error))
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            code = 2
+        else:
+            command_path = "edgewright" if error.ctx is None else error.ctx.command_path
+            code = _refused(f"{error.format_message()}\n  fix: see '{command_path} --help'")
+    sys.exit(code or 0)
+
+
+def _refused(message: str) -> int:
+    print(f"error: {printable(message)}", file=sys.stderr)
+    return 2

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.core.files import write_text
 from pipeline.report.model import read_report
 
 
@@ -20,8 +21,8 @@ def compare(
     from pipeline.report.compare import compare, render_html, render_text
 
     comparison = compare(read_report(before), read_report(after))
-    typer.echo(render_text(comparison))
     if html is not None:
-        html.write_text(render_html(comparison), encoding="utf-8")
+        write_text(html, render_html(comparison))
+    typer.echo(render_text(comparison))
     if fail_on_regression and comparison.regressions:
         raise typer.Exit(1)

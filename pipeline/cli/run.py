@@ -10,10 +10,28 @@ import typer
 from pipeline.cli.show import summary
 from pipeline.recipe import read_recipe
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run. Default: reports/<recipe's name>.")]
+
+def folder(text: str) -> Path:
+    """A folder that an option names; an empty name, as of a variable that is not set, is a mistake."""
+    if not text.strip():
+        raise typer.BadParameter("names no folder")
+    return Path(text)
+
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", parser=folder, metavar="FOLDER", help="Folder of the run. Default: reports/<recipe's name>."
+    ),
+]
 StoreFolder = Annotated[
     Path | None,
-    typer.Option("--store", help="Where finished stages are kept. Default: .store beside the run's folder."),
+    typer.Option(
+        "--store",
+        parser=folder,
+        metavar="FOLDER",
+        help="Where finished stages are kept. Default: .store beside the run's folder.",
+    ),
 ]
 
 
@@ -36,8 +54,8 @@ def apply_recipe(path: Path, out: Path | None, store: Path | None) -> None:
     from pipeline.execution.apply import run as apply  # torch is imported only once the recipe is known to be good
     from pipeline.progress import console
 
-    folder = out or Path("reports") / recipe.name
-    report = apply(recipe, folder, root=path.parent, store=store)
+    run_folder = out or Path("reports") / recipe.name
+    report = apply(recipe, run_folder, root=path.parent, store=store)
     if not console.quiet:  # of several processes, the first speaks
         typer.echo(summary(report))
-        typer.echo(f"report: {folder / 'report.html'}")
+        typer.echo(f"report: {run_folder / 'report.html'}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.run import folder
+from pipeline.core import RecipeError
 from pipeline.recipe import read_recipe
 
 
@@ -21,7 +23,10 @@ def search(
             help="top1, agreement, latency:<target> or size:<target>; repeatable. Default: top1, latency:onnx."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: reports/<recipe's name>-search.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", parser=folder, metavar="FOLDER", help="Default: reports/<recipe's name>-search."),
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(help="URL of a database that several workers share. Default: SQLite under --out.")
     ] = None,
@@ -33,12 +38,17 @@ def search(
     read = read_recipe(recipe)
     from pipeline.search.objectives import parse_objective
 
-    objectives = [parse_objective(text) for text in objective or ("top1", "latency:onnx")]
+    wanted = objective or ["top1", "latency:onnx"]
+    objectives = [parse_objective(text) for text in wanted]
+    if len(set(wanted)) < len(wanted):
+        raise RecipeError("an objective is there twice", where="--objective", fix="name each once")
     from pipeline.execution.apply import run
+    from pipeline.execution.prepare import check
     from pipeline.search.study import search
 
-    folder = out or Path("reports") / f"{read.name}-search"
-    points = search(read, folder, run=run, trials=trials, objectives=objectives, root=recipe.parent, storage=storage)
+    check(read, recipe.parent)  # before a study is made for it
+    front = out or Path("reports") / f"{read.name}-search"
+    points = search(read, front, run=run, trials=trials, objectives=objectives, root=recipe.parent, storage=storage)
     for point in points:
         typer.echo(f"trial {point.trial}: {', '.join(f'{name} {value:g}' for name, value in point.values.items())}")
-    typer.echo(f"front: {folder / 'front.html'}")
+    typer.echo(f"front: {front / 'front.html'}")

@@ -7,14 +7,43 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor, nn
 
-PositiveInt = Annotated[int, Field(gt=0)]
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} is there twice")
+    return values
+
+
+def _named(path: Path) -> Path:
+    if path == Path():
+        raise ValueError("must name a file")
+    return path
+
+
+Flag = Annotated[bool, Strict()]
+Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+"""A finite number; as for the two above, ``"0.5"`` or ``yes`` for ``1`` is refused rather than converted."""
+PositiveInt = Annotated[Integer, Field(gt=0)]
+Side = Annotated[PositiveInt, Field(le=16_384)]
+"""Pixels along one side of an image."""
+FilePath = Annotated[Path, AfterValidator(_named)]
+Distinct = AfterValidator(_distinct)
+"""A tuple in which no value is there twice."""
+
+_SHOWN_NAMES = 20
+
 DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 
 
@@ -71,6 +100,20 @@ def first_line(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """What to add to a message about an unknown name: the nearest of the known ones, or else all of them.
+
+    >>> did_you_mean("conv1", ["conv_1", "fc"]), did_you_mean("x", ["conv_1", "fc"])
+    ("did you mean 'conv_1'?", 'there are conv_1, fc')
+    """
+    names = list(known)
+    nearest = difflib.get_close_matches(str(name), names, n=1)
+    if nearest:
+        return f"did you mean {nearest[0]!r}?"
+    shown = ", ".join(names[:_SHOWN_NAMES]) or "none"
+    return f"there are {shown}" + (", …" if len(names) > _SHOWN_NAMES else "")
+
+
 class Record(BaseModel):
     """An immutable part of a report. Keys that a newer version added are kept, not refused."""
 
@@ -86,10 +129,9 @@ class Setting(BaseModel):
     @classmethod
     def _refuse_unknown_keys(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            for key in values.keys() - cls.model_fields.keys():
-                nearest = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(cls.model_fields)}"
-                raise ValueError(f"unknown key {key!r}; {hint}")
+            for key in values:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key {key!r}; {did_you_mean(key, cls.model_fields)}")
         return values
 
 
@@ -97,7 +139,7 @@ class TensorSpec(Setting):
     """One named input of a model. ``shape`` excludes the batch dimension; its units are elements."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Integer, ...]
     dtype: DType = "float32"
 
 
@@ -108,11 +150,20 @@ class Preprocessing(Setting):
     """
 
     layout: Literal["auto", "nchw", "nhwc"] = "auto"
-    resize: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height, width; bilinear, antialiased")
-    crop: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height, width; taken from the centre")
-    scale: float = 1.0
-    mean: tuple[float, ...] = ()
-    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    resize: tuple[Side, Side] | None = Field(None, description="height, width; bilinear, antialiased")
+    crop: tuple[Side, Side] | None = Field(None, description="height, width; taken from the centre")
+    scale: Number = 1.0
+    mean: tuple[Number, ...] = ()
+    std: tuple[Annotated[Number, Field(gt=0)], ...] = ()
+
+    @model_validator(mode="after")
+    def _keeps_the_samples(self) -> Preprocessing:
+        if self.scale == 0:
+            raise ValueError("scale: 0 makes all samples equal: leave it out, or use 1/255 as 0.00392156862745098")
+        for axis, name in enumerate(("height", "width")):
+            if self.resize is not None and self.crop is not None and self.crop[axis] > self.resize[axis]:
+                raise ValueError(f"crop: its {name} is {self.crop[axis]}, and resize leaves {self.resize[axis]}")
+        return self
 
 
 class SkippedLayer(Record):

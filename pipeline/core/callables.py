@@ -6,14 +6,15 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.core import RecipeError, first_line
+from pipeline.core import EdgewrightError, RecipeError, did_you_mean, first_line
 
 OURS = frozenset({"pipeline", "targets"})
 """Our own packages; where a recipe names such a module, and its folder has one, the user's is meant."""
@@ -29,16 +30,82 @@ def import_callable(name: str, root: Path = Path()) -> Callable[..., Any]:
     """
     module_name, _, attribute = name.partition(":")
     try:
-        found = getattr(_import(module_name, root), attribute)
-    except ModuleNotFoundError as error:
-        raise RecipeError(f"there is no module {error.name!r}", where=name, fix="run from its folder") from None
-    except AttributeError:
-        raise RecipeError(f"module {module_name!r} has no {attribute!r}", where=name) from None
+        module = _import(module_name, root)
     except (Exception, SystemExit) as error:  # the user's module may fail in any way; say which line and how
-        raise RecipeError(f"importing it failed: {failure_of(error)}", where=name) from error
+        if isinstance(error, ModuleNotFoundError) and error.name in parents(module_name):
+            fix = f"write {module_name.removesuffix('.py')}:{attribute}" if module_name.endswith(".py") else _MODULE_FIX
+            raise RecipeError(f"there is no module {error.name!r}", where=name, fix=fix) from None
+        fix = "correct that line, or install what it imports"
+        raise RecipeError(f"importing it failed: {failure_of(error)}", where=name, fix=fix) from error
+    try:
+        found = getattr(module, attribute)
+    except AttributeError:
+        public = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
+        raise RecipeError(
+            f"module {module_name!r} has no {attribute!r}; {did_you_mean(attribute, public)}",
+            where=name,
+            fix="name a function or class of that module",
+        ) from None
     if not callable(found):
-        raise RecipeError(f"{attribute!r} is not callable", where=name)
+        raise RecipeError(f"{attribute!r} is not callable", where=name, fix="name a function or class of that module")
     return found  # type: ignore[no-any-return]  # checked by callable(), which mypy does not follow
+
+
+def call(
+    name: str, kwargs: Mapping[str, Any], root: Path = Path(), *, field: str, refusal: type[EdgewrightError]
+) -> Any:
+    """What ``module:callable`` returns for these arguments.
+
+    Args:
+        field: Where in the recipe the arguments are, for the messages.
+        refusal: The class of the error where the call fails.
+
+    Raises:
+        RecipeError: The module does not import, or has no such callable.
+        EdgewrightError: The callable does not take the arguments, or fails; the message names the user's own line.
+    """
+    function = import_callable(name, root)
+    _require_arguments(function, name, kwargs, field, refusal)
+    try:
+        return function(**kwargs)
+    except EdgewrightError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's code may fail in any way
+        raise refusal(
+            f"it failed: {failure_of(error)}", where=name, fix=f"correct that line, or {field} in the recipe"
+        ) from error
+
+
+def _require_arguments(
+    function: Callable[..., Any], name: str, kwargs: Mapping[str, Any], field: str, refusal: type[EdgewrightError]
+) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin may have none: the call itself will tell
+        return
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        taken = [known for known, parameter in signature.parameters.items() if parameter.kind in kinds]
+        unknown = next((key for key in kwargs if key not in taken), None)
+        hint = "" if unknown is None else f"; {did_you_mean(unknown, taken)}"
+        raise refusal(
+            f"cannot be called with these kwargs: {error}{hint}", where=name, fix=f"correct {field} in the recipe"
+        ) from None
+
+
+_MODULE_FIX = "correct its name, put the module beside the recipe, or run from its folder"
+
+
+def parents(module: str) -> list[str]:
+    """``a.b.c`` and the packages that it is in.
+
+    >>> parents("a.b")
+    ['a', 'a.b']
+    """
+    parts = module.split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]
 
 
 def failure_of(error: BaseException) -> str:
@@ -50,10 +117,17 @@ def failure_of(error: BaseException) -> str:
     ...     print(failure_of(error))
     KeyError: 'absent'
     """
-    text = first_line(error) if isinstance(error, Exception) else f"exit status {error}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(Path(frame.filename))]
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text}{place}"
+    return f"{type(error).__name__}: {_text_of(error)}{place}"
+
+
+def _text_of(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"exit status {error.code or 0}"
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return f"there is no module {error.name!r}"
+    return first_line(error) if isinstance(error, Exception) else str(error)
 
 
 def code_sha256(name: str, root: Path = Path()) -> str:
@@ -136,8 +210,7 @@ def _imports(module: ModuleType, file: Path) -> Iterator[str]:
         else:
             continue
         for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
+            yield from parents(name)
 
 
 def _is_own(module: ModuleType) -> bool:

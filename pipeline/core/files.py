@@ -10,13 +10,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.core import OutputError
+from pipeline.core import EdgewrightError, OutputError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ".edgewright-writing-"
 """Prefix of folders in which files are written before they get their names; a killed process leaves its last one."""
 DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def require_file(path: Path, refusal: type[EdgewrightError]) -> None:
+    """Refuse a path of a recipe that names no file with content of its own.
+
+    Raises:
+        EdgewrightError: Of the class ``refusal``.
+    """
+    fix = "correct it; paths are relative to the recipe"
+    try:
+        if path.is_dir():
+            raise refusal("is a folder", where=str(path), fix="name a file in it")
+        if path.is_file():
+            with path.open("rb") as opened:
+                if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                    raise refusal("is a Git LFS pointer to a file", where=str(path), fix="run 'git lfs pull'")
+            return
+        beside = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    except OSError as error:
+        raise refusal(f"cannot be read: {error.strerror}", where=str(path), fix=fix) from None
+    hint = did_you_mean(path.name, beside)
+    near = f"; {hint}" if hint.startswith("did") else ""
+    problem = "is no regular file" if path.exists() else f"no such file{near}"
+    raise refusal(problem, where=str(path), fix=fix)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline.core import DataError
+from pipeline.core import DataError, first_line
 from pipeline.core.arrays import Array
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ MAX_PIXELS = 89_478_485
 
 MAX_FILE_BYTES = 1 << 29
 
+_REPAIR = "write the image again, or remove the file"
 _ORIENTATION = 0x0112  # the tag of EXIF
 
 
@@ -44,9 +45,9 @@ def read_image(path: Path, mode: Literal["L", "RGB"]) -> Array:
     from PIL import Image, UnidentifiedImageError
 
     if not path.is_file():  # a named pipe would be waited for
-        raise DataError("is not a file" if path.exists() else "no such file", where=str(path))
+        raise DataError("is not a file" if path.exists() else "no such file", where=str(path), fix=_REPAIR)
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise DataError(f"has more than {MAX_FILE_BYTES >> 20} MiB", where=str(path))
+        raise DataError(f"has more than {MAX_FILE_BYTES >> 20} MiB", where=str(path), fix="make it smaller first")
     try:
         with Image.open(path, formats=FORMATS) as image:
             _check(image, path)
@@ -54,12 +55,12 @@ def read_image(path: Path, mode: Literal["L", "RGB"]) -> Array:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large("it", path) from None
     except UnidentifiedImageError:
-        raise DataError(f"is no image of a known format: {', '.join(FORMATS)}", where=str(path)) from None
+        problem = f"is no image of a known format: {', '.join(FORMATS)}"
+        raise DataError(problem, where=str(path), fix=_REPAIR) from None
     except DataError:
         raise
     except Exception as error:  # each of Pillow's decoders fails in its own ways
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"is not a readable image: {first_line}", where=str(path)) from None
+        raise DataError(f"is not a readable image: {first_line(error)}", where=str(path), fix=_REPAIR) from None
 
 
 def _too_large(what: str, path: Path) -> DataError:

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.core import DataError
+from pipeline.core import DataError, did_you_mean, first_line
 from pipeline.core.arrays import Array
+from pipeline.core.files import require_file
+from pipeline.data.labels import class_indices
+from pipeline.data.source import DataSource
+
+_WRITE = "write it with numpy.savez_compressed(path, images=…, labels=…)"
+_DEFAULT_LABELS = DataSource.model_fields["labels"].default
 
 
 class NpzSource:
@@ -17,27 +23,52 @@ class NpzSource:
 
     def __init__(self, path: Path, inputs: Sequence[str], labels: str | None) -> None:
         self.where = str(path)
-        if not path.is_file():
-            raise DataError("no such file", where=self.where, fix="paths are relative to the recipe")
+        require_file(path, DataError)
         if not zipfile.is_zipfile(path):
-            raise DataError("is not a readable npz", where=self.where, fix="write it with numpy.savez_compressed")
+            raise DataError("is not a readable npz", where=self.where, fix=_WRITE)
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                missing = [name for name in inputs if name not in archive.files]
-                if missing:
-                    raise DataError(
-                        f"has no array {missing[0]!r}; it holds {', '.join(archive.files)}",
-                        where=self.where,
-                        fix="name its arrays in the recipe: inputs: [...], labels: ...",
-                    )
-                self._inputs = tuple(archive[name] for name in inputs)
-                self._labels = archive[labels] if labels is not None and labels in archive.files else None
+            archive = np.load(path, allow_pickle=False)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(f"is not a readable npz: {error}", where=self.where) from None
+            raise DataError(f"is not a readable npz: {first_line(error)}", where=self.where, fix=_WRITE) from None
+        with archive:
+            wanted = [*inputs, *([] if labels is None or labels == _DEFAULT_LABELS else [labels])]
+            missing = next((name for name in wanted if name not in archive.files), None)
+            if missing is not None:
+                raise DataError(
+                    f"has no array {missing!r}; it holds {', '.join(archive.files)}; "
+                    f"{did_you_mean(missing, archive.files)}",
+                    where=self.where,
+                    fix="name its arrays in the recipe: inputs: [...], labels: ...",
+                )
+            self._inputs = tuple(self._array(archive, name) for name in inputs)
+            stored = None if labels is None or labels not in archive.files else self._array(archive, labels)
+        self._labels = None if stored is None else class_indices(stored, f"{path}: {labels}")
         self.labelled = self._labels is not None
         lengths = {len(array) for array in (*self._inputs, *(() if self._labels is None else (self._labels,)))}
         if len(lengths) != 1:
-            raise DataError(f"its arrays have different lengths: {sorted(lengths)}", where=self.where)
+            raise DataError(
+                f"its arrays have different lengths: {sorted(lengths)}",
+                where=self.where,
+                fix="store one row per sample",
+            )
+
+    def _array(self, archive: np.lib.npyio.NpzFile, name: str) -> Array:
+        where = f"{self.where}: {name}"
+        try:
+            array = archive[name]
+        except ValueError as error:
+            if "allow_pickle" not in str(error):
+                raise DataError(f"is not a readable array: {first_line(error)}", where=where, fix=_WRITE) from None
+            fix = "store numbers: numpy.stack(list_of_arrays)"
+            problem = f"is not a readable npz: {name!r} holds pickled objects, which are never loaded"
+            raise DataError(problem, where=self.where, fix=fix) from None
+        except Exception as error:  # a damaged member fails in zipfile, zlib or NumPy, whichever meets it first
+            raise DataError(f"is not a readable npz: {first_line(error)}", where=where, fix=_WRITE) from None
+        if not isinstance(array, np.ndarray):
+            raise DataError("is not an array in NumPy's format", where=where, fix=_WRITE)
+        if array.ndim == 0:
+            raise DataError("holds a single number", where=where, fix="store one row per sample")
+        return array
 
     def __len__(self) -> int:
         return len(self._inputs[0])

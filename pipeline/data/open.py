@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import DataError, Preprocessing, TensorSpec
-from pipeline.core.callables import import_callable
+from pipeline.core.callables import call
 from pipeline.data.dataset import DatasetSource
 from pipeline.data.folder import FolderSource
 from pipeline.data.npz import NpzSource
@@ -37,8 +37,8 @@ def open_samples(
         opened = FolderSource(root / source.folder, channels=inputs[0].shape[0])
     else:
         assert source.factory is not None  # the recipe has checked that one of the three is there
-        factory = import_callable(source.factory, root)
-        opened = DatasetSource(factory(**source.kwargs), source.factory, len(inputs))
+        dataset = call(source.factory, source.kwargs, root, field=f"data.{name}.kwargs", refusal=DataError)
+        opened = DatasetSource(dataset, source.factory, len(inputs))
     samples = from_source(opened, inputs, preprocessing, name=name)
     samples = samples if source.limit is None else samples.take(source.limit)
     logger.debug("opened %s: %d of %d samples of %s", name, len(samples), len(opened), opened.where)

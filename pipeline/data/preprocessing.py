@@ -67,6 +67,7 @@ def _prepare_floats(stored: Array, spec: TensorSpec, preprocessing: Preprocessin
         tensor = tensor.unsqueeze(1)  # greyscale images stored without a channel axis
     elif tensor.ndim == 4 and _is_nhwc(tensor, spec, preprocessing):
         tensor = tensor.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)  # one channel, too
+    _require_sizes(tensor, spec, preprocessing)
     if preprocessing.resize is not None:
         tensor = functional.interpolate(tensor, preprocessing.resize, mode="bilinear", antialias=True)
     if preprocessing.crop is not None:
@@ -74,6 +75,25 @@ def _prepare_floats(stored: Array, spec: TensorSpec, preprocessing: Preprocessin
         top, left = (tensor.shape[-2] - height) // 2, (tensor.shape[-1] - width) // 2
         tensor = tensor[..., top : top + height, left : left + width]
     return normalise(tensor, preprocessing)
+
+
+def _require_sizes(images: Tensor, spec: TensorSpec, preprocessing: Preprocessing) -> None:
+    """Refuse sizes that cannot end in the input's, before memory is taken for them."""
+    resize, crop = preprocessing.resize, preprocessing.crop
+    if (resize or crop) and (images.ndim != 4 or len(spec.shape) != 3):
+        problem = f"resize and crop are for images [channels, height, width], and {spec.name!r} is {list(spec.shape)}"
+        raise DataError(problem, where="data.preprocessing", fix="leave them out")
+    before = resize or tuple(images.shape[-2:])
+    if crop is not None and (crop[0] > before[0] or crop[1] > before[1]):
+        raise DataError(
+            f"crop {list(crop)} is larger than the images, {list(before)}", where="data.preprocessing", fix="add resize"
+        )
+    if resize is not None and crop is None and resize != spec.shape[1:]:
+        raise DataError(
+            f"resize gives {list(resize)}, but the model takes {list(spec.shape[1:])}",
+            where="data.preprocessing",
+            fix="set resize to the input's size, or add crop",
+        )
 
 
 def _is_nhwc(tensor: Tensor, spec: TensorSpec, preprocessing: Preprocessing) -> bool:

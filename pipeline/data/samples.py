@@ -143,7 +143,9 @@ class SampleSet:
     def _tensor(self, array: Array, spec: TensorSpec, indices: Sequence[int]) -> Tensor:
         if array.dtype.kind not in ("biufO" if spec.dtype.startswith("float") else "biuf"):
             raise DataError(
-                f"samples of {spec.name!r} are {array.dtype}, not numbers of one size each", where=self.source.where
+                f"samples of {spec.name!r} are {array.dtype}, not numbers of one size each",
+                where=self.source.where,
+                fix="store them as one array of numbers (N, …)",
             )
         tensor = prepare(array, spec, self.preprocessing)
         if not tensor.is_floating_point() and not np.array_equal(tensor.numpy(), array):

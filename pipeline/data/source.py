@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from pipeline.core import PositiveInt, Setting
+from pipeline.core import Distinct, FilePath, PositiveInt, Setting
+
+FACTORY = r"^\w+(\.\w+)*:\w+$"
+Factory = Annotated[str, Field(pattern=FACTORY)]
+"""A callable of a user's, as ``module:callable``."""
 
 
 class DataSource(Setting):
     """One set of samples: exactly one of ``npz``, ``folder`` and ``factory``."""
 
-    npz: Path | None = Field(None, description="compressed or plain NumPy archive")
+    npz: FilePath | None = Field(None, description="compressed or plain NumPy archive")
     folder: Path | None = Field(None, description="image folder with one subfolder per class")
-    factory: str | None = Field(None, pattern=r"^[\w.]+:[\w.]+$", description="module:callable -> torch Dataset")
+    factory: Factory | None = Field(None, description="module:callable -> torch Dataset")
     kwargs: dict[str, Any] = {}
-    inputs: tuple[str, ...] = Field(("images",), description="arrays in the npz, one per model input")
+    inputs: Annotated[tuple[str, ...], Distinct] = Field(
+        ("images",), min_length=1, description="arrays in the npz, one per model input"
+    )
     labels: str | None = Field("labels", description="array in the npz; null, or absent, means unlabelled")
     limit: PositiveInt | None = Field(None, description="use this many samples, evenly spaced over the set")
 
@@ -25,4 +31,8 @@ class DataSource(Setting):
     def _exactly_one_source(self) -> DataSource:
         if sum(source is not None for source in (self.npz, self.folder, self.factory)) != 1:
             raise ValueError("name exactly one of npz, folder and factory")
+        if self.npz is None and (unread := {"inputs", "labels"} & self.model_fields_set):
+            raise ValueError(f"{min(unread)} names arrays of an npz, and none is given: remove it")
+        if self.factory is None and self.kwargs:
+            raise ValueError("kwargs are for a factory, and none is given: remove them")
         return self

@@ -55,9 +55,9 @@ def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = 
     console.quiet = not processes().is_main_process
     prepared = check(recipe, root)
     kept_in = store or out.parent / ".store"
+    for folder in (out, kept_in):
+        require_space(folder, _space_bytes(prepared))
     with claimed(out, _entries(recipe)) if processes().is_main_process else nullcontext():
-        for folder in (out, kept_in):
-            require_space(folder, _space_bytes(prepared))
         return _run_stages(prepared, Store(kept_in), out, start)
 
 

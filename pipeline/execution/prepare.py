@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import targets
-from pipeline.core import Model, RecipeError, StageError, TensorSpec
+from pipeline.core import DataError, Model, RecipeError, StageError, TensorSpec
 from pipeline.data.open import open_samples
 from pipeline.data.samples import SampleSet, examples_of
+from pipeline.execution.options import check_classes, check_options, check_skipped
 from pipeline.execution.processes import processes
 from pipeline.execution.stages import STAGES
 from pipeline.models.function import require_function
@@ -66,6 +67,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     needs = [STAGES[step.name].needs(step.config) for step in recipe.stages]
     _check_needs(recipe, needs)
     sets = _open_sets(recipe, inputs, root)
+    check_classes(recipe, sets)
     model = _model(recipe, module, inputs, sets, root)
     require_function(model.module, model.examples)
     outputs = predictor(model.module)(tuple(value[:1] for value in model.examples))
@@ -73,6 +75,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     _check_budget(recipe, outputs, sets["evaluation"])
     found = tuple(targets.get(step.name, step.config) for step in recipe.targets)
     _check_targets(found, needs)
+    check_options(recipe, model)
     train, calibration, held_out = _hold_out(sets.get("train"), sets.get("calibration"), recipe.seed)
     prepared = Prepared(
         recipe=recipe,
@@ -84,9 +87,16 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
         held_out=held_out,
         root=root,
     )
-    for step in recipe.stages:
-        STAGES[step.name].architecture(model, step.config, prepared.supplies())
+    _check_architectures(prepared)
     return prepared
+
+
+def _check_architectures(prepared: Prepared) -> None:
+    """Build what each stage returns, and look for the layers that its configuration names."""
+    module = prepared.model.module
+    for index, step in enumerate(prepared.recipe.stages):
+        check_skipped(step, module, index)
+        module = STAGES[step.name].architecture(prepared.model, step.config, prepared.supplies())
 
 
 def _check_needs(recipe: Recipe, needs: list[Needs]) -> None:
@@ -139,12 +149,17 @@ def _check_labels(sets: dict[str, SampleSet], outputs: tuple[torch.Tensor, ...])
 
 def _check_budget(recipe: Recipe, outputs: tuple[torch.Tensor, ...], evaluation: SampleSet) -> None:
     if not all(torch.isfinite(output).all() for output in outputs if output.is_floating_point()):
-        raise StageError("the original model's outputs are not finite", where=str(recipe.model.checkpoint))
+        raise StageError(
+            "the original model's outputs are not finite",
+            where=str(recipe.model.checkpoint),
+            fix="give the weights of a trained model, and the preprocessing that it was trained with",
+        )
     if not classifies(outputs):
         raise RecipeError(
             f"metric {recipe.budget.metric!r} needs logits (N, classes), but the model's first output has shape "
             f"{['N', *outputs[0].shape[1:]]}",
             where="budget.metric",
+            fix="give a model whose first output are the logits of classes",
         )
     if recipe.budget.metric == "top1" and not evaluation.labelled:
         raise RecipeError(
@@ -170,6 +185,10 @@ def _hold_out(
     source = train or calibration
     if source is None:
         return None, None, None
+    if len(source) < 2:
+        raise DataError(
+            "holds a single sample, and some are held out to choose by", where=source.source.where, fix="add samples"
+        )
     kept, held_out = source.split(min(HELD_OUT, max(1, len(source) // 8)), seed)
     if train is None:
         return None, kept, held_out

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pipeline.core import CheckpointError, Model, TensorSpec, first_line
+from pipeline.core import CheckpointError, Model, TensorSpec
+from pipeline.core.callables import failure_of
 from pipeline.core.outputs import output_tuple
 from pipeline.models.arguments import keywords
 from pipeline.models.capture import capture, example_inputs
@@ -169,13 +170,19 @@ def _trials(
             )
     require_float32(module, lambda: _called(module, one, given), where=where)
     trials = [(one, first)]
-    try:
-        for count in (2, 3):
-            some = example_inputs(examples or inputs, count)
+    for count in (2, 3):
+        some = example_inputs(examples or inputs, count)
+        try:
             trials.append((some, _called(module, some, given)))
-    except Exception as error:  # the user's forward may raise anything
-        logger.debug("%s takes one sample at a time: %s", where, first_line(error))
-        return trials[:1]
+        except (Exception, SystemExit) as error:  # the user's forward may raise anything
+            if len(trials) > 1:
+                raise CheckpointError(
+                    f"the model runs on {count - 1} samples, and fails on {count} samples: {failure_of(error)}",
+                    where=where,
+                    fix="correct that line of forward: it has to take any number of samples, or one at a time",
+                ) from error
+            logger.debug("%s takes one sample at a time: %s", where, failure_of(error))
+            break
     return trials
 
 
@@ -190,13 +197,13 @@ def _run(
 ) -> Any:
     try:
         return _called(module, values, given)
-    except Exception as error:  # a user's forward may raise anything
+    except (Exception, SystemExit) as error:  # a user's forward may raise anything
         shapes = ", ".join(f"{spec.name} {[1, *spec.shape]} {spec.dtype}" for spec in inputs)
         also = "; or give samples=…, since forward may not take the values that are made up here" if made_up else ""
         raise CheckpointError(
-            f"the model fails on {shapes}: {first_line(error)}",
+            f"the model fails on {shapes}: {failure_of(error)}",
             where=where,
-            fix=f"correct model.inputs in the recipe{also}",
+            fix=f"correct that line of forward, or model.inputs in the recipe{also}",
         ) from error
 
 

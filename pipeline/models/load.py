@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from pipeline.core import CheckpointError, Model, TensorSpec
+from pipeline.core.files import require_file
 from pipeline.data.samples import SampleSet, examples_of
 from pipeline.machine.memory import require_memory
 from pipeline.models.checkpoints.program import read_program
@@ -50,8 +51,7 @@ def open_module(source: ModelSource, root: Path = Path()) -> tuple[nn.Module, tu
         RecipeError: The factory cannot be imported.
     """
     path = root / source.checkpoint
-    if not path.is_file():
-        raise CheckpointError("no such file", where=str(path), fix="paths are relative to the recipe")
+    require_file(path, CheckpointError)
     require_memory(f"loading {path}", 2 * path.stat().st_size, fix="close other programs, or use a larger machine")
     inputs = source.inputs
     module: nn.Module
@@ -60,7 +60,7 @@ def open_module(source: ModelSource, root: Path = Path()) -> tuple[nn.Module, tu
         module, inputs = program.module(), inputs or inputs_of(program, path)
     else:
         assert source.factory is not None  # the recipe has checked it
-        module = build(source.factory, source.kwargs, path, root=root)
+        module = build(source.factory, source.kwargs, path, root=root, field="model.kwargs")
     logger.debug("loaded %s from %s", type(module).__name__, path)
     return module, inputs
 

@@ -79,8 +79,8 @@ def search(
     if not varied:
         raise RecipeError("has no stage to vary", where="stages", fix=f"add one of {', '.join(SPACE)}")
     _require_targets(recipe, objectives)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    if storage is None:
+        _make(out)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     watch = _Watch()
 
@@ -95,12 +95,18 @@ def search(
 
     with _database(storage):
         study = _study(recipe, objectives, storage or f"sqlite:///{out / 'study.db'}?timeout=60", seed)
+        _make(out)  # only once the given storage has been opened
         if len(_finished(study)) < trials:
             enough = MaxTrialsCallback(trials)
             study.optimize(trial_values, callbacks=[enough, watch.stop_when_hopeless], catch=(EdgewrightError,))
         if watch.hopeless is not None:
             raise watch.hopeless
         return write_front(study, recipe, objectives, root, out)
+
+
+def _make(folder: Path) -> None:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _study(recipe: Recipe, objectives: Sequence[Objective], url: str, seed: int | None) -> Study:

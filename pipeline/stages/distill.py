@@ -135,7 +135,7 @@ def first_student(model: Model, config: DistillConfig, *, seed: int = 0, root: P
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         weights = None if source.checkpoint is None else root / source.checkpoint
-        student = build(source.factory, source.kwargs, weights, root=root)
+        student = build(source.factory, source.kwargs, weights, root=root, field="distill.student.kwargs")
     inputs = example_inputs(model.examples or model.inputs, 2)
     expected = _shapes(model.reference, inputs)
     try:
@@ -203,10 +203,13 @@ def _apply(model: Model, config: DistillConfig, supplies: Supplies) -> Model:
 
 
 def _architecture(model: Model, config: DistillConfig, supplies: Supplies) -> nn.Module:
-    """The new student's where there is one, and the model's own otherwise."""
-    if config.student is None:
+    """The new student's where there is one, and the model's own otherwise; its features have to fit the teacher's."""
+    _refuse_programs(model)
+    if config.student is None and config.features is None:
         return model.module
-    return first_student(model, config, seed=supplies.seed, root=supplies.root)
+    student = first_student(model, config, seed=supplies.seed, root=supplies.root)
+    _loss(student, model.reference, config, example_inputs(model.examples or model.inputs, 2), supplies.seed)
+    return student if config.student is not None else model.module
 
 
 STAGE = Stage(needs=_needs, apply=_apply, architecture=_architecture)

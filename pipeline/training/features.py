@@ -125,6 +125,7 @@ def _pairs(student: nn.Module, teacher: nn.Module, config: Features, inputs: tup
                 raise StageError(
                     f"the {whose} has no layer {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
                     where="distill.features.layers",
+                    fix=f"name modules as {whose}.named_modules() does",
                 )
     return pairs
 

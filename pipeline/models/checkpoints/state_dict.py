@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pipeline.core import CheckpointError, first_line
-from pipeline.core.callables import import_callable
+from pipeline.core.callables import call
+from pipeline.core.files import require_file
 
 _SHOWN_MISMATCHES = 5
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts nest the weights
@@ -24,52 +25,66 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which trai
 logger = logging.getLogger(__name__)
 
 
-def build(factory: str, kwargs: dict[str, Any], weights: Path | None, *, root: Path = Path()) -> nn.Module:
+def build(
+    factory: str, kwargs: dict[str, Any], weights: Path | None, *, root: Path = Path(), field: str = "kwargs"
+) -> nn.Module:
     """A network in eval mode, from its factory; with weights from a file, or the factory's own where there is none.
+
+    Args:
+        field: Where in the recipe the kwargs are, for the messages.
 
     Raises:
         CheckpointError: The factory cannot be called so, or the weights are missing, unreadable or another network's.
         RecipeError: The factory cannot be imported.
     """
-    try:
-        module = import_callable(factory, root)(**kwargs)
-    except TypeError as error:
-        raise CheckpointError(f"cannot be called with these kwargs: {error}", where=factory) from error
+    module = call(factory, kwargs, root, field=field, refusal=CheckpointError)
     if not isinstance(module, nn.Module):
-        raise CheckpointError(f"returned {type(module).__name__}, not a torch.nn.Module", where=factory)
+        what = module.__name__ if isinstance(module, type) else type(module).__name__
+        raise CheckpointError(
+            f"returned {'the class ' if isinstance(module, type) else ''}{what}, not a torch.nn.Module",
+            where=factory,
+            fix="return the network, an instance",
+        )
     if weights is not None:
-        if not weights.is_file():
-            raise CheckpointError("no such file", where=str(weights), fix="paths are relative to the recipe")
+        require_file(weights, CheckpointError)
         _fill(module, _read_weights(weights), weights)
     return module.eval()
+
+
+_SAVE = "save weights only: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"is not a safetensors file: {error}", where=str(path)) from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"is not a safetensors file: {error}", where=str(path), fix=_SAVE) from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         raise CheckpointError(
-            f"holds pickled code, which is never run{f' ({culprit[1]})' if culprit else ''}",
+            f"holds pickled code, which is never run ({culprit[1]})"
+            if culprit
+            else "is not a torch checkpoint, or holds pickled code, which is never run",
             where=str(path),
-            fix="save weights only: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
+            fix=_SAVE,
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"is not a torch checkpoint: {first_line(error)}", where=str(path)) from None
+    except Exception as error:  # torch's reader fails in many ways on what is no checkpoint
+        raise CheckpointError(f"is not a torch checkpoint: {first_line(error)}", where=str(path), fix=_SAVE) from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"holds {type(content).__name__}, not a state dict of tensors",
-            where=str(path),
-            fix="save weights only: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
+            f"holds {type(content).__name__}, not a state dict of tensors", where=str(path), fix=_SAVE
         )
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"is not a state dict of tensors: {name!r} is {type(value).__name__}", where=str(path), fix=_SAVE
+            )
     return dict(content)
 
 
@@ -88,9 +103,14 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         if name in weights and not is_lazy(tensor) and weights[name].shape != tensor.shape
     ]
     problems += [
+        f"{name} is {_kind(weights[name])} where the factory builds {_kind(tensor)}"
+        for name, tensor in expected.items()
+        if name in weights and not is_lazy(tensor) and not _can_become(weights[name].dtype, tensor.dtype)
+    ]
+    problems += [
         f"{name} holds NaN or infinity"
         for name, tensor in weights.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all()
     ]
     if problems:
         more = f"; and {len(problems) - _SHOWN_MISMATCHES} more" if len(problems) > _SHOWN_MISMATCHES else ""
@@ -108,6 +128,15 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
 
 def _size(tensor: Tensor) -> str:
     return "of a lazy layer" if is_lazy(tensor) else str(list(tensor.shape))
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _can_become(stored: torch.dtype, built: torch.dtype) -> bool:
+    """Whether values of one type mean the same as the other: weights that are stored as integers have a scale."""
+    return (stored.is_floating_point, stored.is_complex) == (built.is_floating_point, built.is_complex)
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

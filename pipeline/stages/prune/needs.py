@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from pipeline.core import Model, RecipeError
 from pipeline.recipe import PruneConfig
 from pipeline.stages.contract import Needs, Stage, Supplies
 from pipeline.stages.prune import prune
+from pipeline.stages.prune.stage import refuse_programs
 
 
 def needs(config: PruneConfig) -> Needs:
@@ -38,4 +41,10 @@ def apply(model: Model, config: PruneConfig, supplies: Supplies) -> Model:
     )
 
 
-STAGE = Stage(needs=needs, apply=apply)
+def architecture(model: Model, _config: PruneConfig, _supplies: Supplies) -> nn.Module:
+    """The model's own, if it can be pruned."""
+    refuse_programs(model)
+    return model.module
+
+
+STAGE = Stage(needs=needs, apply=apply, architecture=architecture)

@@ -61,7 +61,7 @@ def prune(
         StageError: The model is a program rather than a module, cannot be traced, or cannot get that small.
     """
     started = time.monotonic()
-    _refuse_programs(model)
+    refuse_programs(model)
     if config.recover is not None and train is None:
         raise StageError("recover needs samples to train on", where="prune", fix="name data.train")
     model = model if data is None else with_examples(model, data)
@@ -158,7 +158,12 @@ def _record(
     )
 
 
-def _refuse_programs(model: Model) -> None:
+def refuse_programs(model: Model) -> None:
+    """Refuse what has no modules whose channels could be removed.
+
+    Raises:
+        StageError: The model is a program.
+    """
     if model.quantized:
         raise StageError("the model is quantized already", where="prune", fix="list prune before quantize")
     if isinstance(model.module, GraphModule):
