@@ -19,6 +19,9 @@ from pipeline.core.files import UNFINISHED, write_text, writing
 MARK = ".edgewright.json"
 """Lists, in a run's folder, the files and folders that runs have written there."""
 
+_RELEASED_WITHIN_S = 2.0
+"""How long a run that was killed a moment ago may still hold its lock: its processes end one after the other."""
+
 
 @contextmanager
 def claimed(folder: Path, entries: Iterable[str]) -> Iterator[None]:
@@ -36,7 +39,7 @@ def claimed(folder: Path, entries: Iterable[str]) -> Iterator[None]:
             pass  # a folder may exist and refuse files
     lock = FileLock(folder / ".edgewright.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_RELEASED_WITHIN_S)
     except Timeout:
         raise OutputError(
             "another run is writing to it", where=str(folder), fix="wait for it, or give another --out"
