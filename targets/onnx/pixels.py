@@ -105,7 +105,8 @@ def are_integers(preprocessing: Preprocessing, rule: Encoding) -> bool:
     if rule.zero_point.dtype != np.uint8 or rule.scale.ndim:
         return False
     stored = np.arange(256)
-    reals = normalise(torch.arange(256.0).view(1, 1, 1, -1), preprocessing).numpy()
+    channels = max(1, len(preprocessing.mean), len(preprocessing.std))
+    reals = normalise(torch.arange(256.0).expand(1, channels, 1, 256), preprocessing).numpy()
     integers = np.clip(np.rint(reals / rule.scale) + rule.zero_point, 0, 255)
     return bool((integers == stored).all())
 
