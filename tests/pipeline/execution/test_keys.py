@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def test_model_key_changes_with_the_graph_when_code_and_weights_are_the_same(
     path.write_text(
         f"import os\n{path.read_text()}".replace("nn.ReLU()", "nn.LeakyReLU(float(os.environ.get('SLOPE', '0')))")
     )
-    monkeypatch.delitem(__import__("sys").modules, module)
+    monkeypatch.delitem(sys.modules, module, raising=False)
     before = model_key(prepared(project))
     assert model_key(prepared(project)) == before
     monkeypatch.setenv("SLOPE", "0.5")
