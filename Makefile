@@ -21,9 +21,11 @@ check: .venv/.ready  ## what pre-commit and CI run first
 bench: .venv/.ready-bench  ## side by side with the field's other tools; prints ratios
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
-COUNT ?= 10000
-torture: .venv/.ready  ## damaged model files, COUNT of them: none may take the process along
-	$(BIN)/python -m tests.torture models --count $(COUNT) --seed 0
+torture: .venv/.ready  ## hours of kills, full disks, damaged stores and model files, and runs that share a store
+	$(BIN)/python -m tests.torture kills --count 200
+	$(BIN)/python -m tests.torture disk --count 40
+	$(BIN)/python -m tests.torture store --count 200 --pairs 15
+	$(BIN)/python -m tests.torture models --count 10000
 
 sample: demo  ## refresh the committed sample report from the demo's run
 	mkdir -p reports/sample

@@ -4,7 +4,7 @@
 ``.mlpackage`` files. Each is run and its operators are placed, as `pipeline.execution.deployed` does in its child: in
 a fork of a process that has loaded the runtime already, under limits of time and memory. The user must get arrays or
 one error. Crashes, exhausted memory and exceeded time stay in the child; they are counted, and are no failures.
-A failure is an exception that is no refusal, an error that cannot be read, or a limit that did not hold.
+A failure is an exception that is no refusal, or an error that cannot be read.
 
 ``--index 17 --keep FOLDER`` writes one mutation, to look into it.
 """
