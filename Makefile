@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check bench torture setup sample clean
+.PHONY: demo test check bench fuzz torture setup sample clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.ready  ## the main job on the embedded default: Fashion-MNIST, a residual CNN, three targets
@@ -20,6 +20,12 @@ check: .venv/.ready  ## what pre-commit and CI run first
 
 bench: .venv/.ready-bench  ## side by side with the field's other tools; prints ratios
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+MINUTES ?= 60
+SEED ?= $(shell date +%s)
+ORACLES ?= all
+fuzz: .venv/.ready  ## random small networks against independent oracles: make fuzz MINUTES=60 ORACLES=graph SEED=1
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --minutes $(MINUTES) --oracles $(ORACLES) --json reports/fuzz/$(SEED).json
 
 torture: .venv/.ready  ## hours of kills, full disks, damaged stores and model files, and runs that share a store
 	$(BIN)/python -m tests.torture kills --count 200

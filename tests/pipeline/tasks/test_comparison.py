@@ -29,3 +29,11 @@ def test_comparison_has_no_classification_metrics_when_outputs_are_images() -> N
     comparison.update((torch.zeros(2, 3, 4, 4),), (torch.ones(2, 3, 4, 4),))
     assert comparison.metrics() == {}
     assert comparison.sqnr_db == 0.0
+
+
+def test_comparison_has_no_classification_metrics_when_outputs_are_not_floats() -> None:
+    for answers in (torch.tensor([[1, 0], [2, 1]]), torch.tensor([[True, False], [False, True]])):
+        comparison = Comparison()
+        comparison.update((answers,), (answers,))
+        assert comparison.metrics() == {}
+        assert comparison.sqnr_db == float("inf")

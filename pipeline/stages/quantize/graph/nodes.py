@@ -6,11 +6,14 @@ keeps its key through all of that.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+
+from pipeline.stages.quantize.graph.capabilities import kind_of
 
 _NODE_KEY = "edgewright_key"
 
@@ -42,6 +45,16 @@ def is_float_tensor(node: Node) -> bool:
     """Whether a node's value is one floating-point tensor."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def activations(node: Node) -> list[Node]:
+    """The float tensors that an operator reads, without its weight and bias."""
+    sources = node.all_input_nodes
+    if kind_of(node) == "weighted":
+        sources = sources[:1]
+    elif node.target == operator.getitem:
+        sources = sources[0].all_input_nodes[:1]  # past the operator that split the tensor
+    return [value for value in sources if is_float_tensor(value)]
 
 
 def argument(node: Node, index: int, default: Any = None) -> Any:

@@ -18,18 +18,15 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pipeline.core import SkippedLayer
-from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, RULE_OF, SPLITS, SUMS, aten, kind_of, rule_of
+from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, RULE_OF, SPLITS, aten, kind_of, rule_of
+from pipeline.stages.quantize.graph.divisors import why_precise
 from pipeline.stages.quantize.graph.forms.padding import is_read_by_max_pools
-from pipeline.stages.quantize.graph.nodes import is_float_tensor, key_of, layer_name, pad_value
+from pipeline.stages.quantize.graph.joins import Spans, is_cramped, why_incompatible
+from pipeline.stages.quantize.graph.nodes import activations, is_float_tensor, key_of, layer_name, pad_value
 
 logger = logging.getLogger(__name__)
 
-CRAMPED = 2.0
-"""How much wider a joined range is than a tensor's own where its other readers keep the tensor's own grid."""
-INCOMPATIBLE = 16.0
-"""How much wider one of several joined tensors is than another where the model's output stays in float: four of eight
-bits would be lost."""
-NO_SPANS: Mapping[str, float] = MappingProxyType({})
+NO_SPANS: Spans = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +48,13 @@ class Scheme:
     skipped: tuple[SkippedLayer, ...]
 
 
-def scheme_of(graph: GraphModule, skip: tuple[str, ...] = (), spans: Mapping[str, float] = NO_SPANS) -> Scheme:
+def scheme_of(graph: GraphModule, skip: tuple[str, ...] = (), spans: Spans = NO_SPANS) -> Scheme:
     """Decide the scheme of a canonical graph.
 
     Args:
         skip: Names of modules to leave in float, with everything inside them.
         spans: How wide the values are that calibration saw, by the nodes' keys: operators that join several tensors
-            are treated by them, see `CRAMPED` and `INCOMPATIBLE`.
+            are treated by them, see `graph.joins`.
     """
     candidates, skipped = _candidates(graph, skip, spans)
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
@@ -70,7 +67,7 @@ def scheme_of(graph: GraphModule, skip: tuple[str, ...] = (), spans: Mapping[str
             continue
         groups.add(node)
         for value in values:
-            if len(values) > 1 and (has_fixed_parameters(groups.root(value)) or _is_cramped(value, values, spans)):
+            if len(values) > 1 and (has_fixed_parameters(groups.root(value)) or is_cramped(value, values, spans)):
                 requantized.append((value, node))
             else:
                 groups.join(value, node)
@@ -84,19 +81,9 @@ def scheme_of(graph: GraphModule, skip: tuple[str, ...] = (), spans: Mapping[str
         quantized=tuple(key_of(node) for node in quantized),
         weighted=tuple(key_of(node) for node in quantized if kind_of(node) == "weighted"),
         roots={key_of(value): key_of(root) for value, root in roots.items()},
-        requantized=tuple((key_of(value), key_of(consumer)) for value, consumer in requantized),
+        requantized=tuple((key_of(value), key_of(consumer)) for value, consumer in dict.fromkeys(requantized)),
         skipped=skipped,
     )
-
-
-def activations(node: Node) -> list[Node]:
-    """The float tensors that an operator reads, without its weight and bias."""
-    sources = node.all_input_nodes
-    if kind_of(node) == "weighted":
-        sources = sources[:1]
-    elif node.target == operator.getitem:
-        sources = sources[0].all_input_nodes[:1]  # past the operator that split the tensor
-    return [value for value in sources if is_float_tensor(value)]
 
 
 def has_fixed_parameters(value: Node) -> bool:
@@ -104,15 +91,14 @@ def has_fixed_parameters(value: Node) -> bool:
     return kind_of(value) == "fixed"
 
 
-def _candidates(
-    graph: GraphModule, skip: tuple[str, ...], spans: Mapping[str, float]
-) -> tuple[list[Node], tuple[SkippedLayer, ...]]:
+def _candidates(graph: GraphModule, skip: tuple[str, ...], spans: Spans) -> tuple[list[Node], tuple[SkippedLayer, ...]]:
     """The operators that can run as integers, and why the others cannot."""
     candidates, left_in_float, skipped = [], set[Node](), []
+    why = why_precise(graph) | why_incompatible(graph, spans)
     for node in graph.graph.nodes:
         if node.op != "call_function" or not is_float_tensor(node) or _creates(node):
             continue
-        reason = _why_float(node, skip, spans)
+        reason = _why_float(node, skip) or why.get(node)
         if reason is not None:
             left_in_float.add(node)
             skipped.append(SkippedLayer(layer=layer_name(node), reason=reason))
@@ -134,7 +120,7 @@ def _has_floats(node: Node) -> bool:
     return any(isinstance(part, torch.Tensor) and part.is_floating_point() for part in parts)
 
 
-def _why_float(node: Node, skip: tuple[str, ...], spans: Mapping[str, float]) -> str | None:
+def _why_float(node: Node, skip: tuple[str, ...]) -> str | None:
     """Why an operator cannot run as integers; None where it can."""
     layer = layer_name(node)
     if any(layer == name or layer.startswith(f"{name}.") for name in skip):
@@ -149,35 +135,7 @@ def _why_float(node: Node, skip: tuple[str, ...], spans: Mapping[str, float]) ->
         return "pads with a number that no grid can hold"
     if rule_of(node).kind == "weighted" and node.all_input_nodes[1].op != "get_attr":
         return "its weight is computed"
-    if (rule_of(node).kind == "moves" or node.target in SUMS) and not _is_read_by_kernels(node):
-        widths = [span for value in activations(node) if (span := _span_of(value, spans)) > 0]
-        if len(widths) > 1 and max(widths) > INCOMPATIBLE * min(widths):
-            ratio = max(widths) / min(widths)
-            return f"joins tensors whose ranges differ {ratio:.0f}-fold: one grid would lose the smaller"
     return None
-
-
-def _is_read_by_kernels(node: Node) -> bool:
-    """Whether an operator that computes reads a tensor, past operators that only move it: it rounds it in any case."""
-    return any(
-        kind_of(user) not in (None, "moves") or (kind_of(user) == "moves" and _is_read_by_kernels(user))
-        for user in node.users
-    )
-
-
-def _is_cramped(value: Node, joined: list[Node], spans: Mapping[str, float]) -> bool:
-    """Whether a tensor that others read too would be much coarser on the grid of what it is joined with."""
-    own, widest = _span_of(value, spans), max(_span_of(each, spans) for each in joined)
-    return len(value.users) > 1 and 0 < own * CRAMPED <= widest
-
-
-def _span_of(value: Node, spans: Mapping[str, float]) -> float:
-    """How wide a tensor is, or what it was moved from, or the grid a kernel prescribes; 0 where nobody looked."""
-    while key_of(value) not in spans and kind_of(value) == "moves" and len(activations(value)) == 1:
-        (value,) = activations(value)
-    if has_fixed_parameters(value):
-        return 255 * rule_of(value).scale
-    return spans.get(key_of(value), 0.0)
 
 
 def _is_masked_score(value: Node, reader: Node) -> bool:

@@ -18,8 +18,16 @@ from pipeline.data.samples import SampleSet, examples_of
 from pipeline.machine.memory import footprint, require_batch
 from pipeline.models.capture import example_inputs
 from pipeline.stages.quantize.graph.capabilities import kind_of
-from pipeline.stages.quantize.graph.nodes import by_key, channel_axis, is_float_tensor, key_of, layer_name, pad_value
-from pipeline.stages.quantize.graph.scheme import Scheme, activations, scheme_of
+from pipeline.stages.quantize.graph.nodes import (
+    activations,
+    by_key,
+    channel_axis,
+    is_float_tensor,
+    key_of,
+    layer_name,
+    pad_value,
+)
+from pipeline.stages.quantize.graph.scheme import Scheme, scheme_of
 from pipeline.stages.quantize.ranges.methods import METHODS, Evidence, Function, Range
 from pipeline.stages.quantize.ranges.output_error import OutputError, output_errors
 from pipeline.stages.quantize.ranges.readers import reader
@@ -160,11 +168,12 @@ class _Watching(Interpreter):
         joining = [key for key, node in nodes.items() if kind_of(node) == "moves" and len(activations(node)) > 1]
         requantizing.update(joining)
         requantizing.update(key for key, node in nodes.items() if (number := pad_value(node)) and math.isfinite(number))
-        # An operator that only moves values has their range, unless it may read them with other parameters.
+        # An operator that only moves values has their range, unless it may read them with other parameters. With more
+        # operators in float, what moves the values of a prescribed grid needs a range of its own.
         self._watched = {
             value
             for value, root in scheme.roots.items()
-            if kind_of(nodes[value]) != "fixed"
+            if (kind_of(nodes[value]) != "fixed" or any(kind_of(user) == "moves" for user in nodes[value].users))
             and (value == root or value in requantizing or kind_of(nodes[value]) != "moves")
         }
         self.statistics: dict[str, Statistics] = {}

@@ -4,7 +4,8 @@ A value x that becomes x + e moves the outputs by J e, to first order, J being t
 entries of mean 0 and variance 1, the mean of ``(v J e)^2`` is ``|J e|^2``, and ``g = v J`` costs one backward pass.
 Rounding errors inside the range are nearly independent: they cost ``s^2 / 12 * sum(g^2)``, s being the step.
 Clipping errors share a sign and add up: ``sum(g e)^2`` over each sample. Both are summed for all candidates at once,
-so memory does not grow with the samples.
+so memory does not grow with the samples. The errors of several outputs count relative to each output's own size, so
+that boxes in pixels do not drown scores.
 
 The second-order view of output error is that of Li et al. 2021, "BRECQ" (https://arxiv.org/abs/2102.05426); random
 vectors for such sums are Hutchinson's (https://doi.org/10.1080/03610919008812866).
@@ -113,8 +114,9 @@ def output_errors(
     require_batch("quantize: gradients", needs, min(batch_size, len(data)), setting="quantize.batch_size")
     found: dict[str, OutputError] = {}
     left = ELEMENTS
+    sizes: tuple[float, ...] = ()
     for batch in data.batches(batch_size):
-        kept, gradients = _slopes(graph, ends, batch.inputs, generator)
+        kept, gradients, sizes = _slopes(graph, ends, batch.inputs, generator, sizes)
         if not gradients:
             break
         for (name, value), *slopes in zip(kept.items(), *gradients, strict=True):
@@ -127,26 +129,38 @@ def output_errors(
 
 
 def _slopes(
-    graph: GraphModule, keys: Collection[str], inputs: tuple[Tensor, ...], generator: torch.Generator
-) -> tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
-    """Some values of one batch, and their gradients for each random vector; none where no output depends on them."""
+    graph: GraphModule,
+    keys: Collection[str],
+    inputs: tuple[Tensor, ...],
+    generator: torch.Generator,
+    sizes: tuple[float, ...] = (),
+) -> tuple[dict[str, Tensor], list[tuple[Tensor, ...]], tuple[float, ...]]:
+    """Some values of one batch, and their gradients for each random vector; none where no output depends on them.
+
+    Args:
+        sizes: How large each float output is, by which its errors are divided; taken from this batch where empty.
+
+    Returns:
+        The values by their node's key, their gradients, and the sizes.
+    """
     run = _Tracing(graph, keys)
     with torch.enable_grad():
         outputs = run.run(*inputs)
         parts = [part for part in _flat(outputs) if part.requires_grad]
-    if not parts:
-        return {}, []
+    if not parts or not run.kept:
+        return {}, [], sizes
+    sizes = sizes or tuple(float(part.detach().square().mean().sqrt()) or 1.0 for part in parts)
     gradients = [
         torch.autograd.grad(
             parts,
             list(run.kept.values()),
-            [torch.randn(part.shape, generator=generator) for part in parts],
+            [torch.randn(part.shape, generator=generator) / size for part, size in zip(parts, sizes, strict=True)],
             retain_graph=True,
             allow_unused=True,
         )
         for _ in range(VECTORS)
     ]
-    return run.kept, gradients
+    return run.kept, gradients, sizes
 
 
 class _Tracing(Interpreter):

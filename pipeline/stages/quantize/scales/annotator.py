@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -45,16 +46,32 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
             node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
             if kind_of(node) == "weighted":
                 node.meta[Q_ANNOTATION_KEY].input_qspec_map[node.args[1]] = _weight_spec(rule_of(node))
+        first = self._annotate_copies(nodes)
         for key, root in self._scheme.roots.items():
-            value = nodes[key]
-            annotation = value.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
-            annotation.output_qspec = _own_spec(value) if root == key else SharedQuantizationSpec(nodes[root])
-        for key, reader in self._scheme.requantized:
-            consumer, shared = nodes[reader], SharedQuantizationSpec(nodes[self._scheme.roots[reader]])
-            consumer.meta[Q_ANNOTATION_KEY].input_qspec_map[nodes[key]] = shared
-            if not has_fixed_parameters(nodes[key]):  # PT2E would join like specs to one grid
-                consumer.meta[Q_ANNOTATION_KEY].allow_implicit_sharing = False
+            annotation = nodes[key].meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
+            own = root == key and key not in first
+            annotation.output_qspec = (
+                _own_spec(nodes[key]) if own else SharedQuantizationSpec(first.get(root, nodes[root]))
+            )
         return model
+
+    def _annotate_copies(self, nodes: Mapping[str, Node]) -> dict[str, tuple[Node, Node]]:
+        """Let consumers read copies on their own grids; by consumer, the copy that its grid is made for.
+
+        PT2E makes a grid where it first meets it: where a consumer shares its grid with none of what it reads, that is
+        at the first copy.
+        """
+        first: dict[str, tuple[Node, Node]] = {}
+        for key, reader in self._scheme.requantized:
+            root, value, consumer = self._scheme.roots[reader], nodes[key], nodes[reader]
+            annotation = consumer.meta[Q_ANNOTATION_KEY]
+            annotation.allow_implicit_sharing = False  # PT2E would join like specs to one grid
+            makes = root == reader and root not in first
+            if makes:
+                first[root] = value, consumer
+            spec = _own_spec(consumer) if makes else SharedQuantizationSpec(first.get(root, nodes[root]))
+            annotation.input_qspec_map[value] = spec
+        return first
 
     def prepare_obs_or_fq_callback(self, model: GraphModule, grids: dict[Any, Any]) -> None:
         """Set the scales of every weight, and tell each activation's grid which values it is for."""
@@ -69,10 +86,9 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao has no type inf
 
 
 def _own_spec(value: Node) -> QuantizationSpec:
-    if {user.target for user in value.users} == {aten.hardswish.default}:
-        return replace(ACTIVATION, observer_or_fake_quant_ctr=HardswishInputGrid)
     if not has_fixed_parameters(value):
-        return ACTIVATION
+        only_hardswish = {user.target for user in value.users} == {aten.hardswish.default}
+        return replace(ACTIVATION, observer_or_fake_quant_ctr=HardswishInputGrid) if only_hardswish else ACTIVATION
     rule = rule_of(value)
     grid = FixedGrid.with_args(scale=rule.scale, zero_point=rule.zero_point)
     return replace(ACTIVATION, observer_or_fake_quant_ctr=grid)

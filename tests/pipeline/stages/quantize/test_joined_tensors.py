@@ -128,3 +128,88 @@ def test_a_small_term_survives_beside_a_large_one_when_their_sum_is_an_output() 
         (total, coarse), (exact, _) = program(x), module(x)
         assert sqnr_db(module.fine(x), total - coarse) > 20  # both carry the coarse part's error
         assert sqnr_db(exact, total) > 25
+
+
+class Recurrences(nn.Module):
+    """What is stacked was moved after its tanh; the stack is read in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.RNN(4, 5, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, hidden = self.layer(x)
+        return torch.cat((hidden[0], hidden[1]), 1)
+
+
+def test_moved_tensors_of_prescribed_grids_can_be_stacked() -> None:
+    assert sqnr_of(Recurrences(), (3, 4)) > 25
+
+
+class Gates(nn.Module):
+    """A sigmoid beside values that its grid, from 0 to 1, would clip."""
+
+    def __init__(self, order: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.order = nn.Linear(4, 4), order
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = (x.sigmoid(), x * 5, x.softmax(-1))
+        return self.layer(torch.cat(parts[self.order :] + parts[: self.order], -1)[:, :4] * 0.5)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_prescribed_grid_is_not_imposed_on_what_is_joined_with_it(order: int) -> None:
+    assert sqnr_of(Gates(order), (4,)) > 15
+
+
+class Restored(nn.Module):
+    """Boxes a thousand times as large as scores, in one tensor; what reads it makes them alike."""
+
+    def __init__(self, reader: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.boxes, self.scores = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        factor = torch.cat((torch.full((4, 1, 1), 1e-3), torch.ones(4, 1, 1)))
+        norm = nn.BatchNorm2d(8)
+        norm.running_var.copy_(factor.flatten() ** -2)  # type: ignore[union-attr]
+        conv, grouped = nn.Conv2d(8, 4, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1, groups=8)
+        transposed = nn.ConvTranspose2d(8, 4, 2, 2)
+        conv.weight.data *= factor
+        grouped.weight.data *= factor.repeat_interleave(2, 0)[..., None]
+        transposed.weight.data *= factor[..., None]
+        product = nn.Module()
+        product.forward = lambda x: x * factor  # type: ignore[method-assign]
+        self.reader = {
+            "batch norm": norm,
+            "convolution": conv,
+            "grouped convolution": grouped,
+            "transposed convolution": transposed,
+            "product": product,
+        }[reader]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reader(torch.cat((self.boxes(x) * 1e3, self.scores(x)), 1))[:, -4:]
+
+
+def test_a_narrow_tensor_survives_a_join_in_front_of_a_linear_layer() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.boxes, self.scores, self.layer = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(8, 4)
+            self.layer.weight.data[:, :4] /= 1000
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(torch.cat((self.boxes(x) * 1e3, self.scores(x)), -1))
+
+    assert sqnr_of(Rows(), (5, 6)) > 25
+
+
+@pytest.mark.parametrize(
+    "reader", ["batch norm", "convolution", "grouped convolution", "transposed convolution", "product"]
+)
+def test_a_narrow_tensor_survives_a_join_where_its_reader_needs_it(reader: str) -> None:
+    assert sqnr_of(Restored(reader), (3, 6, 6)) > 25

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline import from_module
 from pipeline.core import DataError, Model, TensorSpec
 from pipeline.data.open import from_dataset
 from pipeline.models.capture import fixed_batch_size
@@ -162,3 +163,36 @@ def test_batch_stays_dynamic_when_the_program_is_captured_again(resnet: tuple[Mo
     _, result = resnet
     assert fixed_batch_size(capture(result.module, result.inputs)) is None
     assert fixed_batch_size(capture(result.module, result.inputs, batch_size=4)) == 4
+
+
+def test_moved_values_of_a_prescribed_grid_have_a_range_where_that_operator_stays_in_float() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Softmax(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.gate(x).unflatten(1, (2, 2)) * 4
+
+    original = from_module(Gated().eval(), SPEC)
+    x = torch.randn(32, 4)
+    samples = from_dataset([(row,) for row in x], SPEC)
+    config = QuantizeConfig(skip=("gate",))
+    result = quantize(original, config, samples, budget=Budget(metric="agreement"))
+    assert [entry.layer for entry in result.history[-1].skipped] == ["gate"]
+    with torch.no_grad():
+        assert sqnr_db(original.module(x), result.module(x)) > 30
+
+
+def test_a_model_whose_code_fixes_its_batch_has_a_share_of_integer_macs() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.view(len(x), 4))
+
+    samples = from_dataset([(torch.randn(4),) for _ in range(16)], SPEC)
+    result = quantize(from_module(Fixed().eval(), SPEC), QuantizeConfig(), samples, budget=Budget(metric="agreement"))
+    assert result.history[-1].details["int8_macs_ratio"] == 1

@@ -49,6 +49,44 @@ def test_rounding_is_told_from_a_mistake_in_float64() -> None:
     assert difference_db(Scaled(3.0), Reordered(3.001), (x,)) == pytest.approx(69.5, abs=1.0)
 
 
+class Cancelling(nn.Module):
+    """The difference of two nearly equal convolutions, which leaves few digits; then their batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.branch = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        nn.init.normal_(self.branch[1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) - self.branch(x * 1.00001)
+
+
+def test_a_folded_weight_may_lose_the_digits_that_a_network_loses_itself() -> None:
+    specs = [TensorSpec(name="x", shape=(3, 6, 6))]
+    graph = canonical.canonical_graph(from_module(Cancelling().eval(), specs), inputs=(torch.randn(4, 3, 6, 6),))
+    targets = {node.target for node in graph.graph.nodes if node.op == "call_function"}
+    assert targets == {torch.ops.aten.conv2d.default, torch.ops.aten.mul.Tensor, torch.ops.aten.sub.Tensor}
+
+
+def test_an_output_of_rounding_errors_alone_does_not_hide_a_mistake_in_another() -> None:
+    class Two(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return (x - x.mean(1, keepdim=True)).mean(1), x * self.factor
+
+    class Reordered(Two):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return (x * 3 - (x * 3).mean(1, keepdim=True)).mean(1) / 3, x * self.factor
+
+    x = torch.randn(4, 100)
+    assert difference_db(Two(3.0), Reordered(3.0), (x,)) is None
+    assert difference_db(Two(3.0), Reordered(3.001), (x,)) == pytest.approx(69.5, abs=1.0)
+
+
 def test_a_rewrite_that_changes_the_function_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(graph: GraphModule) -> int:
         for node in graph.graph.nodes:

@@ -105,3 +105,39 @@ def test_no_costs_and_another_method_when_no_float_comes_out() -> None:
     found = calibrate(graph, data, batch_size=64, methods=("mse", "output_mse"))
     name = next(iter(found.statistics))
     assert found.range_of((name,), "output_mse") == found.range_of((name,), "mse")
+
+
+class Detector(nn.Module):
+    """Boxes a thousand times as large as scores, from one tensor of which only the scores need the outliers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.boxes, self.scores = nn.Linear(16, 4), nn.Linear(16, 4)
+        with torch.no_grad():
+            self.boxes.weight *= 1000
+            self.boxes.weight[:, 0] = 0  # the feature with large values
+            self.scores.weight[:, 0] = 0.5
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.boxes(x), self.scores(x)
+
+
+def test_small_outputs_count_as_much_as_large_ones() -> None:
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)) * torch.tensor([8.0, *[1.0] * 15])
+    module = Detector()
+    model = Model(module=module, reference=module, inputs=(SPEC,))
+    low, high = float(x.min()), float(x.max())
+    errors = output_errors(
+        canonical_graph(model), {"x": (low, high)}, from_dataset([(row,) for row in x], [SPEC]), batch_size=64
+    )
+    chosen = least_output_error([errors["x"]])
+    assert chosen[1] > 0.8 * high
+
+
+def test_a_network_of_integers_alone_has_no_values_to_examine() -> None:
+    module = nn.Embedding(5, 3)
+    ids = TensorSpec(name="ids", shape=(4,), dtype="int64")
+    model = Model(module=module, reference=module, inputs=(ids,))
+    samples = from_dataset([(torch.arange(4),)] * 3, [ids])
+    assert output_errors(canonical_graph(model), {}, samples, batch_size=2) == {}

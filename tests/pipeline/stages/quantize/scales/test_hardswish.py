@@ -64,6 +64,7 @@ class Function(nn.Module):
         pytest.param(lambda y: hardswish(y) + y, False, id="a sum reads it too"),
         pytest.param(lambda y: hardswish(torch.cat([y, y.relu()], 1)), False, id="shared with other values"),
         pytest.param(torch.relu, False, id="no hardswish"),
+        pytest.param(lambda y: hardswish(y.tanh()) + y, False, id="the grid of tanh is prescribed"),
     ],
 )
 def test_grid_is_chosen_only_when_hardswish_alone_reads_the_tensor(
