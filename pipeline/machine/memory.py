@@ -136,7 +136,7 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     """Follows the storages that operators create until they are freed."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.peak = self._live = 0
         self._known: dict[int, tuple[Any, int]] = {}  # weak references and bytes
 
@@ -150,7 +150,7 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
 
     def _add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]  # as above
         if reference.cdata in self._known:
             return
         self._known[reference.cdata] = reference, storage.nbytes()

@@ -34,6 +34,7 @@ from tests.fuzz.strategies import networks
 from tests.fuzz.subject import Subject, outputs_of
 from tests.fuzz.uniform import for_each
 from tests.fuzz.worker import Examined, Worker
+from tests.pipeline.stages.prune.zeroed import Unverified, zeroed
 
 SMALL = Network(("image",), (Block("conv_bn_act", (0,)), Block("global_pool", (1,)), Block("linear", (2,))), (3,))
 
@@ -196,15 +197,15 @@ def test_original_with_removed_weights_at_zero_computes_what_is_left() -> None:
         pruned[2].weight.copy_(original[2].weight[:, kept])
         pruned[2].bias.copy_(original[2].bias)
     x = torch.randn(5, 3)
-    held = prune_oracle.held_at_zero(original, pruned)
+    held = zeroed(original, pruned)
     assert torch.allclose(held(x), pruned(x), atol=1e-6)
     assert not torch.allclose(held(x), original(x), atol=1e-2)
     twins = copy.deepcopy(original)
     with torch.no_grad():
         twins[2].weight[:, 1] = twins[2].weight[:, 0]
         pruned[2].weight.copy_(twins[2].weight[:, kept])
-    with pytest.raises(prune_oracle.Unverified, match="not unique"):
-        prune_oracle.held_at_zero(twins, pruned)
+    with pytest.raises(Unverified, match="not unique"):
+        zeroed(twins, pruned)
 
 
 def test_a_refusal_needs_a_reason() -> None:

@@ -21,7 +21,8 @@ from pipeline.models.load import from_module
 from pipeline.models.structure import restore_module, save_module
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune import prune
-from tests.pipeline.stages.prune.zeroed import make_values_unique, sqnr_db, zeroed
+from pipeline.tasks.comparison import sqnr_db
+from tests.pipeline.stages.prune.zeroed import make_values_unique, zeroed
 
 IMAGE = (TensorSpec(name="image", shape=(3, 8, 8)),)
 PAIR = (*IMAGE, TensorSpec(name="other", shape=(3, 8, 8)))
@@ -34,7 +35,7 @@ Forward = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A network: its inputs, its forward, its layers (made anew for every test), and what pruning leaves alone.
+    """A network: its inputs, its forward, its layers (built for each test), and what pruning leaves alone.
 
     Attributes:
         alone: Per layer that must stay, a part of the reason. The head is the output in all of them.

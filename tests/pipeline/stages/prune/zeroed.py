@@ -11,7 +11,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-NORMS = nn.LayerNorm | nn.GroupNorm | nn.RMSNorm
+NORMS_OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+class Unverified(Exception):  # noqa: N818  # an answer, not an error
+    """It cannot be told which weights are left."""
 
 
 def make_values_unique(module: nn.Module, seed: int = 0) -> None:
@@ -35,27 +39,49 @@ class NormOfSome(nn.Module):
         return torch.zeros_like(x).index_copy(self.axis, index, self.norm(x.index_select(self.axis, index)))
 
 
-@torch.no_grad()
 def zeroed(original: nn.Module, pruned: nn.Module) -> nn.Module:
-    """The original with the missing weights at zero."""
+    """The original, in which every weight that the pruned network lacks is zero.
+
+    A weight is told by its value, so it is left where its value is.
+
+    Raises:
+        Unverified: Values are not unique, or a kind of layer shrank that this cannot follow.
+    """
     reference = copy.deepcopy(original)
     left = dict(pruned.named_modules())
-    for name, part in list(reference.named_modules()):
-        if isinstance(part, NORMS) and part.weight is not None and part.weight.shape != left[name].weight.shape:
-            axis = 1 if isinstance(part, nn.GroupNorm) else -1
-            norm = NormOfSome(copy.deepcopy(left[name]), torch.isin(part.weight, left[name].weight), axis)
-            owner, _, last = name.rpartition(".")
-            setattr(reference.get_submodule(owner), last, norm)
-        elif not isinstance(part, NORMS):
-            kept = dict(left[name].named_parameters(recurse=False))
-            for key, value in part.named_parameters(recurse=False):
-                mask = torch.isin(value, kept[key])
-                assert int(mask.sum()) == kept[key].numel(), f"{name}.{key} does not hold the original's weights"
+    with torch.no_grad():
+        for name, part in list(reference.named_modules()):
+            other = left.get(name)
+            if other is None:
+                raise Unverified(f"{name} is gone")
+            shrunk = {
+                key: (value, dict(other.named_parameters(recurse=False))[key])
+                for key, value in part.named_parameters(recurse=False)
+                if value.shape != dict(other.named_parameters(recurse=False))[key].shape
+            }
+            if isinstance(part, NORMS_OVER_CHANNELS):
+                if _channels(part) != _channels(other):
+                    _replace(reference, name, _held_norm(part, other))
+                continue
+            for key, (value, kept) in shrunk.items():
+                mask = torch.isin(value, kept)
+                if int(mask.sum()) != kept.numel():
+                    raise Unverified(f"the values of {name}.{key} are not unique")
                 value.mul_(mask)
     return reference
 
 
-def sqnr_db(expected: Tensor, found: Tensor) -> float:
-    """Signal to error in decibels."""
-    error = (expected.double() - found.double()).square().sum()
-    return math.inf if error == 0 else float(10 * torch.log10(expected.double().square().sum() / error))
+def _channels(norm: nn.Module) -> int:
+    return norm.num_channels if isinstance(norm, nn.GroupNorm) else math.prod(norm.normalized_shape)
+
+
+def _held_norm(original: nn.Module, pruned: nn.Module) -> NormOfSome:
+    if original.weight is None or original.weight.ndim != 1:
+        raise Unverified(f"a {type(original).__name__} without one weight per channel shrank")
+    kept = torch.isin(original.weight, pruned.weight)
+    return NormOfSome(copy.deepcopy(pruned), kept, 1 if isinstance(original, nn.GroupNorm) else -1)
+
+
+def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
+    owner, _, last = name.rpartition(".")
+    setattr(module.get_submodule(owner), last, part)
