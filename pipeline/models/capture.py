@@ -118,12 +118,10 @@ def count_macs(module: nn.Module, inputs: Examples) -> int:
 
     Runs without the fast kernels of LSTM, attention and encoder layers on CPUs, which the counter does not know.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration")  # about Intel's GPUs, which this does not use
-        counter = FlopCounterMode(display=False)
-        counter.mod_tracker = _Nowhere()  # type: ignore[assignment]  # all that the counter needs of one
-        with plain_kernels(), counter, torch.no_grad():
-            module(*example_inputs(inputs))
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _Nowhere()  # type: ignore[assignment]  # all that the counter needs of one
+    with plain_kernels(), counter, torch.no_grad():
+        module(*example_inputs(inputs))
     return int(counter.get_total_flops()) // 2
 
 
@@ -139,7 +137,9 @@ def plain_kernels() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
-            yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TF32 acceleration")  # about Intel's GPUs, which this does not use
+            with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+                yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
