@@ -370,6 +370,9 @@ class AndroidConfig(Setting):
     threads: PositiveInt = 1
 
 
+Chip = Annotated[str, Field(pattern=r"^(qualcomm|mediatek|google_tensor):\w+$")]
+
+
 class TfliteConfig(Setting):
     """The TFLite target's options."""
 
@@ -390,8 +393,9 @@ class TfliteConfig(Setting):
     )
     gpu: Flag = Field(False, description="report what LiteRT's analyzer says about its GPU delegate")
     android: AndroidConfig | None = Field(None, description="a phone to time the model on")
-    aot: Annotated[tuple[Annotated[str, Field(pattern=r"^\w+:\w+$")], ...], Distinct] = Field(
-        (), description="chips to compile for ahead of time: qualcomm:SM8650, mediatek:MT6989, google_tensor:Tensor_G5"
+    aot: Annotated[tuple[Chip, ...], Distinct] = Field(
+        (),
+        description="chips to compile for ahead of time: qualcomm:SM8650, mediatek:MT6989, google_tensor:Tensor_G5",
     )
     variants: Annotated[tuple[Literal["fp16", "int8_dynamic"], ...], Distinct] = Field(
         (), description="forms of the original to compare with, beside FP32"

@@ -51,8 +51,26 @@ def parse_yaml(text: str) -> Any:
         raise ValueError("its values are nested too deeply") from None
 
 
+def dump_yaml(value: Any) -> str:
+    r"""YAML that `parse_yaml`, and any reader of YAML 1.1, reads as the same value.
+
+    >>> dump_yaml({"no": "1e-3"})
+    "'no': '1e-3'\n"
+    """
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+
+
+_RESOLVERS = [(f"{_TAG}{kind}", re.compile(f"(?:{form})\\Z")) for kind, form in _CORE.items()]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that either version of YAML would read as something else."""
+
+    yaml_implicit_resolvers = {**yaml.SafeDumper.yaml_implicit_resolvers, None: _RESOLVERS}
+
+
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = {None: [(f"{_TAG}{kind}", re.compile(f"(?:{form})\\Z")) for kind, form in _CORE.items()]}
+    yaml_implicit_resolvers = {None: _RESOLVERS}
     yaml_constructors = {
         tag: yaml.SafeLoader.yaml_constructors[tag]
         for tag in (None, *(f"{_TAG}{kind}" for kind in ("null", "str", "seq", "map")))

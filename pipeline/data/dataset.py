@@ -61,7 +61,7 @@ class DatasetSource:
             part = part.float() if part.dtype == torch.bfloat16 else part
         try:
             array = np.asarray(part)
-        except ValueError:  # a list of lists of different lengths
+        except (TypeError, ValueError):  # a sparse tensor, or a list of lists of different lengths
             array = np.asarray(None)
         if array.dtype.kind not in "biuf":
             what = array.dtype if isinstance(part, np.ndarray | str) else f"a {type(part).__name__}"

@@ -14,6 +14,8 @@ from pipeline.data.npz import NpzSource
 from pipeline.data.samples import SampleSet, Source
 from pipeline.data.source import DataSource
 
+MAX_SAMPLES = 10**9
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +57,9 @@ def from_source(
     """
     if len(source) == 0:
         raise DataError("holds no samples", where=source.where, fix="add samples, or name another source")
+    if len(source) > MAX_SAMPLES:
+        problem = f"says that it holds {len(source)} samples, and {MAX_SAMPLES} is the limit"
+        raise DataError(problem, where=source.where, fix="return the number of samples from __len__")
     arrays, _ = source.read([0])
     if len(arrays) != len(inputs):
         raise DataError(

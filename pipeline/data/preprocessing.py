@@ -25,6 +25,7 @@ def prepare(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> Te
         stored: ``(N, …)``, or ``(N,)`` of arrays of different sizes, which ``resize`` or ``crop`` brings to one size.
         spec: The input; only its dtype and its number of channels are looked at.
     """
+    stored = _native(stored)
     if not spec.dtype.startswith("float"):
         return torch.from_numpy(np.ascontiguousarray(stored)).to(getattr(torch, spec.dtype))
     if stored.dtype == object:
@@ -59,6 +60,13 @@ def stored_pixels(values: Array, preprocessing: Preprocessing) -> Array:
     """
     levels: Array = denormalise(torch.tensor(values), preprocessing).numpy()
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+def _native(stored: Array) -> Array:
+    """The same numbers in a form that torch has: this machine's byte order, and at most 64 bits."""
+    if stored.dtype.kind == "f" and stored.dtype.itemsize > np.dtype(np.float64).itemsize:
+        return stored.astype(np.float64)
+    return stored if stored.dtype.isnative else stored.astype(stored.dtype.newbyteorder("="))
 
 
 def _prepare_floats(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
 
+import targets
 from pipeline.core import DataError, Model, RecipeError, did_you_mean
 from pipeline.core.callables import parents
 from pipeline.data.folder import FolderSource
@@ -83,6 +85,8 @@ def check_options(recipe: Recipe, model: Model) -> None:
             )
         if isinstance(step.config, OnnxConfig):
             _check_dynamic(step.config, model, where)
+        for chip in getattr(step.config, "aot", ()) if targets.get(step.name).missing_package() is None else ():
+            importlib.import_module("targets.tflite.aot").parse(chip)  # refuses a chip that LiteRT does not know
         android = getattr(step.config, "android", None)
         if android is not None and not android.benchmark_tool.is_file():
             raise RecipeError(

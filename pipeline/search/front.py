@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment
 from optuna.study import Study
 from optuna.trial import TrialState
 
 from pipeline.core.files import write_text
+from pipeline.core.strict_yaml import dump_yaml
 from pipeline.recipe import Recipe
 from pipeline.search.objectives import Objective
 from pipeline.search.trials import CHOOSING_SHARE, as_written
@@ -38,7 +38,7 @@ def write_front(study: Study, recipe: Recipe, objectives: Sequence[Objective], r
     for trial in sorted(study.best_trials, key=lambda trial: trial.values):
         path = Path("recipes") / f"{trial.number}.yaml"
         settings = dict(trial.params)
-        write_text(out / path, yaml.safe_dump(recipe_of(settings, recipe, root, out / "recipes"), sort_keys=False))
+        write_text(out / path, dump_yaml(recipe_of(settings, recipe, root, out / "recipes")))
         points.append(Point(trial.number, dict(zip(names, trial.values, strict=True)), settings, str(path)))
     content = {
         "recipe": recipe.name,

@@ -453,7 +453,9 @@ VALUES = [
     mistake("NPU twice", target("tflite", npu=["ethos-u55-256"] * 2), "targets[0].tflite.npu", "ethos-u55-256"),
     mistake("variant", target("tflite", variants=["int4"]), "targets[0].tflite.variants[0]", "fp16"),
     mistake("variant twice", target("tflite", variants=["fp16", "fp16"]), "targets[0].tflite.variants", "fp16"),
-    mistake("chip", target("tflite", aot=["SM8650"]), "targets[0].tflite.aot[0]"),
+    mistake("chip without a vendor", target("tflite", aot=["SM8650"]), "targets[0].tflite.aot[0]"),
+    mistake("vendor", target("tflite", aot=["intel:x"]), "targets[0].tflite.aot[0]", "qualcomm"),
+    mistake("chip", target("tflite", aot=["qualcomm:SM1"]), "targets.tflite.aot", "'SM1'", "SM8650"),
     mistake(
         "phone without its tool",
         target("tflite", android={"benchmark_tool": "/no/such/tool"}),
@@ -727,6 +729,21 @@ DATA = [
     mistake("item is a mapping", items("{'image': torch.zeros(1, 8, 8), 'label': 0}"), "Samples", "dict"),
     mistake("items of different sizes", items("(torch.zeros(1, 8, 8 + i), 0)"), "Samples", "different sizes"),
     mistake("items of another size", items("(torch.zeros(3, 8, 8), 0)"), "Samples", "[3, 8, 8]"),
+    mistake(
+        "absurd len",
+        dataset("""
+            class Samples:
+                def __len__(self):
+                    return 10**15
+
+                def __getitem__(self, i):
+                    return torch.zeros(1, 8, 8), 0
+        """),
+        "Samples",
+        "__len__",
+    ),
+    mistake("sparse items", items("(torch.zeros(1, 8, 8).to_sparse(), 0)"), "Samples", "sample 0"),
+    mistake("complex items", items("(torch.zeros(1, 8, 8) * 1j, 0)"), "Samples", "sample 0"),
     mistake("labels of text", items("(torch.zeros(1, 8, 8), 'cat')"), "Samples", "'cat'"),
     mistake("labels of fractions", items("(torch.zeros(1, 8, 8), 0.7)"), "Samples", "0.7"),
     mistake("one-hot items", items("(torch.zeros(1, 8, 8), torch.eye(4)[0])"), "Samples", "label"),

@@ -24,3 +24,13 @@ def test_folder_names_the_file_when_it_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "cat" / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"broken\.png"):
         open_set(DataSource(folder=tmp_path), COLOUR)
+
+
+def test_folder_passes_over_hidden_entries(tmp_path: Path) -> None:
+    for name in (".ipynb_checkpoints/1.png", "cat/1.png", "cat/._1.png", "dog/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    samples = open_set(DataSource(folder=tmp_path), COLOUR)
+    (batch,) = samples.batches(4)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [0, 1]

@@ -1,11 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.core import DataError
 from pipeline.data.source import DataSource
-from tests.pipeline.data.opening import npz, open_set
+from tests.pipeline.data.opening import GREY, npz, open_set
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,12 @@ def test_open_samples_refuses_pickles_when_an_archive_holds_objects(tmp_path: Pa
     source = npz(tmp_path, images=np.array([{"any": "object"}], dtype=object))
     with pytest.raises(DataError, match="not a readable npz"):
         open_set(source)
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">i2", np.longdouble, np.uint16], ids=str)
+def test_open_samples_reads_numbers_of_any_form(tmp_path: Path, dtype: Any) -> None:
+    stored = (np.arange(32) * 1.0).reshape(2, 1, 4, 4).astype(dtype)
+    np.savez(tmp_path / "set.npz", images=stored)
+    samples = open_set(DataSource(npz=tmp_path / "set.npz"), GREY)
+    (batch,) = samples.batches(2)
+    assert batch.inputs[0].flatten().tolist() == list(range(32))
