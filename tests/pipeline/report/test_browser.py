@@ -97,7 +97,7 @@ def test_injected_script_and_image_are_blocked_when_they_reach_the_page(report: 
     assert len([message for message in found.console if "Content Security Policy" in message]) == 2
 
 
-@pytest.mark.parametrize("width", [360, 400, 768, 1280])
+@pytest.mark.parametrize("width", [360, 400, 768, 900, 960, 1280])
 def test_pages_never_scroll_sideways_when_the_screen_is_narrow(report: Report, visit: Open, width: int) -> None:
     frames = "".join(
         f'<iframe srcdoc="{escape(page)}" style="border: 0; width: {width}px; height: 800px"></iframe>'
