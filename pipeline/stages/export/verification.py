@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.core import Model
 from pipeline.core.bounded import run_bounded
 from pipeline.data.preprocessing import normalise, stored_pixels
+from pipeline.models.noise import rounding_noise_db, within_noise
 from pipeline.stages.export.divergence import first_divergence
 from pipeline.target import Exported, Lowered, Target, Verified, run_files
 from pipeline.tasks.comparison import sqnr_db
@@ -133,10 +134,18 @@ class _Check:
             return _Finding(figures)
         problem = f"{self.lowered.path.name}: {problem}"
         if all(value is None or value >= EXPLAINED_DB for value in figures.values()):
-            explanation = target.explain(self.lowered, self.model)
+            explanation = self._noise(figures) or target.explain(self.lowered, self.model)
             if explanation is not None:
                 return _Finding(figures, explained=f"{problem}: {explanation}")
         return _Finding(figures, problem=problem)
+
+    def _noise(self, figures: dict[str, float | None]) -> str | None:
+        """That the model is no closer to itself, where its sums are added in another order."""
+        noise = rounding_noise_db(self.model.module, self.model.examples)
+        found = zip(figures.values(), noise, strict=True)
+        if not all(value is None or within_noise(value, own) for value, own in found):
+            return None
+        return f"rounding decides: with its sums added in another order, the program is {min(noise):.1f} dB from itself"
 
     def where_it_begins(self, target: Target, folder: Path) -> str | None:
         """The first operator behind which a file of this model's differs; None where the search does not find it."""

@@ -121,6 +121,36 @@ def test_export_says_why_and_passes_when_arithmetic_explains_the_difference(tmp_
     assert useless.status == "failed"
 
 
+class Amplifying(nn.Module):
+    """Its output shows the last bits of a convolution, which depend on the order in which it adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(32, 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.conv(x) * 3e4).tanh()
+
+
+def amplifying() -> Model:
+    torch.manual_seed(0)
+    model = from_module(Amplifying(), [TensorSpec(name="x", shape=(32, 9, 9))])
+    return replace(model, examples=(torch.randn(4, 32, 9, 9),))
+
+
+def test_export_passes_and_says_so_when_the_order_of_sums_decides(tmp_path: Path) -> None:
+    (exported,) = export(amplifying(), [OnnxTarget()], tmp_path)
+    assert exported.status == "ok"
+    assert exported.verified is not None
+    assert [": rounding decides: " in text for text in exported.verified.explained] == [True, True]
+
+
+@pytest.mark.slow
+def test_order_of_sums_excuses_nothing_when_a_file_is_further_away(tmp_path: Path) -> None:
+    (exported,) = export(amplifying(), [Miswriting(TANH_AS_SIGMOID)], tmp_path)
+    assert exported.status == "failed"
+
+
 def test_export_writes_and_does_not_run_when_there_are_no_samples(tmp_path: Path) -> None:
     (exported,) = export(replace(detector(), examples=()), [OnnxTarget()], tmp_path)
     assert (exported.status, exported.verified) == ("ok", None)
