@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from pipeline.core import SkippedLayer
 from pipeline.models.capture import Examples
@@ -290,17 +292,40 @@ def computed_weights(
                 place = f"{name}.parametrizations.{weight}.{key}".removeprefix(".")
                 if place in places and tensor.shape == shape:
                     found.append((name, weight, places[place]))
+        hook = norm_hook(part)
+        if hook is not None:
+            kept = "v" if isinstance(hook, WeightNorm) else "orig"
+            if (place := f"{name}.{hook.name}_{kept}".removeprefix(".")) in places:
+                found.append((name, hook.name, places[place]))
     return found
+
+
+def norm_hook(part: nn.Module) -> WeightNorm | SpectralNorm | None:
+    """What computes a layer's weight before each call, where torch's older norms of weights do."""
+    hooks = part._forward_pre_hooks.values()
+    return next((hook for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)), None)
 
 
 @torch.no_grad()
 def _set_computed(part: nn.Module, weight: str, original: nn.Module, gone: Mapping[int, Sequence[int]]) -> None:
     """Let a parametrization give what it gave, without some positions: a weight norm's length is over what is left."""
-    value = getattr(original, weight)
+    hook, kept = norm_hook(original), getattr(original, weight)
+    if isinstance(hook, WeightNorm):
+        kept = hook.compute_weight(original)
+    elif hook is not None:
+        kept = hook.compute_weight(original, do_power_iteration=False)
     for axis, positions in gone.items():
-        value = value.index_select(axis, _others(value.shape[axis], positions))
-    with suppress(NotImplementedError):  # a parametrization without an inverse; the guard sees what becomes of it
-        setattr(part, weight, value)
+        kept = kept.index_select(axis, _others(kept.shape[axis], positions))
+    if isinstance(hook, WeightNorm):
+        part.register_parameter(f"{weight}_v", nn.Parameter(kept))
+        part.register_parameter(f"{weight}_g", nn.Parameter(torch.norm_except_dim(kept, 2, hook.dim)))
+    elif hook is not None:
+        part.register_parameter(f"{weight}_orig", nn.Parameter(kept))
+        u, v = getattr(part, f"{weight}_u"), getattr(part, f"{weight}_v")
+        u /= u @ hook.reshape_weight_to_matrix(kept) @ v  # the norm that it divides by becomes 1
+    else:
+        with suppress(NotImplementedError):  # a parametrization without an inverse; the guard sees what becomes of it
+            setattr(part, weight, kept)
 
 
 def _others(size: int, positions: Iterable[int]) -> Tensor:

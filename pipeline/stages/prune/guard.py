@@ -8,12 +8,16 @@ for all groups at once where they pass, else by bisection, and again for what is
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.core import SkippedLayer
 from pipeline.core.outputs import output_tuple
@@ -25,6 +29,7 @@ from pipeline.stages.prune.channels import (
     computed_weights,
     gone_places,
     gone_sizes,
+    norm_hook,
     remove,
     steps_of,
 )
@@ -43,7 +48,9 @@ class Guard:
     def __init__(self, module: nn.Module, inputs: Examples) -> None:
         self._module, self._examples = module, example_inputs(inputs)
         self._samples = _trials(module, inputs)
-        self._shapes = _shapes(_outputs(module, self._examples))
+        with _Numbers() as numbers:
+            self._shapes = _shapes(_outputs(module, self._examples))
+        self._numbers = numbers.found
 
     def verified(
         self, groups: Sequence[CoupledChannels], max_layer_ratio: float, beside: Sequence[CoupledChannels] = ()
@@ -91,13 +98,16 @@ class Guard:
         kind = steps[0].group.kind
         try:
             pruned = remove(self._module, steps)
-            shapes = _shapes(_outputs(pruned, self._examples))
+            with _Numbers() as numbers:
+                shapes = _shapes(_outputs(pruned, self._examples))
             zeroed = held_at_zero(self._module, steps)
             outputs, expected = _outputs(pruned, self._samples), _outputs(zeroed, self._samples)
         except Exception as error:  # a forward of the user's, on layers of sizes it did not expect
             return " ".join(f"without some of its {kind} the model does not run: {error}".split())
         if shapes != self._shapes:
             return f"without some of its {kind} the outputs change from {self._shapes} to {shapes}"
+        if (other := _other_number(self._numbers, numbers.found)) is not None:
+            return f"without some of its {kind} its code computes with another number: {other}"
         found = _least_db(expected, outputs)
         if not found >= LEAST_SQNR_DB:  # also where it is not a number
             found = self._in_double_precision(zeroed, pruned)
@@ -112,6 +122,43 @@ class Guard:
             return _least_db(_outputs(zeroed.double(), samples), _outputs(copy_module(pruned).double(), samples))
         except Exception:  # a forward of the user's that makes float32 tensors itself
             return 0.0
+
+
+class _Numbers(TorchDispatchMode):
+    """Records the numbers that a forward computes with: a scale that its code takes from a size changes with the size.
+
+    Samples alone may not show it: attention with saturated scores gives the same whatever they are divided by.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.found: list[tuple[str, tuple[float, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.pointwise in func.tags:
+            numbers = tuple(float(value) for value in args if _is_number(value))
+            self.found.append((func.overloadpacket.__name__, numbers))
+        return func(*args, **(kwargs or {}))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether an argument is a Python number, which torch may have made a tensor in double precision."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and value.dtype == torch.float64
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _other_number(
+    before: Sequence[tuple[str, tuple[float, ...]]], after: Sequence[tuple[str, tuple[float, ...]]]
+) -> str | None:
+    """The first number that became another one; None where the code ran through other operators, or there is none."""
+    if [name for name, _ in before] != [name for name, _ in after]:
+        return None
+    for (name, old), (_, new) in zip(before, after, strict=True):
+        for one, other in zip(old, new, strict=False):
+            if not math.isclose(one, other, rel_tol=1e-6):
+                return f"{one:.4g} becomes {other:.4g} in {name}"
+    return None
 
 
 def _passing(
@@ -146,15 +193,24 @@ def held_at_zero(module: nn.Module, steps: Sequence[Step]) -> nn.Module:
             norm.register_forward_hook(_NormOfSome(pruned.get_submodule(name), axis, gone))
     places = gone_places(steps)
     for owner, weight, axes in computed_weights(module, places):
-        inner = f"{owner}.parametrizations.{weight}".removeprefix(".")
-        module.set_submodule(inner, _Fixed(getattr(module.get_submodule(owner), weight)))
-        places[f"{inner}.value"] = axes
+        places[_fix(module, owner, weight)] = axes
     tensors = dict((*module.named_parameters(), *module.named_buffers()))
     for name in tensors.keys() & places.keys():
         for axis, positions in places[name].items():
             # a variance of 0 would be divided by
             tensors[name].index_fill_(axis, torch.tensor(positions), float(name.endswith("running_var")))
     return module
+
+
+def _fix(module: nn.Module, owner: str, weight: str) -> str:
+    """Put what a parametrization gives in its place; returns the name of that tensor."""
+    part = module.get_submodule(owner)
+    if (hook := norm_hook(part)) is not None:
+        (nn.utils.remove_weight_norm if isinstance(hook, WeightNorm) else nn.utils.remove_spectral_norm)(part, weight)
+        return f"{owner}.{weight}".removeprefix(".")
+    inner = f"{owner}.parametrizations.{weight}".removeprefix(".")
+    module.set_submodule(inner, _Fixed(getattr(part, weight)))
+    return f"{inner}.value"
 
 
 class _Fixed(nn.Module):

@@ -54,9 +54,7 @@ def scorer(kind: Importance, module: nn.Module, data: SampleSet | None) -> Score
     absolute = kind == "taylor"
 
     def score(members: Sequence[Together], widths: Sequence[int]) -> Tensor | None:
-        places = [
-            place for place in members[0].places if "weight" in place[0].rpartition(".")[2] or "weight" in place[0]
-        ]
+        places = [(name, axis) for name, axis in members[0].places if "weight" in name and name in tensors]
         scales = [(name, axis) for name, axis in places if name.rpartition(".")[0] in norms]
         if kind == "bn_scale" and scales:
             places = scales

@@ -454,16 +454,38 @@ def double(module: nn.Module, samples: tuple[Tensor, ...]) -> Tensor:
         torch.set_default_dtype(torch.float32)
 
 
-def test_prune_follows_weight_norm_by_giving_the_length_of_what_is_left_to_its_lengths() -> None:
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, nn.utils.weight_norm], ids=["parametrization", "hook"])
+def test_prune_follows_weight_norm_by_giving_the_length_of_what_is_left_to_its_lengths(norm: Any) -> None:
     torch.manual_seed(0)
-    first, second = (parametrizations.weight_norm(conv(inputs, 16)) for inputs in (3, 16))
+    first, second = (norm(conv(inputs, 16)) for inputs in (3, 16))
     module = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
     after = prune(from_module(module, IMAGE), PruneConfig(macs_ratio=0.6, round_to=2)).module
     kept = [row for row, bias in enumerate(first.bias.tolist()) if bias in after[0].bias.tolist()]
     rows = [row for row, bias in enumerate(second.bias.tolist()) if bias in after[2].bias.tolist()]
     assert len(kept) < 16
+    after(torch.zeros(1, 3, 8, 8))  # the hook computes the weights of what is left
     torch.testing.assert_close(after[0].weight, first.weight[kept])
     torch.testing.assert_close(after[2].weight, second.weight[rows][:, kept])
+
+
+def test_prune_keeps_the_weights_that_the_older_spectral_norm_gave() -> None:
+    torch.manual_seed(0)
+    first = nn.utils.spectral_norm(nn.Linear(12, 16)).eval()
+    module = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 5)).eval()
+    after = prune(from_module(module, [TensorSpec(name="x", shape=(12,))]), PruneConfig(macs_ratio=0.6)).module
+    kept = [row for row, bias in enumerate(first.bias.tolist()) if bias in after[0].bias.tolist()]
+    assert len(kept) < 16
+    x = torch.randn(1, 12)
+    torch.testing.assert_close(after[0](x), first(x)[:, kept])
+
+
+def test_prune_leaves_a_layer_alone_whose_weights_are_divided_by_one_norm() -> None:
+    torch.manual_seed(0)
+    first = parametrizations.spectral_norm(nn.Linear(12, 16))
+    module = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    after = prune(from_module(module, [TensorSpec(name="x", shape=(12,))]), PruneConfig(macs_ratio=0.8, round_to=2))
+    assert after.module[0].out_features == 16
+    assert after.module[2].out_features < 16
 
 
 def test_prune_counts_what_torchs_encoder_layer_does_when_it_narrows_it() -> None:
@@ -504,8 +526,24 @@ def test_prune_is_not_misled_by_a_mask_that_hides_everything() -> None:
     module = Network(forward)
     module.qkv, module.f = nn.Linear(8, 96), nn.Linear(32, 5)
     inputs = (*SEQUENCE, TensorSpec(name="mask", shape=(6,), dtype="int64"))
-    with pytest.raises(StageError, match="qkv: without some of its channels the model is not the original"):
+    with pytest.raises(StageError, match="qkv: without some of its channels its code computes with another number"):
         prune(from_module(module, inputs), PruneConfig(macs_ratio=0.7, round_to=2))
+
+
+def test_prune_keeps_a_width_that_code_divides_by_when_no_sample_shows_it() -> None:
+    """Scores so far apart that softmax selects one token, whatever they are divided by."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        q, k = net.q(x * 1e4), net.k(x)
+        return net.f((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ net.v(x)).mean(1)
+
+    torch.manual_seed(0)
+    module = Network(forward)
+    module.q, module.k, module.v, module.f = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(8, 32), nn.Linear(32, 5)
+    after = prune(from_module(module, SEQUENCE), PruneConfig(macs_ratio=0.8, round_to=2))
+    reasons = {entry.layer: entry.reason for entry in after.history[-1].skipped}
+    assert reasons["q"] == "without some of its channels its code computes with another number: 4 becomes 1.414 in div"
+    assert after.module.v.out_features < 32
 
 
 def test_prune_refuses_a_budget_of_macs_when_the_network_has_none() -> None:
