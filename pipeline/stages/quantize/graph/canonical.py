@@ -19,11 +19,11 @@ from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from pipeline.core import Model, StageError
+from pipeline.core import Model, StageError, first_line
 from pipeline.models.capture import capture, example_inputs, fixed_batch_size
 from pipeline.stages.quantize.graph.capabilities import aten
 from pipeline.stages.quantize.graph.equality import difference_db
-from pipeline.stages.quantize.graph.forms.attention import attention
+from pipeline.stages.quantize.graph.forms.attention import attention, baddbmm
 from pipeline.stages.quantize.graph.forms.batch_norms import batch_norms_to_operators
 from pipeline.stages.quantize.graph.forms.biases import numbers_to_biases
 from pipeline.stages.quantize.graph.forms.cells import gru_cell, lstm_cell, rnn_cell
@@ -94,6 +94,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.silu.default: silu,
         aten.hardsigmoid.default: hardsigmoid,
         aten.scaled_dot_product_attention.default: attention,
+        aten.baddbmm.default: baddbmm,
     }
 
 
@@ -123,14 +124,16 @@ def _decomposed(program: ExportedProgram, model: Model, samples: tuple[Tensor, .
 
 
 def _checked(rewrite: Rewrite, graph: GraphModule, samples: tuple[Tensor, ...]) -> GraphModule:
-    """The graph after a rewrite, or as it was where the rewrite changed its function."""
+    """The graph after a rewrite, or as it was where the rewrite failed or changed its function."""
     before = copy.deepcopy(graph)
-    count = rewrite(graph)
-    graph.recompile()
-    logger.debug("%s: %d places", _name(rewrite), count)
-    if count == 0:
-        return graph
-    found = difference_db(before, graph, samples)
+    try:
+        count = rewrite(graph)
+        graph.recompile()
+        logger.debug("%s: %d places", _name(rewrite), count)
+        found = difference_db(before, graph, samples) if count else None
+    except Exception as error:  # a graph that the rewrite does not expect; without it, some operators stay in float
+        logger.warning("%s is left out: it fails on this network (%s)", _name(rewrite), first_line(error))
+        return before
     if found is None:
         return graph
     logger.warning("%s is undone: it changed the network's outputs (%.1f dB)", _name(rewrite), found)

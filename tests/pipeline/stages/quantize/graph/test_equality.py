@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -87,18 +88,30 @@ def test_an_output_of_rounding_errors_alone_does_not_hide_a_mistake_in_another()
     assert difference_db(Two(3.0), Reordered(3.001), (x,)) == pytest.approx(69.5, abs=1.0)
 
 
-def test_a_rewrite_that_changes_the_function_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(graph: GraphModule) -> int:
-        for node in graph.graph.nodes:
-            if node.target == torch.ops.aten.relu.default:
-                node.target = torch.ops.aten.tanh.default
-        return 1
+def changes(graph: GraphModule) -> int:
+    for node in graph.graph.nodes:
+        if node.target == torch.ops.aten.relu.default:
+            node.target = torch.ops.aten.tanh.default
+    return 1
 
+
+def raises(graph: GraphModule) -> int:
+    changes(graph)
+    raise ValueError("a form that no one thought of")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "said"), [(changes, "changes is undone"), (raises, "a form that no one thought of")]
+)
+def test_a_rewrite_that_changes_the_function_or_fails_is_undone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, breaks: Any, said: str
+) -> None:
     monkeypatch.setattr(canonical, "REWRITES", (*canonical.REWRITES, breaks))
     module = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
     graph = canonical.canonical_graph(from_module(module, [TensorSpec(name="x", shape=(4,))]))
     x = torch.randn(3, 4)
     torch.testing.assert_close(graph(x), module(x))
+    assert said in caplog.text
 
 
 def test_a_module_that_its_graph_does_not_follow_is_refused() -> None:
