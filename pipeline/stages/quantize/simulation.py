@@ -135,9 +135,8 @@ class Simulations:
     def scheme(self, float_layers: tuple[str, ...] = ()) -> Scheme:
         """What runs as integers when these layers stay in float, in addition to the recipe's."""
         if float_layers not in self._schemes:
-            self._schemes[float_layers] = scheme_of(
-                self.calibration.graph, (*self._skip, *float_layers), self.calibration.spans
-            )
+            seen, skip = self.calibration, (*self._skip, *float_layers)
+            self._schemes[float_layers] = scheme_of(seen.graph, skip, seen.spans, seen.precise)
         return self._schemes[float_layers]
 
     def simulation(self, *, equalised: bool, float_layers: tuple[str, ...]) -> Simulation:

@@ -128,6 +128,16 @@ MAX_POOLS = (aten.max_pool1d.default, aten.max_pool2d.default)
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
 """Operators whose result's grid is as wide as the wider operand's."""
 
+PRODUCTS = (
+    *WEIGHTED,
+    aten.matmul.default,
+    aten.bmm.default,
+    aten.mm.default,
+    aten.baddbmm.default,
+    aten.einsum.default,
+)
+"""Operators that multiply matrices, with weights or with each other."""
+
 CREATES = (aten.zeros.default, aten.ones.default, aten.full.default)
 """Operators that make constants: quantized where an integer operator reads them."""
 

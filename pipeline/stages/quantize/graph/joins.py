@@ -1,41 +1,41 @@
 """Joined tensors: when a concatenation's one grid is too coarse for what it joins.
 
 A concatenation of integers has one grid, as wide as the widest tensor. A narrow tensor that matters keeps its precision
-where the operator that needs it reads another value: its own grid, or floats.
+where the operator that needs it reads another value: its own grid, or floats. Whether it matters is measured: a gate, a
+softmax, a norm or the weights of the next layer may make it as important as the wide ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Interpreter, Node
 
-from pipeline.stages.quantize.graph.capabilities import SUMS, WEIGHTED, aten, kind_of, rule_of
-from pipeline.stages.quantize.graph.nodes import (
-    activations,
-    argument,
-    channel_axis,
-    group_count,
-    is_float_tensor,
-    key_of,
-    tensor_of,
-)
+from pipeline.core.outputs import output_tuple
+from pipeline.stages.quantize.graph.capabilities import SPLITS, SUMS, kind_of, rule_of
+from pipeline.stages.quantize.graph.equality import least_sqnr_db
+from pipeline.stages.quantize.graph.nodes import activations, is_float_tensor, key_of
 
 CRAMPED = 2.0
 """How much wider a joined range is than a tensor's own where its other readers keep the tensor's own grid."""
 
 INCOMPATIBLE = 16.0
-"""How much wider one of several joined tensors is than another where they stay in float: four of eight bits would be
-lost."""
+"""How much wider one of several joined tensors is than another where they may stay in float: four of eight bits would
+be lost."""
 
-SATURATES = (aten.sigmoid.default, aten.tanh.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default)
-"""Functions whose results lie between two limits."""
+ENOUGH_DB = 30.0
+"""SQNR of every output where a single tensor is rounded, from which on its grid is fine enough."""
+
+LEVELS = 255
 
 Spans = Mapping[str, float]
 """How wide the values are that calibration saw, by the nodes' keys."""
+
+Reasons = Mapping[str, str]
+"""Why operators stay in float, by the nodes' keys."""
 
 
 def is_cramped(value: Node, joined: list[Node], spans: Spans) -> bool:
@@ -45,66 +45,72 @@ def is_cramped(value: Node, joined: list[Node], spans: Spans) -> bool:
 
 
 def why_incompatible(graph: GraphModule, spans: Spans) -> dict[Node, str]:
-    """Operators that stay in float because a grid would lose the narrow ones of some joined tensors.
+    """Joins and sums that stay in float since no kernel reads their result, whose grid would lose a narrow operand."""
+    return {
+        node: f"joins tensors whose ranges differ {ratio:.0f}-fold: one grid would lose the smaller"
+        for node, ratio in _unlike(graph, spans)
+        if not _is_read_by_kernels(node)
+    }
 
-    These are joins and sums whose result no kernel reads, and concatenations with a reader to which the narrow tensors
-    matter as much as the wide ones; that reader, too.
+
+def why_lost(graph: GraphModule, spans: Spans, inputs: tuple[Tensor, ...]) -> Reasons:
+    """Joins, and what reads them, that stay in float because one grid would lose a narrow tensor that matters.
+
+    A join whose result, rounded alone, spoils an output stays in float, and so do its readers. What these give may hold
+    the narrow tensor beside the wide one still, and is tried in turn.
+
+    Args:
+        inputs: Samples ``(N, …)`` on which it is tried.
     """
-    found: dict[Node, str] = {}
-    for node in graph.graph.nodes:
-        if not (kind_of(node) == "moves" or node.target in SUMS) or not is_float_tensor(node):
-            continue
-        wide = [span for value in activations(node) if (span := _span_of(value, spans)) > 0]
-        if len(wide) < 2 or max(wide) <= INCOMPATIBLE * min(wide):
-            continue
-        readers = [user for user in node.users if _restores(graph, node, user, spans)]
-        if readers or not _is_read_by_kernels(node):
-            ratio = f"{max(wide) / min(wide):.0f}-fold"
-            found[node] = f"joins tensors whose ranges differ {ratio}: one grid would lose the smaller"
-            found |= dict.fromkeys(readers, f"reads joined tensors whose ranges differ {ratio}, and needs the smaller")
+    found: dict[str, str] = {}
+    joins = [(node, ratio) for node, ratio in _unlike(graph, spans) if node.target not in SUMS]
+    exact = _outputs(graph, inputs, None) if joins else ()
+    for join, ratio in joins:
+        pending = [join]
+        while pending:
+            value = pending.pop()
+            if least_sqnr_db(exact, _outputs(graph, inputs, value)) >= ENOUGH_DB:
+                continue
+            found.setdefault(key_of(join), f"joins tensors whose ranges differ {ratio:.0f}-fold: see what reads it")
+            for reader in _readers(value):
+                if key_of(reader) not in found:
+                    pending.append(reader)
+                    found[key_of(reader)] = f"reads tensors joined from ranges {ratio:.0f}-fold apart, and needs all"
     return found
 
 
-def _restores(graph: GraphModule, join: Node, reader: Node, spans: Spans) -> bool:
-    """Whether an operator makes a narrow tensor as important as one that is far wider: by its constants, or by a limit
-    that the wide one reaches.
-    """
-    if reader.target in SATURATES:
-        return join.target == aten.cat.default
-    gains = _gains(graph, join, reader) if join.target == aten.cat.default else None
-    if gains is None:
-        return False
-    arguments: Any = join.args
-    shares = torch.split(gains, [value.meta["val"].shape[_axis(join)] for value in arguments[0]])
-    parts = [(_span_of(value, spans), float(share.max())) for value, share in zip(arguments[0], shares, strict=True)]
-    return any(
-        0 < span * INCOMPATIBLE < wide and gain > INCOMPATIBLE * other for span, gain in parts for wide, other in parts
-    )
+def _unlike(graph: GraphModule, spans: Spans) -> Iterator[tuple[Node, float]]:
+    """Joins and sums of tensors of which one is far wider than another, and how much."""
+    for node in graph.graph.nodes:
+        if (kind_of(node) == "moves" or node.target in SUMS) and is_float_tensor(node):
+            wide = [span for value in activations(node) if (span := _span_of(value, spans)) > 0]
+            if len(wide) > 1 and max(wide) > INCOMPATIBLE * min(wide):
+                yield node, max(wide) / min(wide)
 
 
-def _gains(graph: GraphModule, join: Node, reader: Node) -> Tensor | None:
-    """The largest constant ``(C,)`` that multiplies each channel of a concatenation; None where there are none."""
-    axis = _axis(join)
-    if reader.target in WEIGHTED and reader.args[0] is join and reader.all_input_nodes[1].op == "get_attr":
-        if channel_axis(reader.target) % join.meta["val"].ndim != axis:
-            return None
-        weight = tensor_of(graph, reader.all_input_nodes[1]).abs()
-        if rule_of(reader).channel_axis == 1:  # a transposed convolution's weight begins with its input channels
-            return weight.flatten(1).amax(1)
-        groups, (outputs, inputs, *_) = group_count(reader), weight.shape
-        return weight.reshape(groups, outputs // groups, inputs, -1).amax((1, 3)).flatten()
-    if reader.target == aten.mul.Tensor:
-        factors: list[Any] = [each for each in reader.args if isinstance(each, Node) and each.op == "get_attr"]
-        for factor in factors:
-            value = tensor_of(graph, factor).abs()
-            shape = join.meta["val"].shape
-            if value.ndim + axis >= len(shape) and value.shape[axis - len(shape)] == shape[axis]:
-                return value.movedim(axis - len(shape), 0).reshape(shape[axis], -1).amax(1)
-    return None
+def _readers(value: Node) -> Iterator[Node]:
+    """Operators with a rule that read a value, past those that split it."""
+    for user in value.users:
+        if user.target in SPLITS:
+            yield from (part for part in user.users if kind_of(part) is not None)
+        elif kind_of(user) is not None and is_float_tensor(user):
+            yield user
 
 
-def _axis(join: Node) -> int:
-    return int(argument(join, 1, 0)) % int(join.meta["val"].ndim)
+def _outputs(graph: GraphModule, inputs: tuple[Tensor, ...], rounded: Node | None) -> tuple[Tensor, ...]:
+    """The real outputs of a graph in which one value is rounded to as many levels as integers have."""
+
+    class Rounding(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            value = super().run_node(n)
+            if n is not rounded or value.numel() == 0:
+                return value
+            low, high = min(float(value.min()), 0.0), max(float(value.max()), 0.0)
+            scale = max((high - low) / LEVELS, torch.finfo(value.dtype).tiny)
+            return torch.fake_quantize_per_tensor_affine(value, scale, round(-low / scale), 0, LEVELS)
+
+    with torch.no_grad():
+        return tuple(each for each in output_tuple(Rounding(graph).run(*inputs)) if each.is_floating_point())
 
 
 def _is_read_by_kernels(node: Node) -> bool:
@@ -119,4 +125,5 @@ def _span_of(value: Node, spans: Spans) -> float:
     """How wide a tensor is, or what it was moved from; 0 where calibration did not look."""
     while key_of(value) not in spans and kind_of(value) == "moves" and len(activations(value)) == 1:
         (value,) = activations(value)
-    return rule_of(value).scale * 255 if kind_of(value) == "fixed" else spans.get(key_of(value), 0.0)
+    prescribed = rule_of(value).scale * LEVELS if kind_of(value) == "fixed" else 0.0
+    return spans.get(key_of(value), prescribed)

@@ -18,15 +18,17 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pipeline.core import SkippedLayer
-from pipeline.stages.quantize.graph.capabilities import CREATES, MASKS, RULE_OF, SPLITS, aten, kind_of, rule_of
+from pipeline.stages.quantize.graph.capabilities import CREATES, RULE_OF, SPLITS, aten, kind_of, rule_of
 from pipeline.stages.quantize.graph.divisors import why_precise
 from pipeline.stages.quantize.graph.forms.padding import is_read_by_max_pools
-from pipeline.stages.quantize.graph.joins import Spans, is_cramped, why_incompatible
+from pipeline.stages.quantize.graph.joins import Reasons, Spans, is_cramped, why_incompatible
 from pipeline.stages.quantize.graph.nodes import activations, is_float_tensor, key_of, layer_name, pad_value
+from pipeline.stages.quantize.graph.scores import masked_scores
 
 logger = logging.getLogger(__name__)
 
 NO_SPANS: Spans = MappingProxyType({})
+NO_REASONS: Reasons = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +50,26 @@ class Scheme:
     skipped: tuple[SkippedLayer, ...]
 
 
-def scheme_of(graph: GraphModule, skip: tuple[str, ...] = (), spans: Spans = NO_SPANS) -> Scheme:
+def scheme_of(
+    graph: GraphModule, skip: tuple[str, ...] = (), spans: Spans = NO_SPANS, precise: Reasons = NO_REASONS
+) -> Scheme:
     """Decide the scheme of a canonical graph.
 
     Args:
         skip: Names of modules to leave in float, with everything inside them.
         spans: How wide the values are that calibration saw, by the nodes' keys: operators that join several tensors
             are treated by them, see `graph.joins`.
+        precise: Operators that were found to need floats, and why, by the nodes' keys.
     """
-    candidates, skipped = _candidates(graph, skip, spans)
+    masked = masked_scores(graph, spans)
+    measured = {node: precise[key_of(node)] for node in graph.graph.nodes if key_of(node) in precise}
+    candidates, skipped = _candidates(graph, skip, why_incompatible(graph, spans) | measured | masked)
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
     inner = _fused_producers(candidates)
     groups, anchored, requantized = _Groups(order), set[Node](), []
     for node in candidates:
-        values = [value for value in activations(node) if value not in inner and not _is_masked_score(value, node)]
+        reads_masked = node.target == aten.softmax.int
+        values = [each for each in activations(node) if each not in inner and not (reads_masked and each in masked)]
         if kind_of(node) != "moves":
             anchored.update(values if node in inner else [*values, node])
             continue
@@ -91,14 +99,20 @@ def has_fixed_parameters(value: Node) -> bool:
     return kind_of(value) == "fixed"
 
 
-def _candidates(graph: GraphModule, skip: tuple[str, ...], spans: Spans) -> tuple[list[Node], tuple[SkippedLayer, ...]]:
-    """The operators that can run as integers, and why the others cannot."""
+def _candidates(
+    graph: GraphModule, skip: tuple[str, ...], seen: dict[Node, str]
+) -> tuple[list[Node], tuple[SkippedLayer, ...]]:
+    """The operators that can run as integers, and why the others cannot.
+
+    Args:
+        seen: Operators that stay in float for what calibration saw, and why.
+    """
     candidates, left_in_float, skipped = [], set[Node](), []
-    why = why_precise(graph) | why_incompatible(graph, spans)
+    divisors = why_precise(graph)
     for node in graph.graph.nodes:
         if node.op != "call_function" or not is_float_tensor(node) or _creates(node):
             continue
-        reason = _why_float(node, skip) or why.get(node)
+        reason = _left_by_recipe(node, skip) or seen.get(node) or _why_float(node) or divisors.get(node)
         if reason is not None:
             left_in_float.add(node)
             skipped.append(SkippedLayer(layer=layer_name(node), reason=reason))
@@ -120,13 +134,14 @@ def _has_floats(node: Node) -> bool:
     return any(isinstance(part, torch.Tensor) and part.is_floating_point() for part in parts)
 
 
-def _why_float(node: Node, skip: tuple[str, ...]) -> str | None:
-    """Why an operator cannot run as integers; None where it can."""
+def _left_by_recipe(node: Node, skip: tuple[str, ...]) -> str | None:
     layer = layer_name(node)
-    if any(layer == name or layer.startswith(f"{name}.") for name in skip):
-        return "left in float by the recipe"
-    if node.target in MASKS and any(_is_masked_score(node, user) for user in node.users):
-        return "a masked score is too small for any integer grid: softmax reads it in float"
+    inside = any(layer == name or layer.startswith(f"{name}.") for name in skip)
+    return "left in float by the recipe" if inside else None
+
+
+def _why_float(node: Node) -> str | None:
+    """Why an operator cannot run as integers; None where it can."""
     if node.target not in RULE_OF or (node.target == operator.getitem and node.all_input_nodes[0].target not in SPLITS):
         return f"no integer kernel for {node.target}"
     if (dtype := node.meta["val"].dtype) != torch.float32:
@@ -136,10 +151,6 @@ def _why_float(node: Node, skip: tuple[str, ...]) -> str | None:
     if rule_of(node).kind == "weighted" and node.all_input_nodes[1].op != "get_attr":
         return "its weight is computed"
     return None
-
-
-def _is_masked_score(value: Node, reader: Node) -> bool:
-    return value.target in MASKS and reader.target == aten.softmax.int
 
 
 def _fused_producers(candidates: list[Node]) -> set[Node]:

@@ -18,6 +18,7 @@ from pipeline.data.samples import SampleSet, examples_of
 from pipeline.machine.memory import footprint, require_batch
 from pipeline.models.capture import example_inputs
 from pipeline.stages.quantize.graph.capabilities import kind_of
+from pipeline.stages.quantize.graph.joins import Reasons, why_lost
 from pipeline.stages.quantize.graph.nodes import (
     activations,
     by_key,
@@ -38,6 +39,9 @@ logger = logging.getLogger(__name__)
 BATCH = 128
 """Samples that are run at once where whole activations are compared."""
 
+FEW = 16
+"""Samples on which single operators are tried."""
+
 CACHED_ELEMENTS = 5_000_000
 """Limit for the elements of the largest activation in a batch. Beyond it, every operator gets fresh memory from the
 system, which costs more than the arithmetic (224x224 networks run 3 times as fast in batches of 4 as of 64)."""
@@ -51,6 +55,7 @@ class Calibration:
         graph: The float graph; programs are made from copies of it.
         scheme: What runs as integers if no layer is left in float on purpose.
         spans: How wide the values are, by the node's key; schemes with more layers in float are made with them.
+        precise: What needs floats since one grid would lose a part of it, and why, by the node's key; for these, too.
         statistics: Of every value that needs its own range, by the node's key.
         errors: What candidate ranges of those values cost the outputs, if a method needs that.
         means: Mean over the samples of the input of each weighted operator, ``(1, …)``, by the operator's key.
@@ -60,6 +65,7 @@ class Calibration:
     graph: GraphModule
     scheme: Scheme
     spans: dict[str, float]
+    precise: Reasons
     statistics: dict[str, Statistics]
     errors: dict[str, OutputError]
     means: dict[str, Tensor]
@@ -127,16 +133,20 @@ def calibrate(
         for batch in data.batches(fitting_batch(graph, batch_size)):
             run.run(*batch.inputs)
     spans = {key: each.high - each.low for key, each in run.statistics.items()}
-    scheme = scheme_of(graph, spans=spans)
+    spans |= dict.fromkeys(run.infinite, math.inf)
+    size = fitting_batch(graph, BATCH, 8 * CACHED_ELEMENTS)
+    (batch,) = data.take(size).batches(size)
+    precise = why_lost(graph, spans, tuple(each[:FEW] for each in batch.inputs))
+    scheme = scheme_of(graph, spans=spans, precise=precise)
+    for key in run.infinite & scheme.roots.keys():
+        raise _not_finite(by_key(graph)[key])
     means = {key: total / run.rows[key] for key, total in run.totals.items()}
     errors: dict[str, OutputError] = {}
     if any(METHODS[method].gradients for method in methods):
         ends = _shared_ends(scheme, run.statistics)
         errors = output_errors(graph, ends, data, batch_size=fitting_batch(graph, batch_size))
-    size = fitting_batch(graph, BATCH, 8 * CACHED_ELEMENTS)
-    (batch,) = data.take(size).batches(size)
     logger.debug("%d samples: %d statistics, %d output errors", len(data), len(run.statistics), len(errors))
-    return Calibration(graph, scheme, spans, run.statistics, errors, means, batch.inputs)
+    return Calibration(graph, scheme, spans, precise, run.statistics, errors, means, batch.inputs)
 
 
 def fitting_batch(graph: GraphModule, limit: int, elements: int = CACHED_ELEMENTS) -> int:
@@ -179,6 +189,7 @@ class _Watching(Interpreter):
         self.statistics: dict[str, Statistics] = {}
         self.totals: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
+        self.infinite: set[str] = set()  # values that hold minus infinity, as masks do
 
     def run_node(self, n: Node) -> Any:
         key = key_of(n)
@@ -189,11 +200,9 @@ class _Watching(Interpreter):
             if key not in self.statistics:
                 self.statistics[key] = _statistics_for(n, self._methods)
             if not self.statistics[key].update(value):
-                raise StageError(
-                    f"{n.target} gives NaN or infinity on the calibration samples",
-                    where=layer_name(n),
-                    fix="check the model's weights, or leave this module in float: quantize: {skip: [...]}",
-                )
+                if not (value < math.inf).all():  # also where it is not a number
+                    raise _not_finite(n)
+                self.infinite.add(key)
         return value
 
     def _sum_up(self, key: str, values: Tensor, axis: int) -> None:
@@ -202,6 +211,14 @@ class _Watching(Interpreter):
         total = _sum_of_rows(values)
         self.totals[key] = self.totals[key] + total if key in self.totals else total
         self.rows[key] = self.rows.get(key, 0) + len(values)
+
+
+def _not_finite(node: Node) -> StageError:
+    return StageError(
+        f"{node.target} gives NaN or infinity on the calibration samples",
+        where=layer_name(node),
+        fix="check the model's weights, or leave this module in float: quantize: {skip: [...]}",
+    )
 
 
 def _statistics_for(value: Node, methods: Collection[str]) -> Statistics:

@@ -41,3 +41,12 @@ def attention(
         scores = scores + torch.where(visible, attn_mask, 0.0)
     looking = visible.any(-1, keepdim=True).to(query.dtype)
     return (torch.softmax(torch.where(visible, scores, MASKED), -1) @ value) * looking
+
+
+def baddbmm(added: Tensor, one: Tensor, other: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """``beta * added + alpha * (one @ other)``, as torch computes scores with a mask; NaN times a beta of 0 is 0."""
+    product = torch.bmm(one, other)
+    product = product if alpha == 1 else product * alpha
+    if beta == 0:
+        return product
+    return product + (added if beta == 1 else added * beta)

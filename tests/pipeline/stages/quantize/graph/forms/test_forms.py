@@ -183,6 +183,35 @@ def causal(scores: Tensor, _: Tensor) -> Tensor:
     return scores + torch.triu(torch.full((6, 6), float("-inf")), 1)
 
 
+def subtracted(scores: Tensor, visible: Tensor) -> Tensor:
+    """As GPT-2's first code has it."""
+    return scores * visible - 1e4 * (1 - visible.float())
+
+
+def hundred(scores: Tensor, visible: Tensor) -> Tensor:
+    """As Swin has it: two views around a mask of -100."""
+    return (scores.view(-1, 1, 2, 6, 6) + (1 - visible.float()).view(-1, 1, 1, 1, 6) * -100.0).view(-1, 2, 6, 6)
+
+
+def two_masks(scores: Tensor, visible: Tensor) -> Tensor:
+    return scores + (1 - visible.float()) * -1e4 + torch.triu(torch.full((6, 6), -1e4), 1)
+
+
+def floored(scores: Tensor, visible: Tensor) -> Tensor:
+    return (scores + (1 - visible.float()) * -1e9).clamp(min=-1e4)
+
+
+def logarithm(scores: Tensor, visible: Tensor) -> Tensor:
+    return scores + (visible.float() + 1e-45).log()
+
+
+def product_with_a_sum(scores: Tensor, visible: Tensor) -> Tensor:
+    """As torch's own attention writes it, where it returns weights: ``baddbmm``."""
+    rows = scores.flatten(0, 1)
+    mask = ((1 - visible.float()) * -1e4).expand(scores.shape).flatten(0, 1)
+    return torch.baddbmm(mask, rows, torch.eye(6).expand(rows.shape)).view(scores.shape)
+
+
 class Attention(nn.Module):
     def __init__(self, mask: Callable[[Tensor, Tensor], Tensor] | None) -> None:
         super().__init__()
@@ -199,8 +228,19 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize(
     "mask",
-    [infinite, lowest, ten_thousand, causal, None],
-    ids=["infinite", "lowest", "ten thousand", "causal", "boolean"],
+    [
+        infinite,
+        lowest,
+        ten_thousand,
+        causal,
+        subtracted,
+        hundred,
+        two_masks,
+        floored,
+        logarithm,
+        product_with_a_sum,
+        None,
+    ],
 )
 def test_no_masked_score_is_put_on_a_grid(mask: Callable[[Tensor, Tensor], Tensor] | None) -> None:
     visible = torch.ones(4, 6, dtype=torch.bool)
@@ -215,3 +255,14 @@ def test_a_query_that_sees_nothing_gives_what_torch_gives() -> None:
     visible = torch.ones(4, 6, dtype=torch.bool)
     visible[::2] = False
     canonical(Attention(None), torch.randn(4, 6, 8), visible)
+
+
+@pytest.mark.parametrize("mask", [ten_thousand, subtracted, two_masks, logarithm])
+def test_a_row_that_a_finite_mask_hides_as_a_whole_keeps_its_scores(
+    mask: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Softmax of scores that are all 10,000 lower is what it was: no sample of those seen at first has such a row."""
+    attention = Attention(mask)
+    graph = canonical(attention, torch.randn(4, 6, 8), torch.ones(4, 6, dtype=torch.bool).tril(4)[:, :6])
+    x, hidden = torch.randn(4, 6, 8), torch.zeros(4, 6, dtype=torch.bool)
+    torch.testing.assert_close(graph(x, hidden), attention(x, hidden), rtol=1e-2, atol=1e-2)
