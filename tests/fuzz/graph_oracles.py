@@ -36,7 +36,7 @@ def load(subject: Subject) -> Iterator[Finding]:
 def canonical(subject: Subject) -> Iterator[Finding]:
     """The canonical graph equals the float module: 100 dB in FP32, else 120 dB in FP64,
     in which weights that were folded and stored in FP32 are some 140 dB from what they should be."""
-    inputs = subject.built.samples
+    inputs = subject.samples
     got = outputs_of(subject.canonical, inputs)
     found = differences(subject.expected, got, _every(subject, FLOAT32_DB))
     if found and all(difference.what == "dB" for difference in found):
@@ -49,19 +49,19 @@ def _in_float64(subject: Subject) -> list[object]:
     try:
         graph = copy.deepcopy(subject.canonical).double()
         module = copy.deepcopy(subject.built.module).double()
-        inputs = [t.double() if t.dtype == torch.float32 else t for t in subject.built.samples]
+        inputs = [t.double() if t.dtype == torch.float32 else t for t in subject.samples]
         exact = outputs_of(module, inputs)
         asked = bounds(exact, subject.expected, most=FLOAT64_DB, below=10)  # what cancels out, FP32 cannot tell either
         return list(differences(exact, outputs_of(graph, inputs), asked))
     except Exception:  # a dtype written into the graph
-        got = outputs_of(subject.canonical, subject.built.samples)
+        got = outputs_of(subject.canonical, subject.samples)
         asked = bounds(subject.expected, subject.precise, most=FLOAT32_DB, below=20)
         return list(differences(subject.expected, got, asked))
 
 
 def program(subject: Subject) -> Iterator[Finding]:
     """The INT8 program follows the float module nearly as well as plain rounding of every value does."""
-    inputs = subject.built.samples
+    inputs = subject.samples
     made = subject.program
     got = outputs_of(made.module, inputs)
     step = fixed_batch(subject.canonical) or len(inputs[0])
@@ -84,7 +84,7 @@ def _least_close(subject: Subject, step: int) -> list[float]:
     One alone may be lucky, where few numbers decide. Levels with which an output is not finite (a divisor became zero)
     say that the program may come out poor.
     """
-    inputs, found = subject.built.samples, []
+    inputs, found = subject.samples, []
     for levels in LEVELS:
         plain = in_steps(partial(rounded_plainly, subject.canonical, levels=levels), inputs, step)
         pairs = zip(subject.expected, plain, strict=True)

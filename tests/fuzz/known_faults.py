@@ -38,16 +38,6 @@ def known_faults(groups: Sequence[str]) -> tuple[KnownFault, ...]:
 
 
 KNOWN_FAULTS: tuple[KnownFault, ...] = (
-    KnownFault(("input half",), ("graph", "targets"), "float16 inputs are taken, and fed as float32: preprocessing"),
-    KnownFault(
-        ("concatenate(ranges=1000 to 1)",),
-        ("graph", "targets"),
-        "a linear layer reads both and saturates behind it (a gate, a softmax), so that the narrow one matters after "
-        "all: graph.joins looks at weights only",
-    ),
-    KnownFault(
-        ("*(form=spectral_norm)",), ("prune",), "a buffer of the parametrization: KeyError in importance._over_places"
-    ),
     KnownFault(
         ("*attention*", "*attention(mask=[!nb]*"),
         ("targets",),

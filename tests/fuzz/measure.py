@@ -133,8 +133,10 @@ def rounded_plainly(graph: GraphModule, inputs: Sequence[Tensor], *, levels: int
     """The outputs of a float graph in which every value is rounded to some levels of its own, and weights per channel.
 
     What plain INT8 quantization costs where nothing shares a grid with anything else, but for `PRESCRIBED` ones: of
-    joined tensors, each keeps its own levels. Large negative constants (masks) are left as they are.
+    joined tensors, each keeps its own levels. Large negative constants (masks) are left as they are. Operators in turn
+    have a few levels less, so that the levels of a value and of its multiple do not coincide.
     """
+    places = {node: place for place, node in enumerate(graph.graph.nodes)}
 
     class Rounding(Interpreter):
         def run_node(self, n: Node) -> Any:
@@ -142,7 +144,7 @@ def rounded_plainly(graph: GraphModule, inputs: Sequence[Tensor], *, levels: int
             rounds = n.op in ("call_function", "placeholder") and str(n.target) not in JOINS
             if rounds and isinstance(result, Tensor) and result.is_floating_point():
                 step = PRESCRIBED.get(str(n.target))
-                return _on_own_grid(result, levels) if step is None else (result / step).round() * step
+                return _on_own_grid(result, levels - places[n] % 5) if step is None else (result / step).round() * step
             return result
 
         def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

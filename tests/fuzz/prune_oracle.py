@@ -9,18 +9,19 @@ from torch import nn
 
 from pipeline import PruneConfig, from_module, prune
 from pipeline.core import StageError
+from pipeline.models.capture import plain_kernels
 from tests.fuzz.findings import Finding, of_refusal
 from tests.fuzz.measure import bounds, differences
 from tests.fuzz.networks import build
 from tests.fuzz.subject import Subject, outputs_of
 from tests.pipeline.stages.prune.zeroed import Unverified, zeroed
 
-RATIOS = (0.7, 0.9)
+RATIOS = (0.7, 0.9, 0.99)
 PRUNED_DB = 80.0
 
 
 def pruning(subject: Subject) -> Iterator[Finding]:
-    """Prune to 0.7 of the MACs, or to 0.9 where that is refused, and compare."""
+    """Prune to 0.7 of the MACs, or to 0.9 or 0.99 where that is refused, and compare."""
     built = build(subject.built.network)
     _give_biases(built.module)
     model = from_module(built.module, built.inputs, outputs=built.outputs)
@@ -41,11 +42,14 @@ def pruning(subject: Subject) -> Iterator[Finding]:
     except Unverified as error:
         yield Finding("prune", "right", f"unverified: {error}")
         return
-    expected, got = outputs_of(reference, built.samples), outputs_of(pruned, built.samples)
+    with plain_kernels():  # torch's fused encoder layer reads the weights of norms that the reference replaces
+        expected, got = outputs_of(reference, built.samples), outputs_of(pruned, built.samples)
     found = differences(expected, got, bounds(expected, expected, most=PRUNED_DB))
     if found and all(d.what == "dB" for d in found):
         shakes = [t * (1 + 1e-6 * torch.randn_like(t)) if t.dtype == torch.float32 else t for t in built.samples]
-        found = differences(expected, got, bounds(expected, outputs_of(reference, shakes), most=PRUNED_DB, below=20))
+        with plain_kernels():
+            shaken = outputs_of(reference, shakes)
+        found = differences(expected, got, bounds(expected, shaken, most=PRUNED_DB, below=20))
     yield Finding("prune", "wrong", found[0].what, "; ".join(map(str, found))) if found else Finding("prune", "right")
 
 

@@ -32,6 +32,7 @@ OFTEN = {
     "linear": 2,
     "attention": 3,
     "masked_attention": 6,
+    "padded_attention": 3,
     "mask_tokens": 3,
     "masked_pool": 4,
 }

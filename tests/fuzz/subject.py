@@ -77,17 +77,23 @@ class Subject:
             return from_module(self.built.module, self.built.inputs, outputs=self.built.outputs)
 
     @cached_property
+    def samples(self) -> tuple[Tensor, ...]:
+        """The samples in the types that files take: float32 for float16."""
+        given = zip(self.built.samples, self.model.inputs, strict=True)
+        return tuple(tensor.to(getattr(torch, spec.dtype)) for tensor, spec in given)
+
+    @cached_property
     def canonical(self) -> GraphModule:
         model = self.model
         with self.stage("canonical graph"):
-            return canonical_graph(model, inputs=tuple(t[:4] for t in self.built.samples))
+            return canonical_graph(model, inputs=tuple(t[:4] for t in self.samples))
 
     @cached_property
     def program(self) -> Model:
         """The INT8 program; made from `canonical`, since capturing it once more takes half of the time."""
         model, graph = self.model, self.canonical
         config, drop = SETTINGS[self.built.network.settings]
-        samples = from_dataset(_Samples(self.built.samples), self.built.inputs)
+        samples = from_dataset(_Samples(self.samples), model.inputs)
         budget = Budget(metric="agreement", max_drop=drop)
         memo = patch.object(quantize_stage, "canonical_graph", lambda *_, **__: copy.deepcopy(graph))
         with self.stage("quantize"), memo:

@@ -124,7 +124,7 @@ def files_of(target: str) -> Callable[[Subject], Iterator[Finding]]:
             yield of_refusal(target, exported.reason or "")
             return
         count = 1 if any(array.ndim == 0 for array in subject.expected) else SHOWN
-        tensors = [tensor[:count] for tensor in subject.built.samples]
+        tensors = [tensor[:count] for tensor in subject.samples]
         program = subject.program.module
         expected = outputs_of(program, tensors)
         moved = in_steps(lambda part: shaken(program, part), tensors, fixed_batch(program) or count)

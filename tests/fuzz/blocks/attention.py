@@ -47,10 +47,20 @@ class SelfAttention(nn.Module):
             else:
                 scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
             if mask is not None:
-                scores = scores.masked_fill(~mask, self.filler) if mask.dtype == torch.bool else scores + mask
+                scores = self.masked(scores, mask)
             weights = scores.softmax(-1)
             y = torch.einsum("nhst,nhtd->nhsd", weights, v) if self.core == "einsum" else weights @ v
         return self.output(y.transpose(1, 2).reshape(x.shape))
+
+    def masked(self, scores: Tensor, mask: Tensor) -> Tensor:
+        match self.mask:
+            case "subtracted":
+                return scores * (mask == 0) - mask.abs()
+            case "raised":
+                return torch.max(scores.masked_fill(~mask, float("-inf")), torch.tensor(SMALLEST))
+            case "chosen":
+                return torch.where(mask, scores, torch.tensor(-1e9))
+        return scores.masked_fill(~mask, self.filler) if mask.dtype == torch.bool else scores + mask
 
     @property
     def filler(self) -> float:
@@ -82,8 +92,12 @@ class SelfAttention(nn.Module):
                     return torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))
                 case "additive_small":
                     return (1.0 - allowed.to(x.dtype)) * SMALLEST
-                case "additive_1e4":
+                case "additive_1e4" | "subtracted":
                     return (1.0 - allowed.float()) * -1e4
+                case "additive_100":
+                    return (1.0 - allowed.float()) * -100.0
+                case "logarithm":
+                    return (allowed.float() + 1e-45).log()
             return allowed
         match self.mask:
             case "none" | "is_causal":
@@ -101,6 +115,7 @@ class SelfAttention(nn.Module):
 
 QKV = ("separate", "fused_chunk", "fused_split", "fused_unbind", "fused_index", "fused_no_bias")
 MASKS = ("boolean", "additive_inf", "additive_small", "additive_1e4", "fill_inf", "fill_small", "fill_1e4")
+SAMPLE_MASKS = (*MASKS, "additive_100", "logarithm", "subtracted", "raised", "chosen")
 
 
 @kind(
@@ -118,9 +133,11 @@ def attention(x: Value, heads: int, qkv: str, core: str, mask: str, residual: bo
     return Compute(lambda self, y: y + self.attention(y), attention=inner) if residual else inner
 
 
-@kind("tokens", "mask", gives="tokens", pair="any", heads=(2, 1), qkv=QKV[:2], core=("sdpa", "matmul"), mask=MASKS)
+@kind(
+    "tokens", "mask", gives="tokens", pair="any", heads=(2, 1), qkv=QKV[:2], core=("sdpa", "matmul"), mask=SAMPLE_MASKS
+)
 def masked_attention(x: Value, m: Value, heads: int, qkv: str, core: str, mask: str) -> nn.Module:
-    if x.shape[0] != m.shape[0]:
+    if x.shape[0] != m.shape[0] or (core == "sdpa" and mask in ("subtracted", "raised", "chosen")):
         raise DoesNotFit
     return SelfAttention(x.channels, heads, qkv, core, mask)
 
@@ -143,6 +160,30 @@ def torch_attention(x: Value, form: str) -> nn.Module:
         return self.attention(y, y, y, need_weights=form == "mha_weights")[0]
 
     return Compute(forward, attention=inner)
+
+
+@kind(
+    "tokens",
+    "mask",
+    gives="tokens",
+    pair="any",
+    form=("padding", "padding_weights", "padding_float", "causal", "causal_weights", "encoder"),
+)
+def padded_attention(x: Value, m: Value, form: str) -> nn.Module:
+    """torch's own modules with padding, which goes through ``baddbmm`` where weights are returned."""
+    if x.channels % 2 or x.shape[0] != m.shape[0]:
+        raise DoesNotFit
+    if form == "encoder":
+        layer = nn.TransformerEncoderLayer(x.channels, 2, 2 * x.channels, batch_first=True)
+        return Compute(lambda self, y, kept: self.layer(y, src_key_padding_mask=~kept), layer=layer)
+
+    def forward(self: Any, y: Tensor, kept: Tensor) -> Tensor:
+        padding = torch.zeros(kept.shape).masked_fill(~kept, float("-inf")) if form == "padding_float" else ~kept
+        later = torch.ones(y.shape[1], y.shape[1], dtype=torch.bool).triu(1) if form.startswith("causal") else None
+        weights = form.endswith("weights")
+        return self.attention(y, y, y, key_padding_mask=padding, attn_mask=later, need_weights=weights)[0]
+
+    return Compute(forward, attention=nn.MultiheadAttention(x.channels, 2, batch_first=True))
 
 
 @kind("tokens", "tokens", gives="tokens", pair="any", core=("sdpa", "matmul"))
