@@ -91,6 +91,12 @@ def add_constant(model: Any, values: Any) -> int:
     return len(model.subgraphs[0].tensors) - 1
 
 
+def int32_values(model: Any, index: int) -> Any:
+    """Values of an int32 constant; empty where the tensor is computed."""
+    data = model.buffers[model.subgraphs[0].tensors[index].buffer].data
+    return np.asarray([] if data is None else data, np.uint8).view(np.int32)
+
+
 def add_buffer(model: Any, content: bytes) -> int:
     """Index of a new buffer."""
     buffer = schema.BufferT()

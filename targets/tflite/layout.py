@@ -34,7 +34,7 @@ def pad_in_place(model: Any) -> None:
         if _permutation(model, after[0]) != tuple(np.argsort(permutation)):
             logger.debug("PAD %s: left, no inverse TRANSPOSE behind it", _name(graph, pad))
             continue
-        amounts = _int32(model, pad.inputs[1]).reshape(-1, 2)[np.argsort(permutation)]
+        amounts = flatbuffer.int32_values(model, pad.inputs[1]).reshape(-1, 2)[np.argsort(permutation)]
         pad.inputs = [int(before.inputs[0]), flatbuffer.add_constant(model, amounts)]
         pad.outputs = [int(after[0].outputs[0])]
         graph.operators.remove(after[0])
@@ -78,18 +78,12 @@ def _permutation(model: Any, operator: Any) -> tuple[int, ...] | None:
     """Of a TRANSPOSE by a constant; None for any other operator."""
     if flatbuffer.operator_name(model, operator) != "TRANSPOSE":
         return None
-    return tuple(map(int, _int32(model, operator.inputs[1]))) or None
+    return tuple(map(int, flatbuffer.int32_values(model, operator.inputs[1]))) or None
 
 
 def _name(graph: Any, operator: Any) -> str:
     """The name of an operator's result."""
     return str(graph.tensors[operator.outputs[0]].name.decode())
-
-
-def _int32(model: Any, index: int) -> Any:
-    """Values of a constant; empty where the tensor is computed."""
-    data = model.buffers[model.subgraphs[0].tensors[index].buffer].data
-    return np.asarray([] if data is None else data, np.uint8).view(np.int32)
 
 
 def _read_instead(operators: Sequence[Any], old: int, new: int) -> None:

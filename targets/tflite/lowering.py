@@ -14,7 +14,7 @@ from pipeline.core import Model, TargetError
 from pipeline.models.capture import capture, example_inputs
 from pipeline.recipe import TfliteConfig
 from pipeline.target import Lowered, Variant
-from targets.tflite import comparison, flatbuffer, forms, gpu, interface, layout, placement, rounding
+from targets.tflite import comparison, flatbuffer, forms, gpu, interface, layout, padding, placement, rounding
 from targets.tflite.corrections import correct
 from targets.tflite.sdk import in_words, litert_torch, quiet
 from targets.tflite.session import interpreter
@@ -127,6 +127,7 @@ def finish(content: bytes, model: Model, config: TfliteConfig, variant: Variant)
     tflite_model = flatbuffer.read_model(content)
     interface.name_signature(tflite_model, [spec.name for spec in model.inputs], model.outputs)
     layout.pad_in_place(tflite_model)
+    padding.merge_pads(tflite_model)
     if config.input_layout == "nhwc":
         layout.take_channels_last(tflite_model)
     flatbuffer.drop_unused_tensors(tflite_model)
