@@ -108,6 +108,31 @@ def test_reencode_changes_nothing_when_another_operator_reads_the_integers() -> 
     assert not ReencodeActivations()(model).modified
 
 
+CONSTANT = """
+    model (float[4] x) => (float[4] y)
+    <float s = {0.25}, float t = {0.5}, float u = {1.0}, int8 z = {-3}, int8 v = {7}, int8[4] c = {-128, -1, 7, 127}>
+    { q = QuantizeLinear (x, s, z)  a = DequantizeLinear (q, s, z)  b = DequantizeLinear (c, t, v)
+      sum = OPERATOR (a, b)  r = QuantizeLinear (sum, u, z)  y = DequantizeLinear (r, u, z) }
+"""
+
+
+def test_reencode_adds_a_constant_in_the_type_of_the_activations() -> None:
+    model = graph_of(CONSTANT.replace("OPERATOR", "Add"))
+    values = np.array([-30.0, -1.0, 3.0, 25.0], np.float32)
+    before = run(model, x=values)
+    ReencodeActivations()(model)
+    assert {rule.zero_point.dtype.name for node in model.graph if (rule := encoding(node))} == {"uint8"}
+    np.testing.assert_array_equal(run(model, x=values), before)
+
+
+def test_reencode_leaves_the_weight_of_a_product_of_matrices() -> None:
+    model = graph_of(CONSTANT.replace("OPERATOR", "MatMul").replace("float[4] y", "float y"))
+    ReencodeActivations()(model)
+    rule = encoding(model.graph[2])
+    assert rule is not None
+    assert rule.zero_point.dtype == np.int8
+
+
 def clamped(clamp: str, scale: str, zero_point: int) -> ir.Model:
     return graph_of(f"""
     model (float[N] x) => (float[N] y)
