@@ -159,6 +159,21 @@ def where_number(choice: Tensor, number: float, other: Tensor) -> Tensor:
     return torch.where(choice, torch.full((), number, dtype=other.dtype), other)
 
 
+def filled_like(number: float | None) -> Form:
+    """With another dtype than the tensor's, which the converter overlooks: the tensor is converted first.
+
+    Args:
+        number: What to fill with; None for an operator that is given it.
+    """
+
+    def form(x: Tensor, *given: Any, dtype: torch.dtype | None = None, **_: Any) -> Any:
+        if dtype in (None, x.dtype):
+            return NotImplemented
+        return torch.zeros_like(x.to(dtype)) + (given[0] if number is None else number)
+
+    return form
+
+
 def unfold(x: Tensor, axis: int, size: int, step: int) -> Tensor:
     """Windows along an axis, as one slice per position in the window."""
     last = x.shape[axis] - size
@@ -185,4 +200,7 @@ FORMS: dict[Any, Form] = {
     aten.lerp.Tensor: lerp,
     aten.where.ScalarSelf: where_number,
     aten.unfold.default: unfold,
+    aten.zeros_like.default: filled_like(0),
+    aten.ones_like.default: filled_like(1),
+    aten.full_like.default: filled_like(None),
 }

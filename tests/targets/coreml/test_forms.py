@@ -48,6 +48,12 @@ def masked(x: Tensor) -> Tensor:
     return (x @ x.transpose(-2, -1) + torch.triu(torch.full((5, 5), float("-inf")), 1)).softmax(-1)
 
 
+def another_dtype(x: Tensor) -> Tensor:
+    hidden, number = x > 0, torch.float32
+    mask = torch.zeros_like(hidden, dtype=number).masked_fill(hidden, float("-inf"))
+    return mask.exp() * torch.full_like(hidden, 0.5, dtype=number) + torch.ones_like(hidden, dtype=number)
+
+
 def steps(x: Tensor, cell: nn.Module) -> Tensor:
     state = cell(x[:, 0])
     state = cell(x[:, 1], state)
@@ -62,6 +68,7 @@ CASES: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "gru cell": ((2, 4), lambda: Calls(steps, nn.GRUCell(4, 3))),
     "rnn cell": ((2, 4), lambda: Calls(steps, nn.RNNCell(4, 3))),
     "new tensors": ((4,), lambda: Calls(lambda x: x * x.new_ones(4) + x.new_full((1, 4), 0.5) + torch.ones_like(x))),
+    "new tensors of another dtype": ((4,), lambda: Calls(another_dtype)),
     "differences": ((5, 4), lambda: Calls(lambda x: torch.diff(x, n=2, dim=1))),
     "minus infinity above the diagonal": ((5, 4), lambda: Calls(masked)),
     "instance norm, running": ((4, 5, 6), lambda: running(nn.InstanceNorm2d(4, affine=True, track_running_stats=True))),
