@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from pipeline.core import Model, TargetError
+from pipeline.core import EdgewrightError, Model, TargetError
 from pipeline.models.capture import fixed_batch_size
 from pipeline.recipe import CoremlConfig
 from targets.coreml import padding
@@ -82,7 +82,7 @@ def errors(where: str) -> Iterator[None]:
     """Turn whatever coremltools or torch raises into a `TargetError` that names the operator, if it can be told."""
     try:
         yield
-    except TargetError:
+    except (EdgewrightError, OSError):
         raise
     except Exception as error:  # the converter raises a different class for every operator it cannot convert
         text = " ".join(str(error).split())

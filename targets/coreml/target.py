@@ -51,9 +51,11 @@ class CoremlTarget:
         return sys.platform == "darwin"
 
     def lower(self, model: Model, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
+        from targets.coreml.conversion import errors
         from targets.coreml.lowering import lower
 
-        return lower(model, self._config, out_dir, name=name, variant=variant)
+        with errors(name):
+            return lower(model, self._config, out_dir, name=name, variant=variant)
 
     def open(self, path: Path) -> Lowered:
         from targets.coreml.session import read_interface

@@ -44,9 +44,11 @@ class OnnxTarget:
         return True
 
     def lower(self, model: Model, out_dir: Path, *, name: str, variant: Variant | None = None) -> Lowered:
+        from targets.onnx.errors import as_target_error
         from targets.onnx.lowering import lower
 
-        return lower(model, self._config, out_dir, name=name, variant=variant)
+        with as_target_error("cannot be written as ONNX", type(model.module).__name__):
+            return lower(model, self._config, out_dir, name=name, variant=variant)
 
     def open(self, path: Path) -> Lowered:
         from targets.onnx.session import read_interface

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.core import TensorSpec
+from pipeline.core import TargetError, TensorSpec
 from pipeline.models.load import from_module
 from pipeline.recipe import CoremlConfig
-from targets.coreml import CoremlTarget
+from targets.coreml import CoremlTarget, lowering
 from targets.coreml.session import InterpreterSession
 
 
@@ -31,3 +31,15 @@ def test_explain_blames_fp16_only_when_the_package_in_fp32_is_right(
 
     monkeypatch.setattr(InterpreterSession, "run", another)
     assert target.explain(lowered, model) is None
+
+
+def test_lower_refuses_with_a_reason_when_a_step_of_our_own_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(lowering, "_capture", broken)
+    model = from_module(nn.Linear(4, 2), [TensorSpec(name="x", shape=(4,))])
+    with pytest.raises(TargetError, match="IndexError: list index out of range"):
+        CoremlTarget().lower(model, tmp_path, name="model")

@@ -17,7 +17,7 @@ import targets
 from pipeline.core import Model, OutputError, Preprocessing, TargetError, TensorSpec
 from pipeline.recipe import OnnxConfig
 from pipeline.target import Lowered
-from targets.onnx import files
+from targets.onnx import files, lowering
 
 Q = torch.ops.quantized_decomposed
 
@@ -176,6 +176,17 @@ def test_lower_names_the_operator_when_it_has_no_onnx_form(model: Model, tmp_pat
     with pytest.raises(TargetError, match="svd"):
         targets.get("onnx").lower(broken, tmp_path, name="model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lower_refuses_with_a_reason_when_a_pass_fails(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(lowering, "fuse", broken)
+    with pytest.raises(TargetError, match="cannot be written as ONNX: list index out of range"):
+        targets.get("onnx").lower(model, tmp_path, name="model")
 
 
 def test_lower_stores_uint8_weights_with_the_same_output_when_the_cpu_has_no_vnni(
