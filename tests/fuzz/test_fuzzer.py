@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from torch import nn
 
 from pipeline import Model, TensorSpec
-from pipeline.core import StageError
+from pipeline.core import EdgewrightError, StageError
+from pipeline.core.bounded import ChildError
 from pipeline.models.capture import count_macs
 from pipeline.target import Exported, Lowered
 from tests.fuzz import graph_oracles, prune_oracle, subject, target_oracles
@@ -29,6 +30,7 @@ from tests.fuzz.known_faults import KnownFault
 from tests.fuzz.measure import differences, rounded_plainly
 from tests.fuzz.networks import build
 from tests.fuzz.reduce import Reduction
+from tests.fuzz.shortcuts import run_forked
 from tests.fuzz.spec import Block, Network
 from tests.fuzz.strategies import networks
 from tests.fuzz.subject import Subject, outputs_of
@@ -327,3 +329,19 @@ def test_a_campaign_groups_failures_and_goes_on() -> None:
     assert campaign.operators == {"aten.linear.default": 4}
     assert campaign.to_json()["failures"][0]["network"] == kind.smallest.text()
     assert kind.smallest.text() in campaign.report()
+
+
+def _refuse(_: object) -> None:
+    raise StageError("no", where="layer", fix="another")
+
+
+def test_a_forked_call_answers_refuses_and_crashes_as_a_bounded_one() -> None:
+    assert run_forked(divmod, 7, 2).value == (3, 1)
+    with pytest.raises(EdgewrightError, match=r"layer: no\n  fix: another"):
+        run_forked(_refuse, 1)
+    with pytest.raises(ChildError, match="ZeroDivisionError") as failed:
+        run_forked(divmod, 7, 0)
+    assert failed.value.reason == "exception"
+    with pytest.raises(ChildError, match="killed by signal 6") as crashed:
+        run_forked(os.abort)
+    assert crashed.value.reason == "signal"

@@ -53,9 +53,11 @@ def serve(connection: Connection, log: str) -> None:
     import torch
 
     from tests.fuzz.oracles import examine
+    from tests.fuzz.shortcuts import take_shortcuts
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    take_shortcuts()
     while True:
         try:
             text, oracles = connection.recv()
