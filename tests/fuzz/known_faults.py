@@ -38,18 +38,5 @@ def known_faults(groups: Sequence[str]) -> tuple[KnownFault, ...]:
 
 
 KNOWN_FAULTS: tuple[KnownFault, ...] = (
-    KnownFault(
-        ("*attention*", "*attention(mask=[!nb]*"),
-        ("targets",),
-        "TFLite: a masked score is 0.25 off, where(mask, scores, -1e4) gets the scores' grid (litert-torch's select)",
-    ),
-    KnownFault(
-        ("attention*", "attention(mask=boolean)"), ("targets",), "the same: TFLite's select between scores and -1e4"
-    ),
     KnownFault(("recurrent*",), ("targets",), "unrolled recurrent layers: TFLite's conversion takes more than 10 s"),
-    KnownFault(
-        ("torch_attention(form=mha_causal)",),
-        ("targets",),
-        "Core ML's FP32 package of a boolean attn_mask is 2 dB from the module: coremltools' conversion",
-    ),
 )
