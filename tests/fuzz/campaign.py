@@ -15,6 +15,7 @@ from pipeline.stages.quantize.graph.capabilities import RULE_OF
 from tests.fuzz.blocks.catalogue import KINDS, features
 from tests.fuzz.findings import FAULTS, OUTCOMES, Finding
 from tests.fuzz.known_faults import known_faults
+from tests.fuzz.novelty import Novelty
 from tests.fuzz.oracles import GROUPS
 from tests.fuzz.reduce import Reduction
 from tests.fuzz.spec import Network
@@ -78,12 +79,14 @@ class Campaign:
         seed: Networks are known by it and their number.
         group: A key of `GROUPS`.
         reduce: The most networks to try for each new kind of failure.
+        candidates: Networks that are drawn for each that is examined; see `Novelty`.
     """
 
     seed: int
     group: str
     known: bool = False
     reduce: int = 30
+    candidates: int = 1
     say: Say = print
     outcomes: Counter[str] = field(default_factory=Counter)
     by_oracle: dict[str, Counter[str]] = field(default_factory=dict)
@@ -97,8 +100,8 @@ class Campaign:
     end: float = math.inf
 
     def run(self, *, count: int, first: int = 0, minutes: float | None = None) -> None:
-        """Examine ``count`` networks from number ``first`` on, or as many as ``minutes`` allow."""
-        worker = Worker()
+        """Examine ``count`` networks of those from number ``first`` on, or as many as ``minutes`` allow."""
+        worker, novelty = Worker(), Novelty(self.candidates)
         self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         number = first - 1
 
@@ -107,11 +110,12 @@ class Campaign:
             number += 1
             if time.monotonic() > self.end:
                 raise Enough
-            self._examine(network, number, worker)
+            if (chosen := novelty.offer(number, network)) is not None:
+                self._examine(chosen[1], chosen[0], worker)
 
         try:
             excluded = known_faults([self.group]) if self.known else ()
-            for_each(networks(excluded), examine, seed=self.seed, first=first, count=count)
+            for_each(networks(excluded), examine, seed=self.seed, first=first, count=count * self.candidates)
         except (Enough, KeyboardInterrupt):
             pass
         finally:

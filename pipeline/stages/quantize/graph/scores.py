@@ -28,18 +28,17 @@ def masked_scores(graph: GraphModule, spans: Spans) -> dict[Node, str]:
         for node in graph.graph.nodes
         if node.op == "call_function" and math.isinf(spans.get(key_of(node), 0.0))
     }
-    for softmax in graph.graph.nodes:
-        if softmax.target == aten.softmax.int:
-            found |= dict.fromkeys(_masked(softmax.all_input_nodes[0], spans), MASKED_SCORE)
+    pending = [node.all_input_nodes[0] for node in graph.graph.nodes if node.target == aten.softmax.int]
+    while pending:
+        node = pending.pop()
+        if node not in found and node.op == "call_function" and is_float_tensor(node) and _is_masked(node, spans):
+            found[node] = MASKED_SCORE
+            pending += activations(node)
     return found
 
 
-def _masked(value: Node, spans: Spans) -> list[Node]:
-    """A value and what makes it, as far as it is masked; nothing where it is not."""
-    if value.op != "call_function" or not is_float_tensor(value):
-        return []
-    sources = [found for each in activations(value) if (found := _masked(each, spans))]
-    moves = kind_of(value) == "moves" and len(sources) == 1
-    if not moves and value.target not in MASKS and spans.get(key_of(value), 0.0) < FAR:
-        return []
-    return [value, *(node for found in sources for node in found)]
+def _is_masked(value: Node, spans: Spans) -> bool:
+    """Whether a tensor, or what it is moved from, is masked, or spans more than scores do."""
+    while kind_of(value) == "moves" and len(activations(value)) == 1 and spans.get(key_of(value), 0.0) < FAR:
+        (value,) = activations(value)
+    return value.target in MASKS or spans.get(key_of(value), 0.0) >= FAR

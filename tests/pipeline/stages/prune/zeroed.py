@@ -54,10 +54,9 @@ def zeroed(original: nn.Module, pruned: nn.Module) -> nn.Module:
             other = left.get(name)
             if other is None:
                 raise Unverified(f"{name} is gone")
+            there = _tensors(other)
             shrunk = {
-                key: (value, dict(other.named_parameters(recurse=False))[key])
-                for key, value in part.named_parameters(recurse=False)
-                if value.shape != dict(other.named_parameters(recurse=False))[key].shape
+                key: (value, there[key]) for key, value in _tensors(part).items() if value.shape != there[key].shape
             }
             if isinstance(part, NORMS_OVER_CHANNELS):
                 if _channels(part) != _channels(other):
@@ -69,6 +68,12 @@ def zeroed(original: nn.Module, pruned: nn.Module) -> nn.Module:
                     raise Unverified(f"the values of {name}.{key} are not unique")
                 value.mul_(mask)
     return reference
+
+
+def _tensors(part: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters and buffers; what a batch norm keeps does not matter where its weight is zero."""
+    buffers = () if isinstance(part, nn.modules.batchnorm._NormBase) else part.named_buffers(recurse=False)
+    return dict((*part.named_parameters(recurse=False), *buffers))
 
 
 def _channels(norm: nn.Module) -> int:

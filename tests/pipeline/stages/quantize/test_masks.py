@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import Budget, QuantizeConfig, TensorSpec, from_dataset, from_module, quantize
+from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.graph.nodes import by_key
+from pipeline.stages.quantize.graph.scores import masked_scores
 from pipeline.tasks.comparison import sqnr_db
 
 TOKENS, WIDTH = 6, 8
@@ -85,3 +88,18 @@ def test_a_program_sees_no_masked_token(module: Callable[[], nn.Module]) -> None
     with torch.no_grad():
         assert sqnr_db(net(x, visible), program(x, visible)) > 25
         assert torch.equal(program(changed, visible)[visible], program(x, visible)[visible])
+
+
+def test_scores_that_many_paths_lead_to_are_looked_at_once() -> None:
+    """Two to the power of 30 paths: one visit per operator takes milliseconds, one per path years."""
+
+    class Doubling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(30):
+                x = x + x * 0.5
+            return x.softmax(-1)
+
+    graph = canonical_graph(from_module(Doubling(), [TensorSpec(name="x", shape=(4,))]))
+    spans = dict.fromkeys(by_key(graph), 2000.0)
+    assert len(masked_scores(graph, spans)) == 60
+    assert masked_scores(graph, {}) == {}
