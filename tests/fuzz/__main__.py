@@ -52,7 +52,7 @@ from tests.fuzz.spec import Network
 from tests.fuzz.worker import Worker
 
 CANDIDATES = {"targets": 12, "all": 12}
-"""Networks that are drawn for each that is examined, where it is not 4."""
+"""Networks that are drawn for each that is examined, where it is not 8."""
 
 
 def main() -> int:
@@ -83,7 +83,7 @@ def main() -> int:
         options.oracles,
         known=options.known,
         reduce=options.reduce,
-        candidates=CANDIDATES.get(options.oracles, 4),
+        candidates=CANDIDATES.get(options.oracles, 8),
         say=lambda text: print(text, flush=True),
     )
     campaign.run(count=options.count, first=options.first, minutes=options.minutes)

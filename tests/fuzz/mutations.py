@@ -121,7 +121,7 @@ class Mutation:
 TARGETS_MINUTES = 20.0
 MUTATIONS = (
     *(
-        Mutation(fault, GROUPS["graph"], 5.0, 4)
+        Mutation(fault, GROUPS["graph"], 5.0, 8)
         for fault in (shared_weights, grouped_transposed, masks_on_grids, joined_grids)
     ),
     Mutation(nearest_by_half, (*GROUPS["graph"], "tflite"), TARGETS_MINUTES, 12),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from tests.fuzz.blocks.catalogue import features
 from tests.fuzz.spec import Network
@@ -28,8 +29,18 @@ class Novelty:
             return None
         number, network = max(self._waiting, key=lambda each: self._rarity(each[1]))
         self._waiting.clear()
-        self._seen.update(set(features(network)))
+        self._seen.update(_aspects(network))
         return number, network
 
     def _rarity(self, network: Network) -> float:
-        return sum(1 / (1 + self._seen[feature]) ** 2 for feature in set(features(network)))
+        return sum(1 / (1 + self._seen[aspect]) ** 2 for aspect in _aspects(network))
+
+
+def _aspects(network: Network) -> set[str]:
+    """Features, and pairs of the options of one block: many a fault needs two that are not the simplest."""
+    pairs = (
+        f"{block.kind} {one} {other}"
+        for block in network.blocks
+        for one, other in combinations(sorted(map(str, block.options.items())), 2)
+    )
+    return {*features(network), *pairs}
