@@ -178,8 +178,8 @@ def search(mutation: Mutation, seed: int) -> Search:
                 raise _Found
 
     try:
-        known = known_faults(["graph", "targets"])
-        for_each(networks(known), examine, seed=seed, count=10**6)
+        concerned = "graph" if mutation.oracles == GROUPS["graph"] else "targets"
+        for_each(networks(known_faults([concerned])), examine, seed=seed, count=10**6)
     except _Found:
         pass
     finally:
