@@ -10,13 +10,15 @@ They hold for float models and for programs, for every goal, and keep what the g
 5. A transposed convolution is a convolution whose outputs interleave (see `transposed_convolutions`).
 6. A constant minus a value is the negative value plus the constant, and a constant divided by one is its reciprocal
    times the constant, behind a barrier: the converter swaps the two operands, or merges them into the layer before.
-7. An operator that computes in float has barriers to the integers on its two sides. The converter passes grids on
+7. A sum of integers is their mean times their number: the plain kernel of an int8 SUM gives one number for everything.
+8. An operator that computes in float has barriers to the integers on its two sides. The converter passes grids on
    through operators such as SELECT: a masked score of -10,000 would end on the grid of the scores.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +36,7 @@ from targets.tflite.graph import (
     add_constant,
     arguments,
     aten,
+    between_quantizers,
     calls,
     dequantize,
     dequantize_per_channel,
@@ -263,8 +266,30 @@ def _constants(program: GraphModule) -> set[Node]:
     return found
 
 
+def sums(program: GraphModule) -> int:
+    """Correction 7. The mean has the sum's integers, on a grid that is as many times finer: the product is exact."""
+    count = 0
+    for node in _calls(program, aten.sum.dim_IntList):
+        quantizers = list(node.users)
+        if not between_quantizers(node) or len(quantizers) != 1:
+            continue
+        x, axes, keep = arguments(node, None, None, False)
+        axes = list(axes) if axes else list(range(len(shape_of(x))))
+        number = math.prod(shape_of(x)[axis] for axis in axes)
+        scale, *rest = arguments(quantizers[0])[1:]
+        parameters = (scale / number, *rest)
+        graph = program.graph
+        with graph.inserting_before(node):
+            mean = graph.call_function(aten.mean.dim, (x, axes, keep))
+            integers = graph.call_function(quantize, (mean, *parameters))
+            value = graph.call_function(dequantize, (integers, *parameters))
+            node.replace_all_uses_with(graph.call_function(aten.mul.Tensor, (value, float(number))))
+        count += 1
+    return count
+
+
 def float_operators(program: GraphModule) -> int:
-    """Correction 7."""
+    """Correction 8."""
     if not program.graph.find_nodes(op="call_function", target=quantize):
         return 0
     integer = set[Node]()
@@ -323,6 +348,7 @@ CORRECTIONS: tuple[Callable[[GraphModule], int], ...] = (
     masked_attention,
     transposed_convolutions,
     reversed_operands,
+    sums,
     float_operators,
 )
 """In the order in which they run; each rewrites a captured program in place and returns how many places it changed."""

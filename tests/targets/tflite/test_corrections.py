@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.core import TargetError
 from targets.tflite import TfliteTarget, flatbuffer
+from targets.tflite.session import LitertSession
 from tests.targets.tflite.programs import QuantizedConv, model, through_int8
 
 SHAPE = (3, 7, 6)
@@ -187,3 +188,15 @@ def test_complex_numbers_are_refused_by_the_operators_name(tmp_path):
 
     with pytest.raises(TargetError, match=r"aten\.stft.* gives complex numbers"):
         TfliteTarget().lower(model(Spectrogram(), (64,), quantized=False), tmp_path, name="model")
+
+
+@pytest.mark.parametrize("reference_kernels", [False, True])
+def test_sums_of_integers_are_right_in_every_kernel(tmp_path, reference_kernels):
+    class Summed(nn.Module):
+        def forward(self, x):
+            return through_int8(through_int8(x, 0.5, 3).sum(1), 0.25, -7)
+
+    x = np.array([[[1.0, -2.0], [0.5, 4.0], [3.0, 0.5]]], np.float32)
+    lowered = TfliteTarget().lower(model(Summed(), (3, 2), quantized=True), tmp_path, name="model")
+    (found,) = LitertSession(lowered.path, reference_kernels=reference_kernels).run((x,))
+    np.testing.assert_array_equal(found, [[4.5, 2.5]])
