@@ -28,7 +28,9 @@ from tests.fuzz.campaign import Campaign, essentials
 from tests.fuzz.findings import Finding, of_exception, of_refusal
 from tests.fuzz.known_faults import KnownFault
 from tests.fuzz.measure import differences, rounded_plainly
+from tests.fuzz.mutations import Mutation, search, shared_weights
 from tests.fuzz.networks import build
+from tests.fuzz.novelty import Novelty
 from tests.fuzz.reduce import Reduction
 from tests.fuzz.shortcuts import run_forked
 from tests.fuzz.spec import Block, Network
@@ -77,6 +79,23 @@ def test_drawn_networks_lack_what_is_known_to_fail() -> None:
     for_each(networks([everything]), drawn.append, seed=1, count=40)
     assert len(drawn) == 40
     assert not any("act" in features(network) for network in drawn)
+
+
+def test_the_rarest_of_several_networks_is_chosen() -> None:
+    def pool(**options: object) -> Network:
+        return Network(("image",), (Block("avg_pool2d", (0,), dict(options)),), (1,))
+
+    offered = [pool(), pool(), pool(), pool(ceil_mode=True), pool(ceil_mode=True, padding=1), pool(ceil_mode=True)]
+    novelty = Novelty(candidates=2)
+    chosen = [novelty.offer(number, network) for number, network in enumerate(offered)]
+    assert chosen == [None, (0, offered[0]), None, (3, offered[3]), None, (4, offered[4])]
+
+
+@pytest.mark.slow
+def test_a_fault_that_is_put_back_is_found() -> None:
+    found = search(Mutation(shared_weights, ("load", "canonical"), minutes=2, candidates=8), seed=1)
+    assert found.found is not None, found
+    assert found.found[1].oracle == "canonical"
 
 
 def test_unread_blocks_and_inputs_leave_a_network() -> None:
