@@ -18,6 +18,8 @@ from tests.fuzz.weights import settle, train_like
 
 LARGEST = 6000
 """Elements per sample of the largest value."""
+MOST_WEIGHTS = 300_000
+"""Weights of a block: beyond, a stage takes seconds for their number alone."""
 
 NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain": (("x", "y", "z"), ()),
@@ -125,6 +127,8 @@ class Builder:
             with torch.random.fork_rng():
                 torch.manual_seed(self._seed)
                 module = make(block, values).eval()
+                if sum(parameter.numel() for parameter in module.parameters()) > MOST_WEIGHTS:
+                    raise DoesNotFit("more weights than what runs in milliseconds")
                 train_like(module, self._seed + len(self.blocks))
                 result = settle(module, tensors)
         except Exception as error:  # torch has many classes for a shape that does not fit
