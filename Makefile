@@ -27,11 +27,12 @@ ORACLES ?= all
 fuzz: .venv/.ready  ## random small networks against independent oracles: make fuzz MINUTES=60 ORACLES=graph SEED=1
 	$(BIN)/python -m tests.fuzz --seed $(SEED) --minutes $(MINUTES) --oracles $(ORACLES) --json reports/fuzz/$(SEED).json
 
-torture: .venv/.ready  ## hours of kills, full disks, damaged stores and model files, and runs that share a store
+torture: .venv/.ready  ## hours of kills, full disks, damaged stores, damaged and hostile files, and runs that share a store
 	$(BIN)/python -m tests.torture kills --count 200
 	$(BIN)/python -m tests.torture disk --count 40
 	$(BIN)/python -m tests.torture store --count 200 --pairs 15
 	$(BIN)/python -m tests.torture models --count 10000
+	$(BIN)/python -m tests.torture hostile
 
 sample: demo  ## refresh the committed sample report from the demo's run
 	mkdir -p reports/sample

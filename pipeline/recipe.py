@@ -28,6 +28,7 @@ from pipeline.core import (
     Setting,
     TensorSpec,
 )
+from pipeline.core.files import read_small
 from pipeline.core.strict_yaml import parse_yaml
 from pipeline.data.source import FACTORY, DataSource, Factory
 
@@ -39,6 +40,9 @@ TargetName = Literal["onnx", "tflite", "coreml"]
 Observer = Literal["minmax", "moving_average", "percentile", "mse", "entropy", "output_mse"]
 Importance = Literal["l1", "l2", "bn_scale", "taylor", "activation"]
 ModuleNames = tuple[Annotated[str, Field(min_length=1)], ...]
+
+MAX_BYTES = 1 << 20
+"""Of a recipe's file."""
 
 MAX_INPUT_VALUES = 2**31 - 1
 """Of one sample of one input: what 32-bit indices of the targets' formats can count."""
@@ -502,14 +506,14 @@ def read_recipe(path: Path) -> Recipe:
             names the file, the field and the nearest valid key.
     """
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
+        values = parse_yaml(read_small(path, MAX_BYTES).decode("utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError("no such file", where=str(path), fix="give the path of a recipe.yaml") from None
     except OSError as error:
         problem = "is a folder" if path.is_dir() else f"cannot be read: {error.strerror}"
         raise RecipeError(problem, where=str(path), fix="give the path of a recipe.yaml") from None
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise RecipeError(f"line {line}: is not UTF-8 text", where=str(path), fix="save it as UTF-8") from None
     except ValueError as error:
         fix = "correct it there: indent with spaces, close brackets and quotes, and use no tags"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-Seconds = Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds; 600 unless given.")]
+Seconds = Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds; 120 unless given.")]
 Memory = Annotated[
     float | None,
     typer.Option(min=0.1, help="GiB of memory it may take; by the sizes of the files unless given."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -44,6 +45,21 @@ def require_file(path: Path, refusal: type[EdgewrightError]) -> None:
     near = f"; {hint}" if hint.startswith("did") else ""
     problem = "is no regular file" if path.exists() else f"no such file{near}"
     raise refusal(problem, where=str(path), fix=fix)
+
+
+def read_small(path: Path, most_bytes: int) -> bytes:
+    """The content of a file that is small: a pipe would be waited for, and a device may have no end.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or is larger.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is no regular file")
+    with path.open("rb") as opened:
+        content = opened.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {most_bytes >> 20} MiB")
+    return content
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.core import DataError, did_you_mean, first_line
 from pipeline.core.arrays import Array
 from pipeline.core.files import require_file
+from pipeline.data.archive import stated_arrays
 from pipeline.data.labels import class_indices
 from pipeline.data.source import DataSource
 
@@ -35,7 +36,7 @@ class NpzSource:
             missing = next((name for name in wanted if name not in archive.files), None)
             if missing is not None:
                 raise DataError(
-                    f"has no array {missing!r}; it holds {', '.join(archive.files)}; "
+                    f"has no array {missing!r}; it holds {', '.join(archive.files[:20])}; "
                     f"{did_you_mean(missing, archive.files)}",
                     where=self.where,
                     fix="name its arrays in the recipe: inputs: [...], labels: ...",
@@ -55,7 +56,10 @@ class NpzSource:
     def _array(self, archive: np.lib.npyio.NpzFile, name: str) -> Array:
         where = f"{self.where}: {name}"
         try:
+            stated_arrays(archive, [name], self.where)
             array = archive[name]
+        except DataError:
+            raise
         except ValueError as error:
             if "allow_pickle" not in str(error):
                 raise DataError(f"is not a readable array: {first_line(error)}", where=where, fix=_WRITE) from None

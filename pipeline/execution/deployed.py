@@ -6,7 +6,6 @@ whatever it does there, the user gets arrays, or one error that names the file, 
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ import targets
 from pipeline.core import EdgewrightError, OutputError, TargetError
 from pipeline.core.arrays import Array
 from pipeline.core.bounded import ChildError, Reason, run_bounded
-from pipeline.data.archive import write_archive
+from pipeline.data.archive import stored_bytes, write_archive
 from pipeline.execution.samples import as_text, read_inputs, run_samples
 from pipeline.machine.processor import all_cores
 from pipeline.target import Lowered, Placement, Target, files_of
 
 TARGET_OF = {".onnx": "onnx", ".mlpackage": "coreml", ".tflite": "tflite"}
-SECONDS = 600.0
+SECONDS = 120.0
 MEMORY_BYTES = 4 << 30
 """What a small file may take, beside the libraries."""
 
@@ -83,6 +82,8 @@ def target_of(path: Path) -> Target:
         raise TargetError(reason, where=str(path))
     if not path.exists():
         raise TargetError("no such file", where=str(path))
+    if not path.is_file() and not path.is_dir():
+        raise TargetError("is no regular file", where=str(path))  # a pipe would be waited for
     return target
 
 
@@ -146,18 +147,9 @@ def _call(function: Callable[..., Any], path: Path, *arguments: Path, limits: Li
 def _memory_for(path: Path, *archives: Path) -> int:
     """Bytes that running a file on these samples may take: by their sizes, but no more than the machine has free."""
     read = sum(file.stat().st_size for file in files_of(path)) if path.exists() else 0
-    read += sum(_unpacked_bytes(archive) for archive in archives)
+    read += sum(map(stored_bytes, archives))
     needed = MEMORY_BYTES + all_cores() * THREAD_BYTES + COPIES * read
     return min(needed, max(MEMORY_BYTES, psutil.virtual_memory().available))
-
-
-def _unpacked_bytes(archive: Path) -> int:
-    """What an archive says that it holds; 0 where it cannot be read, which is refused later."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            return sum(member.file_size for member in opened.infolist())
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return 0
 
 
 def _short(text: str) -> str:

@@ -11,11 +11,14 @@ from torch import nn
 
 import targets
 from pipeline.core import DataError, Model, RecipeError, StageError, TensorSpec
+from pipeline.data.archive import stored_bytes
 from pipeline.data.open import open_samples
 from pipeline.data.samples import SampleSet, examples_of
+from pipeline.data.source import DataSource
 from pipeline.execution.options import check_classes, check_options, check_skipped
 from pipeline.execution.processes import processes
 from pipeline.execution.stages import STAGES
+from pipeline.machine.memory import require_memory
 from pipeline.models.function import require_function
 from pipeline.models.interface import checked_model
 from pipeline.models.load import open_module
@@ -133,11 +136,23 @@ def _model(
 
 
 def _open_sets(recipe: Recipe, inputs: tuple[TensorSpec, ...], root: Path) -> dict[str, SampleSet]:
+    named = {role: getattr(recipe.data, role) for role in ("train", "calibration", "evaluation")}
+    sources: dict[str, DataSource] = {role: source for role, source in named.items() if source is not None}
+    for role, source in sources.items():
+        _require_memory(source, role, root)
     return {
         role: open_samples(source, inputs, recipe.data.preprocessing, name=role, root=root)
-        for role in ("train", "calibration", "evaluation")
-        if (source := getattr(recipe.data, role)) is not None
+        for role, source in sources.items()
     }
+
+
+def _require_memory(source: DataSource, role: str, root: Path) -> None:
+    """Refuse an npz that unpacks to more than there is memory."""
+    if source.npz is not None:
+        path = root / source.npz
+        needed = stored_bytes(path, [*source.inputs, source.labels or ""])
+        fix = "read its samples one by one: give a factory, or a folder of images"
+        require_memory(f"data.{role}: reading {path}", needed, fix=fix)
 
 
 def _check_labels(sets: dict[str, SampleSet], outputs: tuple[torch.Tensor, ...]) -> None:

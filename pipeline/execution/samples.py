@@ -11,6 +11,8 @@ import numpy as np
 
 from pipeline.core import DataError, TargetError
 from pipeline.core.arrays import Array
+from pipeline.data.archive import stated_arrays
+from pipeline.machine.memory import require_memory
 from pipeline.target import Input, OpenedFile
 
 SAMPLES_AT_ONCE = 64
@@ -26,14 +28,10 @@ def read_inputs(path: Path, inputs: Sequence[Input]) -> tuple[Array, ...]:
     Raises:
         DataError: The npz cannot be read, or an array is missing or does not fit.
     """
-    arrays = tuple(_with_type(array, taken, path) for array, taken in zip(_read(path, inputs), inputs, strict=True))
+    arrays = _read(path, inputs)
     sizes: dict[str, tuple[str, int]] = {}
     for array, taken in zip(arrays, inputs, strict=True):
-        if not _fits(array.shape, taken):
-            raise DataError(
-                f"array {taken.name!r} has shape {list(array.shape)}, but the model takes {_spelled(taken)}",
-                where=str(path),
-            )
+        _require_shape(array.shape, taken, path)
         for axis, stated in enumerate(taken.shape or ()):
             if isinstance(stated, str):
                 other, size = sizes.setdefault(stated, (taken.name, array.shape[axis]))
@@ -43,7 +41,7 @@ def read_inputs(path: Path, inputs: Sequence[Input]) -> tuple[Array, ...]:
                         f"and {array.shape[axis]}",
                         where=str(path),
                     )
-    return arrays
+    return tuple(_with_type(array, taken, path) for array, taken in zip(arrays, inputs, strict=True))
 
 
 def run_samples(opened: OpenedFile, arrays: tuple[Array, ...], path: Path) -> tuple[Array, ...]:
@@ -133,7 +131,7 @@ def _read(path: Path, inputs: Sequence[Input]) -> list[Array]:
     names = [taken.name for taken in inputs]
     where = str(path)
     if not path.is_file():
-        raise DataError("no such file", where=where)
+        raise DataError("is no regular file" if path.exists() else "no such file", where=where)
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -149,7 +147,14 @@ def _read(path: Path, inputs: Sequence[Input]) -> list[Array]:
                     where=where,
                     fix="name the arrays like the inputs, or give all without names, in this order",
                 )
+            stated = stated_arrays(archive, names, where)
+            require_memory(f"reading {path}", sum(size for _, size in stated.values()), fix="give fewer samples")
+            for name, taken in zip(names, inputs, strict=True):
+                if name in stated:
+                    _require_shape(stated[name][0], taken, path)
             return [archive[name] for name in names]
+    except DataError:
+        raise
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"is not a readable npz: {error}", where=where, fix="write it with numpy.savez") from None
 
@@ -177,6 +182,13 @@ def _unfit(array: Array, taken: Input, path: Path) -> DataError:
         where=str(path),
         fix=f"give it as {taken.dtype}",
     )
+
+
+def _require_shape(shape: tuple[int, ...], taken: Input, path: Path) -> None:
+    if not _fits(shape, taken):
+        raise DataError(
+            f"array {taken.name!r} has shape {list(shape)}, but the model takes {_spelled(taken)}", where=str(path)
+        )
 
 
 def _fits(shape: tuple[int, ...], taken: Input) -> bool:

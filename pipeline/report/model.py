@@ -12,9 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from pipeline.core import EdgewrightError, Record, StageRecord
+from pipeline.core.files import read_small
 from pipeline.target import Latency, Placement, Variant, Verified
 
 Count = Annotated[int, Field(ge=0)]
+MAX_BYTES = 1 << 28
+"""Of a report's file."""
+
 SCHEMA_VERSION: Literal["1.0"] = "1.0"
 
 
@@ -170,7 +174,7 @@ def read_report(path: Path) -> Report:
         EdgewrightError: The file is missing or unreadable, or is no report of a known version.
     """
     try:
-        return Report.model_validate_json(path.read_bytes())
+        return Report.model_validate_json(read_small(path, MAX_BYTES))
     except OSError as error:
         problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         raise EdgewrightError(problem, where=str(path), fix="give the path of a report.json") from None

@@ -34,7 +34,7 @@ from pipeline.target import (
     measured,
 )
 from pipeline.tasks.comparison import Comparison
-from pipeline.tasks.prediction import predictor, session_predictor
+from pipeline.tasks.prediction import SetPredictor, predictor, session_predictor
 
 logger = logging.getLogger(__name__)
 
@@ -161,9 +161,10 @@ def _score(
     model: Model, ready: Sequence[_Artifacts], failures: _Failures, samples: SampleSet, size: int
 ) -> dict[str, float]:
     """Run the evaluation set once through everything; returns the original's metrics."""
-    original, program = predictor(model.reference), predictor(model.module)
+    modules = (model.reference, model.module)
+    original, program = (SetPredictor(module, samples) for module in modules)
     of_original = Comparison()
-    needs = footprint(lambda count: [run(example_inputs(model.examples, count)) for run in (original, program)])
+    needs = footprint(lambda count: [predictor(each)(example_inputs(model.examples, count)) for each in modules])
     size = affordable_batch("benchmark", needs, min(size, len(samples)))
     with Progress("evaluate", total=len(samples)) as progress:
         for batch in samples.batches(size):

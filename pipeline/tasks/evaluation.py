@@ -9,7 +9,7 @@ from torch import nn
 from pipeline.data.samples import SampleSet
 from pipeline.machine.memory import affordable_batch, footprint
 from pipeline.tasks.comparison import Comparison
-from pipeline.tasks.prediction import predictor
+from pipeline.tasks.prediction import SetPredictor, predictor
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +24,12 @@ def evaluate(
 
     Raises:
         EdgewrightError: Not even one sample fits into memory.
+        StageError: The module fails on a sample; see `SetPredictor`.
     """
     comparison = Comparison()
-    predict = predictor(module)
-    expect = predict if reference is None else predictor(reference)
-    needs = footprint(lambda count: predict(samples.stand_ins(count)))
+    predict = SetPredictor(module, samples)
+    expect = predict if reference is None else SetPredictor(reference, samples)
+    needs = footprint(lambda count: predictor(module)(samples.stand_ins(count)))
     size = affordable_batch(f"evaluation on {samples.name}", needs, min(batch_size, len(samples)))
     for batch in samples.batches(size):
         outputs = predict(batch.inputs)

@@ -7,7 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pipeline.core import StageError
+from pipeline.core.callables import failure_of
 from pipeline.core.outputs import output_tuple
+from pipeline.data.samples import SampleSet
 from pipeline.target import Session, run_in_steps
 
 Predict = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
@@ -31,6 +34,50 @@ def predictor(module: nn.Module) -> Predict:
                 return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
     return predict
+
+
+class SetPredictor:
+    """A module's forward pass over a sample set, batch after batch, in the order of the samples.
+
+    Raises:
+        StageError: Forward fails on a sample, or gives outputs of another shape than before; names the sample and,
+            where it is the user's code that fails, the file and the line.
+    """
+
+    def __init__(self, module: nn.Module, samples: SampleSet) -> None:
+        self._predict, self._samples = predictor(module), samples
+        self._done = 0
+        self._shapes: list[tuple[int, ...]] | None = None
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        try:
+            outputs = self._predict(inputs)
+        except Exception as error:  # the user's forward may raise anything
+            raise self._refusal(
+                self._done + self._first_that_fails(inputs),
+                f"forward fails: {failure_of(error)}",
+                "correct that line, or remove the sample",
+            ) from error
+        shapes = [tuple(output.shape[1:]) for output in outputs]
+        if self._shapes not in (None, shapes):
+            problem = f"forward gives outputs {shapes} with its batch, and {self._shapes} before"
+            raise self._refusal(self._done, problem, "give outputs of one shape for every sample")
+        self._shapes = shapes
+        self._done += len(inputs[0])
+        return outputs
+
+    def _first_that_fails(self, inputs: tuple[Tensor, ...]) -> int:
+        for place in range(len(inputs[0])):
+            try:
+                self._predict(tuple(value[place : place + 1] for value in inputs))
+            except Exception:  # as above
+                return place
+        return 0
+
+    def _refusal(self, place: int, problem: str, fix: str) -> StageError:
+        return StageError(
+            f"sample {self._samples.indices[place]}: {problem}", where=self._samples.source.where, fix=fix
+        )
 
 
 def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LABEL, PROBABILITIES = "class_label", "class_probabilities"
 """Output of a classifier, and the internal value that it is the largest of."""
 PREPROCESSING_KEY = "edgewright.preprocessing"
-_COLOR_LAYOUTS = {1: "GRAYSCALE", 3: "RGB"}
+_COLOR_LAYOUTS = {1: "G", 3: "RGB"}
 
 
 @dataclass(frozen=True, slots=True)

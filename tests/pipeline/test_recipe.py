@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core import RecipeError
-from pipeline.recipe import Recipe, parse_recipe, read_recipe
+from pipeline.recipe import MAX_BYTES, Recipe, parse_recipe, read_recipe
 
 MINIMAL = {
     "name": "tiny",
@@ -88,6 +89,15 @@ def test_read_recipe_names_the_file_when_it_is_no_recipe(tmp_path: Path, content
 def test_read_recipe_says_so_when_there_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such file"):
         read_recipe(tmp_path / "missing.yaml")
+
+
+def test_read_recipe_waits_for_no_pipe_and_reads_no_endless_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
+    for name, problem in (("pipe", "no regular file"), ("zero", "no regular file"), ("large", "more than 1 MiB")):
+        with pytest.raises(RecipeError, match=problem):
+            read_recipe(tmp_path / f"{name}.yaml")
 
 
 @given(

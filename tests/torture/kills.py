@@ -54,9 +54,12 @@ def torture(count: int, seed: int, *, say: Any = print) -> Outcome:
         duration, expected = time.monotonic() - started, result_of(undisturbed / "out")
         say(f"an undisturbed run takes {duration:.1f} s")
         while outcome.kills < count:
+            known = len(outcome.failures)
             folder = shutil.copytree(base, Path(scratch) / f"chain{outcome.runs}")
             _chain(folder, min(KILLS_IN_A_CHAIN, count - outcome.kills), duration, expected, rng, outcome)
             shutil.rmtree(folder)
+            for failure in outcome.failures[known:]:
+                say(f"FAILED: {failure}")
             say(f"{outcome.kills} kills, {outcome.runs} runs finished, {len(outcome.failures)} failures")
     return outcome
 
@@ -103,7 +106,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     result = torture(options.count, options.seed)
-    for failure in result.failures:
-        print(f"FAILED: {failure}")
     print(f"{result.kills} kills, {result.runs} runs compared, {len(result.failures)} failures")
     sys.exit(1 if result.failures else 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,8 +62,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"is not a safetensors file: {error}", where=str(path), fix=_SAVE) from None
+    if (kind := _other_kind(path)) is not None:
+        raise CheckpointError(f"is {kind}, which may hold code and is never loaded", where=str(path), fix=_SAVE)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of versions of pickle: what matters is an error
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         raise CheckpointError(
@@ -88,6 +93,24 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
+def _other_kind(path: Path) -> str | None:
+    """What a file is that some other framework, or torch's compiler, would load as a whole model."""
+    with path.open("rb") as opened:
+        if opened.read(len(_HDF5)) == _HDF5:
+            return "an HDF5 file, as Keras writes them"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return None  # an old checkpoint, or damaged: torch's reader tells
+    if "config.json" in names:
+        return "a Keras model"
+    return "a TorchScript archive" if any(name.endswith("/constants.pkl") for name in names) else None
+
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
 def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Load the weights, all of them and nothing else."""
     expected = module.state_dict()
@@ -110,7 +133,10 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     problems += [
         f"{name} holds NaN or infinity"
         for name, tensor in weights.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all()
+        if name in expected
+        and (is_lazy(expected[name]) or tensor.shape == expected[name].shape)  # any other may stand for terabytes
+        and tensor.is_floating_point()
+        and not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all()
     ]
     if problems:
         more = f"; and {len(problems) - _SHOWN_MISMATCHES} more" if len(problems) > _SHOWN_MISMATCHES else ""

@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.core import DataError
+from pipeline.data.archive import stored_bytes
 from pipeline.data.source import DataSource
 from tests.pipeline.data.opening import GREY, npz, open_set
 
@@ -48,3 +50,20 @@ def test_open_samples_reads_numbers_of_any_form(tmp_path: Path, dtype: Any) -> N
     samples = open_set(DataSource(npz=tmp_path / "set.npz"), GREY)
     (batch,) = samples.batches(2)
     assert batch.inputs[0].flatten().tolist() == list(range(32))
+
+
+def test_open_samples_refuses_when_an_array_states_more_than_it_holds(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=np.zeros((2, 1, 4, 4), np.uint8))
+    with zipfile.ZipFile(tmp_path / "set.npz") as archive:
+        content = archive.read("images.npy")
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:  # 64 TiB, which NumPy would ask for
+        archive.writestr("images.npy", content.replace(b"(2, 1, 4, 4), }" + b" " * 12, b"(1099511627776, 1, 8, 8), }"))
+    with pytest.raises(DataError, match=r"states \[1099511627776, 1, 8, 8\] of uint8, which is more than it holds"):
+        open_set(DataSource(npz=tmp_path / "set.npz"))
+
+
+def test_stored_bytes_are_those_of_the_named_arrays(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "set.npz", images=np.zeros(10_000, np.uint8), others=np.zeros(10_000, np.uint8))
+    assert stored_bytes(tmp_path / "set.npz", ["images", "labels"]) == 10_000 + 128  # NumPy's header
+    assert stored_bytes(tmp_path / "set.npz") == 20_256
+    assert stored_bytes(tmp_path / "none.npz") == 0

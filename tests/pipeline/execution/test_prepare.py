@@ -1,8 +1,9 @@
 import pytest
 
 import targets
-from pipeline.core import RecipeError, StageError
+from pipeline.core import EdgewrightError, RecipeError, StageError
 from pipeline.execution.prepare import check
+from pipeline.machine import memory
 from pipeline.recipe import parse_recipe
 from tests.pipeline.conftest import Project
 
@@ -69,3 +70,12 @@ def test_check_refuses_a_target_when_it_cannot_hold_the_weights_of_a_stage(
         check(parse_recipe(project.recipe), project.folder)
     project.recipe["stages"] = []
     check(parse_recipe(project.recipe), project.folder)
+
+
+def test_check_refuses_when_an_npz_unpacks_to_more_than_the_memory(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 30_000)
+    monkeypatch.setattr("pipeline.models.load.require_memory", lambda *_, **__: None)
+    with pytest.raises(EdgewrightError, match=r"data\.train: reading .*train\.npz: needs about 0\.0\d+ MiB of memory"):
+        check(parse_recipe(project.recipe), project.folder)

@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ FACTORY = "tests.networks.structures:residual"
 
 def source(path: Path, **changes: Any) -> ModelSource:
     return ModelSource(**{"checkpoint": path, "factory": FACTORY, "inputs": (IMAGE,), **changes})
+
+
+def linear(path: Path, **kwargs: Any) -> ModelSource:
+    """A layer of 2 inputs and 2 outputs."""
+    sizes = {"in_features": 2, "out_features": 2, **kwargs}
+    return ModelSource(
+        checkpoint=path, factory="torch.nn:Linear", kwargs=sizes, inputs=(TensorSpec(name="x", shape=(2,)),)
+    )
 
 
 @pytest.fixture
@@ -90,3 +99,23 @@ def test_lazy_layers_take_the_sizes_of_their_weights_when_a_state_dict_is_loaded
     save_file({"0.bias": torch.ones(3)}, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match=r"missing 0\.weight of a lazy layer"):
         load(ModelSource(factory=f"{__name__}:lazy", checkpoint=Path("w.safetensors"), inputs=inputs), tmp_path)
+
+
+def test_load_refuses_a_weight_of_another_shape_without_looking_at_its_values(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "w.pt")  # 4 TiB, if it is copied
+    with pytest.raises(CheckpointError, match=r"weight is \[1048576, 1048576\] where the factory builds \[2, 2\]"):
+        load(linear(tmp_path / "w.pt", bias=False))
+
+
+@pytest.mark.parametrize("kind", ["TorchScript", "Keras", "HDF5"])
+def test_load_says_so_when_weights_are_a_whole_model(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "w.pt"
+    if kind == "TorchScript":
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), str(path))
+    elif kind == "Keras":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", "{}")
+    else:
+        path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(CheckpointError, match=rf"is an? {kind} .*may hold code and is never loaded"):
+        load(linear(path))

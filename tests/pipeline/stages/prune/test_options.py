@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from pipeline.recipe import parse_recipe
 from pipeline.stages.prune.coupling import PRUNABLE
 from pipeline.stages.prune.sparsity import zero_ratio
 from tests.pipeline.conftest import quadrants
+from tests.pipeline.pairs import Options, pairwise
 
 NETWORK = """
 import torch
@@ -47,7 +45,7 @@ class Network(nn.Module):
         return self.head((first * second.sigmoid()).mean((2, 3)))
 """
 
-OPTIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
+OPTIONS: Options = {
     "budget": (
         {"macs_ratio": 0.7}, {"parameters_ratio": 0.7}, {"size_ratio": 0.7}, {"max_macs": 130_000},
         {"max_parameters": 8_000}, {"max_size_bytes": 32_000},
@@ -61,27 +59,6 @@ OPTIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "rounds": ({}, {"recover": {"epochs": 1}}, {"recover": {"epochs": 1}, "iterations": 2}),
     "skip": ({}, {"skip": ["gate"]}),
 }  # fmt: skip
-
-
-def pairwise(options: Mapping[str, Sequence[Any]], seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Few choices of one value per option, in which every pair of values occurs."""
-    chance = random.Random(seed)
-    names = list(options)
-
-    def pairs(choice: Mapping[str, int]) -> set[tuple[Any, ...]]:
-        return {(a, choice[a], b, choice[b]) for a, b in itertools.combinations(names, 2)}
-
-    left = {
-        (a, i, b, j)
-        for a, b in itertools.combinations(names, 2)
-        for i, j in itertools.product(range(len(options[a])), range(len(options[b])))
-    }
-    while left:
-        a, i, b, j = chance.choice(sorted(left))
-        tried = [{name: chance.randrange(len(options[name])) for name in names} | {a: i, b: j} for _ in range(50)]
-        best = max(tried, key=lambda choice: len(pairs(choice) & left))
-        left -= pairs(best)
-        yield {key: value for name, at in best.items() for key, value in options[name][at].items()}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", pairwise(OPTIONS), ids=str)
+@pytest.mark.parametrize("options", list(pairwise(OPTIONS)), ids=str)
 def test_run_prunes_as_the_recipe_asks_when_options_meet(
     options: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
