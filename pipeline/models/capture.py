@@ -22,6 +22,10 @@ from pipeline.models.averages import write_divisors_as_products
 logger = logging.getLogger(__name__)
 
 
+UNLIKE = 13
+"""The batch size with which a program of a dynamic batch is captured. torch keeps a size fixed that some operator found
+equal to another one, such as two steps of a sequence, so this one is equal to few."""
+
 Examples = tuple[TensorSpec, ...] | tuple[Tensor, ...]
 """What a module is tried on: real samples, one tensor ``(N, …)`` per input; specs where there are no samples yet."""
 
@@ -68,7 +72,7 @@ def capture(
     Raises:
         StageError: torch.export cannot trace the module.
     """
-    arguments = example_inputs(examples or inputs, batch_size or 2)
+    arguments = example_inputs(examples or inputs, batch_size or UNLIKE)
     batch = [0] if batch_size is None else []
     axes = tuple(dict.fromkeys((*batch, *dynamic.get(spec.name, ())), Dim.AUTO) for spec in inputs)
     shapes = dict(inspect.signature(module.forward).bind(*axes).arguments) if any(axes) else None  # (*xs) is nested

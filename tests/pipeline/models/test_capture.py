@@ -3,6 +3,8 @@ from torch import Tensor, nn
 
 from pipeline.core import TensorSpec
 from pipeline.models.capture import capture, count_macs, example_inputs
+from pipeline.models.load import from_module
+from pipeline.stages.quantize.graph.canonical import canonical_graph
 
 X = TensorSpec(name="x", shape=(3,))
 
@@ -33,6 +35,27 @@ class Many(nn.Module):
 def test_capture_keeps_the_batch_dynamic_for_any_number_of_arguments() -> None:
     program = capture(Many(), (X, TensorSpec(name="y", shape=(3,)))).module()
     assert program(torch.ones(5, 3), torch.ones(5, 3)).shape == (5, 3)
+
+
+class EverySecond(nn.Module):
+    """Two of four steps are left, as many as there were samples when it was captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(3, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[:, ::2])[0][:, -1]
+
+
+def test_the_batch_stays_dynamic_beside_an_axis_of_two_where_an_lstm_is_unrolled() -> None:
+    torch.manual_seed(0)
+    module = EverySecond().eval()
+    model = from_module(module, [TensorSpec(name="x", shape=(4, 3))])
+    graph = canonical_graph(model)
+    for count in (1, 2, 5):
+        x = torch.randn(count, 4, 3)
+        torch.testing.assert_close(graph(x), module(x))
 
 
 class Needing(nn.Module):
