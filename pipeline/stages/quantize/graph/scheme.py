@@ -108,11 +108,13 @@ def _candidates(
         seen: Operators that stay in float for what calibration saw, and why.
     """
     candidates, left_in_float, skipped = [], set[Node](), []
-    divisors = why_precise(graph)
+    divisors, bound = why_precise(graph), _bound_to_clamps(graph, skip, seen)
     for node in graph.graph.nodes:
         if node.op != "call_function" or not is_float_tensor(node) or _creates(node):
             continue
-        reason = _left_by_recipe(node, skip) or seen.get(node) or _why_float(node) or divisors.get(node)
+        reason = (
+            _left_by_recipe(node, skip) or seen.get(node) or bound.get(node) or _why_float(node) or divisors.get(node)
+        )
         if reason is not None:
             left_in_float.add(node)
             skipped.append(SkippedLayer(layer=layer_name(node), reason=reason))
@@ -121,6 +123,14 @@ def _candidates(
         else:
             candidates.append(node)
     return candidates, tuple(dict.fromkeys(skipped))
+
+
+def _bound_to_clamps(graph: GraphModule, skip: tuple[str, ...], seen: dict[Node, str]) -> dict[Node, str]:
+    """Operators whose only reader is a clamp that stays in float: no range was taken between the two."""
+    clamps = [node for node in graph.graph.nodes if kind_of(node) == "clamp"]
+    left = [node for node in clamps if node in seen or _left_by_recipe(node, skip)]
+    producers = [node.all_input_nodes[0] for node in left]
+    return {node: "the clamp behind it stays in float" for node in producers if len(node.users) == 1}
 
 
 def _creates(node: Node) -> bool:

@@ -139,6 +139,14 @@ def test_calibration_data_is_refused_naming_the_sample_when_it_is_not_finite(bad
         quantize(linear(), QuantizeConfig(), data, budget=Budget(), held_out=data.take(1))
 
 
+def test_a_layer_stays_in_float_with_the_activation_behind_it_that_the_recipe_skips() -> None:
+    data = from_dataset(Values([1.0, -2.0, 3.0, 4.0], [0.5, 1.0, -1.0, 2.0]), SPEC)
+    config = QuantizeConfig(skip=("1",), observers=("minmax",))
+    result = quantize(linear(), config, data, budget=Budget(), held_out=data)
+    reasons = {entry.layer: entry.reason for entry in result.history[-1].skipped}
+    assert reasons == {"0": "the clamp behind it stays in float", "1": "left in float by the recipe"}
+
+
 def test_one_calibration_sample_is_enough() -> None:
     data = from_dataset(Values([1.0, -2.0, 3.0, 4.0]), SPEC)
     result = quantize(linear(), QuantizeConfig(), data, budget=Budget())
