@@ -79,11 +79,11 @@ def masks_on_grids() -> None:
 def joined_grids() -> None:
     """A concatenation's grid is imposed on whatever it joins, and on their other readers."""
     from pipeline.stages.quantize.graph import scheme
-    from pipeline.stages.quantize.ranges import calibration
+    from pipeline.stages.quantize.ranges import precision
 
     scheme.is_cramped = lambda *_: False
     scheme.why_incompatible = lambda *_: {}
-    calibration.why_lost = lambda *_: {}
+    precision.why_lost = lambda *_: {}
 
 
 def nearest_by_half() -> None:

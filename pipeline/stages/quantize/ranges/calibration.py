@@ -18,7 +18,7 @@ from pipeline.data.samples import SampleSet, examples_of
 from pipeline.machine.memory import footprint, require_batch
 from pipeline.models.capture import example_inputs
 from pipeline.stages.quantize.graph.capabilities import kind_of
-from pipeline.stages.quantize.graph.joins import Reasons, why_lost
+from pipeline.stages.quantize.graph.joins import Reasons
 from pipeline.stages.quantize.graph.nodes import (
     activations,
     by_key,
@@ -29,8 +29,10 @@ from pipeline.stages.quantize.graph.nodes import (
     pad_value,
 )
 from pipeline.stages.quantize.graph.scheme import Scheme, scheme_of
+from pipeline.stages.quantize.ranges.losses import Losses
 from pipeline.stages.quantize.ranges.methods import METHODS, Evidence, Function, Range
 from pipeline.stages.quantize.ranges.output_error import OutputError, output_errors
+from pipeline.stages.quantize.ranges.precision import why_precise
 from pipeline.stages.quantize.ranges.readers import reader
 from pipeline.stages.quantize.ranges.statistics import Statistics, merge
 
@@ -136,7 +138,8 @@ def calibrate(
     spans |= dict.fromkeys(run.infinite, math.inf)
     size = fitting_batch(graph, BATCH, 8 * CACHED_ELEMENTS)
     (batch,) = data.take(size).batches(size)
-    precise = why_lost(graph, spans, tuple(each[:FEW] for each in batch.inputs))
+    losses = Losses(graph, tuple(each[:FEW] for each in batch.inputs))
+    precise = why_precise(losses, spans)
     scheme = scheme_of(graph, spans=spans, precise=precise)
     for key in run.infinite & scheme.roots.keys():
         raise _not_finite(by_key(graph)[key])

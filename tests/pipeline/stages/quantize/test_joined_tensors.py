@@ -213,3 +213,46 @@ def test_a_narrow_tensor_survives_a_join_in_front_of_a_linear_layer() -> None:
 )
 def test_a_narrow_tensor_survives_a_join_where_its_reader_needs_it(reader: str) -> None:
     assert sqnr_of(Restored(reader), (3, 6, 6)) > 25
+
+
+class Eightfold(nn.Module):
+    """Two tensors whose ranges differ less than many times; the output needs a part of the narrow one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.narrow, self.wide = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.narrow.weight.data[0] /= 8
+        self.narrow.bias.data[0] = 0.2
+        self.wide.weight.data *= 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((self.narrow(x), self.wide(x)), 1)[:, :1]
+
+
+def test_a_part_of_a_join_survives_where_the_ranges_differ_little() -> None:
+    assert sqnr_of(Eightfold(), (4,)) > 25
+
+
+class Averaged(nn.Module):
+    """An average over many places hides the joined grid's errors, and has a grid as wide itself."""
+
+    def __init__(self, average: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide, self.narrow, self.average = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), average
+        self.narrow.weight.data[:], self.narrow.bias.data[:] = 0.3, 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + x.mean((2, 3), keepdim=True) * 20
+        joined = torch.cat((self.wide(x) * 50, self.narrow(x)), 1)
+        if self.average == "pool":
+            return F.adaptive_avg_pool2d(joined, 1).flatten(1)[:, 4:]
+        if self.average == "pool of a product":
+            return F.adaptive_avg_pool2d(joined * 0.5, 1).flatten(1)[:, 4:]
+        return joined.flatten(2).mean(-1)[:, 4:]
+
+
+@pytest.mark.parametrize("average", ["pool", "mean", "pool of a product"])
+def test_a_narrow_tensor_survives_an_average_of_what_it_is_joined_with(average: str) -> None:
+    assert sqnr_of(Averaged(average), (3, 24, 24)) > 25
