@@ -8,10 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.core import EdgewrightError, Model, OutputError, first_line
+from pipeline.machine.memory import require_memory
 from pipeline.stages.export.verification import verify
 from pipeline.target import Exported, Lowered, Target, Variant
 
 logger = logging.getLogger(__name__)
+
+COPIES = 6
+"""How often a conversion and its check hold the FP32 weights: 3.5 (onnx), 4.2 (coreml) and 5.3 (tflite) were measured,
+on 146 MB of linear layers."""
 
 
 def export(model: Model, targets: Sequence[Target], out_dir: Path) -> tuple[Exported, ...]:
@@ -36,6 +41,7 @@ def _export_one(model: Model, target: Target, folder: Path) -> Exported:
     if extra := target.missing_package():
         return Exported(target=target, status="skipped", reason=f"not installed: pip install '{extra}'")
     try:
+        _require_memory(model, target)
         folder.mkdir(parents=True, exist_ok=True)
         optimized = target.lower(model, folder, name="model")
         original = target.lower(model.original(), folder, name="original")
@@ -50,6 +56,12 @@ def _export_one(model: Model, target: Target, folder: Path) -> Exported:
         return exported
     variants = {variant: _variant(model.original(), target, folder, variant) for variant in target.variants}
     return replace(exported, variants=variants)
+
+
+def _require_memory(model: Model, target: Target) -> None:
+    """Refuse a conversion that would not fit, before the system ends the process."""
+    weights: int = sum(value.nbytes for value in model.reference.state_dict().values())
+    require_memory(f"export to {target.name}", COPIES * weights, fix="export on a machine with more memory")
 
 
 def _variant(original: Model, target: Target, folder: Path, variant: Variant) -> Lowered | str:

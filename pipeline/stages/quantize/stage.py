@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from pipeline.core import Model, SkippedLayer, StageError, StageRecord
 from pipeline.data.samples import SampleSet, with_examples
+from pipeline.machine.memory import require_memory
 from pipeline.models.capture import count_macs, count_parameters
 from pipeline.models.function import require_function
 from pipeline.recipe import Budget, QuantizeConfig
@@ -26,6 +27,9 @@ from pipeline.stages.quantize.judge import Judge
 from pipeline.stages.quantize.ranges.calibration import calibrate, fitting_batch
 from pipeline.stages.quantize.simulation import Simulations, convert
 from pipeline.training.loop import EpochLog
+
+COPIES = 9
+"""How often candidates, the program and its capture hold the FP32 weights; 8.5 on 146 MB of linear layers."""
 
 
 def quantize(
@@ -90,10 +94,17 @@ def quantize(
     return model.after(result.program, record, quantized=True)
 
 
+def _require_memory(model: Model) -> None:
+    """Refuse a model whose simulations would not fit, before the system ends the process."""
+    weights: int = sum(value.nbytes for value in model.module.state_dict().values())
+    require_memory("quantize: the weights of all candidates", COPIES * weights, fix="use a machine with more memory")
+
+
 def _on_samples(model: Model, data: SampleSet) -> Model:
     """The model with a few samples to be tried on, once it has turned out to be a function of each of them."""
     model = with_examples(model, data)
     require_function(model.module, model.examples)
+    _require_memory(model)
     return model
 
 

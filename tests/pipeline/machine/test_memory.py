@@ -26,15 +26,19 @@ from pipeline.machine.memory import (
 from pipeline.models.load import from_module, load
 from pipeline.recipe import Budget, ModelSource, PruneConfig, QuantizeConfig, TrainingConfig
 from pipeline.stages.benchmark import benchmark
+from pipeline.stages.export import export
 from pipeline.stages.prune import prune
 from pipeline.stages.quantize import quantize
 from pipeline.stages.quantize.graph.canonical import canonical_graph
+from pipeline.stages.quantize.improve.adaround import round_adaptively
 from pipeline.stages.quantize.improve.batch_norms import reestimated
 from pipeline.stages.quantize.judge import Judge
 from pipeline.stages.quantize.ranges.calibration import calibrate
 from pipeline.tasks.evaluation import evaluate
 from pipeline.training.loop import fit
+from targets.onnx import OnnxTarget
 from tests.pipeline.machine import memory_calls
+from tests.pipeline.stages.quantize.prepared import prepare
 
 VALUES = TensorSpec(name="x", shape=(1000,))
 
@@ -189,8 +193,12 @@ def normed() -> nn.Module:
 WEIGHTS = (1000 * 500 + 500 + 500 * 10 + 10) * 4
 STEPS: dict[str, tuple[int, Callable[[], object]]] = {
     "distill: training in batches of 32": (3 * WEIGHTS, train),  # gradients and AdamW's two moments
-    "quantize: calibration in batches of 48": (
+    "quantize: calibration in batches of 64": (
         48 * 2000,
+        lambda: calibrate(canonical_graph(model()), samples(), batch_size=64, methods=("minmax",)),
+    ),
+    "quantize: the weights of all candidates": (
+        8 * WEIGHTS,
         lambda: quantize(model(), QuantizeConfig(), samples(), budget=Budget()),
     ),
     "quantize: outputs of 64 held-out samples": (64 * 39, lambda: Judge(network(), samples(), Budget(), 16)),
@@ -210,6 +218,27 @@ def test_step_is_refused_when_it_does_not_fit(step: str, left: Callable[[int], N
     left(nbytes)
     with pytest.raises(EdgewrightError, match=f"^{re.escape(step)}: needs about .* are available\n  fix: "):
         run()
+
+
+def test_adaround_is_refused_when_the_positions_that_it_keeps_do_not_fit(left: Callable[[int], None]) -> None:
+    calibration = calibrate(canonical_graph(model()), samples(), batch_size=64, methods=("minmax",))
+    prepared = prepare(calibration, method="minmax", bias_correction="none")
+    left(4 * 2048 * (500 + 10 + 1000) - 1)  # of both layers' outputs, and of the larger input
+    with pytest.raises(
+        EdgewrightError, match=r"^quantize: adaround: needs about .* are available\n  fix: remove adaround"
+    ):
+        round_adaptively(prepared, prepared, (torch.randn(4, 1000),), correct_biases=False)
+
+
+def test_export_fails_one_target_with_the_figures_when_its_conversion_does_not_fit(
+    left: Callable[[int], None], tmp_path: Path
+) -> None:
+    whole = model()
+    left(6 * WEIGHTS - 1)
+    (exported,) = export(whole, [OnnxTarget()], tmp_path)
+    assert exported.status == "failed"
+    assert exported.reason is not None
+    assert re.match(r"^export to onnx: needs about .* are available\n  fix: ", exported.reason)
 
 
 def test_training_reads_no_sample_before_its_first_step() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional as F
 
+from pipeline.machine.memory import require_memory
 from pipeline.stages.quantize.graph.capabilities import aten, kind_of
 from pipeline.stages.quantize.graph.nodes import argument, channel_axis, group_count, key_of, set_tensor, tensor_of
 from pipeline.stages.quantize.improve.correction import Correcting, channel_means
@@ -47,6 +48,7 @@ def round_adaptively(
     Returns:
         The chosen weights by the operator's key.
     """
+    _require_memory(rounding_graph)
     own = {key_of(node) for node in rounding_graph.graph.nodes if _weight_node(node) is not None}
     with torch.no_grad():
         seen = _Seeing(float_graph, own)
@@ -54,6 +56,16 @@ def round_adaptively(
         rounding = _Rounding(rounding_graph, seen.means if correct_biases else {}, seen.positions, seen.targets)
         rounding.run(*inputs)
     return rounding.chosen
+
+
+def _require_memory(graph: GraphModule) -> None:
+    """The chosen positions of every operator's output are kept at once, and of one operator's input."""
+    shapes = [
+        tensor_of(graph, weight).shape for node in graph.graph.nodes if (weight := _weight_node(node)) is not None
+    ]
+    outputs = sum(shape[0] for shape in shapes)
+    inputs = max((math.prod(shape[1:]) for shape in shapes), default=0)
+    require_memory("quantize: adaround", 4 * POSITIONS * (outputs + inputs), fix="remove adaround")
 
 
 def up_or_down(
