@@ -82,14 +82,20 @@ def _least_close(subject: Subject, step: int) -> list[float]:
     """How close each output comes when all values are rounded plainly: the worst of several numbers of levels.
 
     One alone may be lucky, where few numbers decide. Levels with which an output is not finite (a divisor became zero)
-    say that the program may come out poor.
+    say that the program may come out poor, or as poor as where no value becomes zero.
     """
-    inputs, found = subject.samples, []
-    for levels in LEVELS:
-        plain = in_steps(partial(rounded_plainly, subject.canonical, levels=levels), inputs, step)
-        pairs = zip(subject.expected, plain, strict=True)
-        found.append([closeness_db(a, b) if (np.isfinite(a) == np.isfinite(b)).all() else POOR_DB for a, b in pairs])
-    return [min(of_output) for of_output in zip(*found, strict=True)]
+    return [min(of_output) for of_output in zip(*(_close(subject, step, levels) for levels in LEVELS), strict=True)]
+
+
+def _close(subject: Subject, step: int, levels: int) -> list[float]:
+    inputs, exact = subject.samples, subject.expected
+    plain = in_steps(partial(rounded_plainly, subject.canonical, levels=levels), inputs, step)
+    finite = [bool((np.isfinite(a) == np.isfinite(b)).all()) for a, b in zip(exact, plain, strict=True)]
+    if not all(finite):
+        kept = in_steps(partial(rounded_plainly, subject.canonical, levels=levels, zeros=False), inputs, step)
+        plain = [a if same else b for a, b, same in zip(plain, kept, finite, strict=True)]
+    found = [closeness_db(a, b) for a, b in zip(exact, plain, strict=True)]
+    return [db if same else min(db, POOR_DB) for db, same in zip(found, finite, strict=True)]
 
 
 def _every(subject: Subject, bound: float) -> list[float]:

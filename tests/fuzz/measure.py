@@ -129,12 +129,17 @@ def shaken(program: GraphModule, inputs: Sequence[Tensor], *, steps: float = 0.0
     return [result.numpy() for result in (results if isinstance(results, tuple | list) else (results,))]
 
 
-def rounded_plainly(graph: GraphModule, inputs: Sequence[Tensor], *, levels: int = 256) -> list[Array]:
+def rounded_plainly(
+    graph: GraphModule, inputs: Sequence[Tensor], *, levels: int = 256, zeros: bool = True
+) -> list[Array]:
     """The outputs of a float graph in which every value is rounded to some levels of its own, and weights per channel.
 
     What plain INT8 quantization costs where nothing shares a grid with anything else, but for `PRESCRIBED` ones: of
     joined tensors, each keeps its own levels. Large negative constants (masks) are left as they are. Operators in turn
     have a few levels less, so that the levels of a value and of its multiple do not coincide.
+
+    Args:
+        zeros: Whether small values become zero; where they keep their value, no divisor is lost.
     """
     places = {node: place for place, node in enumerate(graph.graph.nodes)}
 
@@ -144,7 +149,8 @@ def rounded_plainly(graph: GraphModule, inputs: Sequence[Tensor], *, levels: int
             rounds = n.op in ("call_function", "placeholder") and str(n.target) not in JOINS
             if rounds and isinstance(result, Tensor) and result.is_floating_point():
                 step = PRESCRIBED.get(str(n.target))
-                return _on_own_grid(result, levels - places[n] % 5) if step is None else (result / step).round() * step
+                plain = _on_own_grid(result, levels - places[n] % 5) if step is None else (result / step).round() * step
+                return plain if zeros else torch.where(plain == 0, result, plain)
             return result
 
         def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

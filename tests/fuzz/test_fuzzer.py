@@ -126,6 +126,9 @@ def test_plain_rounding_puts_values_on_256_levels() -> None:
     (rounded,) = rounded_plainly(graph, [x])
     assert len(np.unique(rounded)) == 256
     assert abs(rounded - x.numpy()).max() <= 0.5 / 255 + 1e-6
+    (kept,) = rounded_plainly(graph, [x], zeros=False)
+    assert kept.tolist() == np.where(rounded == 0, x.numpy(), rounded).tolist()
+    assert (kept[1:] > 0).all()
 
 
 def test_canonical_oracle_finds_a_changed_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +155,12 @@ def test_program_oracle_finds_a_coarse_program(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(subject, "quantize", coarse)
     assert outcomes(graph_oracles.program(subject_of(SMALL, tmp_path))) == [("wrong", "dB")]
+
+
+def test_program_oracle_asks_no_more_than_rounding_allows_where_a_divisor_becomes_zero(tmp_path: Path) -> None:
+    apart = Block("wide_range", (1,), {"form": "channels_apart"})  # 8 dB unless channels are equalised
+    network = Network(("odd_image",), (Block("layer_norm_2d", (0,)), apart), (2,))
+    assert outcomes(graph_oracles.program(subject_of(network, tmp_path))) == [("right", "")]
 
 
 class Coarse(nn.Module):
