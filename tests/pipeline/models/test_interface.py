@@ -148,3 +148,23 @@ def test_from_module_names_every_output_and_copies_when_the_module_returns_a_tup
 
 def test_the_list_is_long_enough() -> None:
     assert len(CASES) >= 60
+
+
+class Channels(nn.Module):
+    """Returns its channels first, rightly or in another order of samples; one value of each sample is no number."""
+
+    def __init__(self, odd: float, *, mixed: bool) -> None:
+        super().__init__()
+        self.odd, self.mixed = odd, mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat((x, torch.full_like(x[:, :1], self.odd)), 1)
+        return y.reshape(4, -1) if self.mixed else y.permute(1, 0)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_samples_are_told_apart_where_an_output_holds_values_that_are_no_numbers(odd: float) -> None:
+    inputs = [TensorSpec(name="x", shape=(3,))]
+    assert from_module(Channels(odd, mixed=False), inputs).outputs == ("output",)
+    with pytest.raises(EdgewrightError, match="mixes the samples"):
+        from_module(Channels(odd, mixed=True), inputs)
