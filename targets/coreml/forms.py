@@ -185,6 +185,22 @@ def _per_axis(value: Sequence[int] | int, rank: int) -> list[int]:
     return values * rank if len(values) == 1 else values
 
 
+def cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Any:
+    """The converter wants every argument, and limits the product of both norms instead of each."""
+    norms = (value.square().sum(dim).sqrt().clamp_min(eps) for value in (x, y))
+    product = (x * y).sum(dim)
+    for norm in norms:
+        product = product / norm
+    return product
+
+
+def rfft(x: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None) -> Any:
+    """The converter wants every argument, and torch leaves out those that have their usual values."""
+    if n is not None and norm is not None and dim >= 0:
+        return NotImplemented
+    return aten.fft_rfft.default(x, x.shape[dim] if n is None else n, dim % x.ndim, norm or "backward")
+
+
 FORMS: dict[Any, Form] = {
     **get_decompositions([aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input]),
     aten.prelu.default: prelu,
@@ -196,6 +212,8 @@ FORMS: dict[Any, Form] = {
     aten.constant_pad_nd.default: constant_pad,
     aten.matmul.default: matmul,
     aten.rms_norm.default: rms_norm,
+    aten.cosine_similarity.default: cosine_similarity,
+    aten.fft_rfft.default: rfft,
     aten.lerp.Scalar: lerp,
     aten.lerp.Tensor: lerp,
     aten.where.ScalarSelf: where_number,
