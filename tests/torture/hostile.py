@@ -78,7 +78,7 @@ def _prepared(hostile: Hostile, folder: Path) -> list[list[str]]:
     if hostile.door == "recipe":
         path.unlink()
     if hostile.door == "samples":
-        shutil.copy(_onnx_file(), folder / "model.onnx")
+        _write_model(folder / "model.onnx")
     hostile.write(path, marker)
     if hostile.door == "model":
         np.savez(folder / "in.npz", x=np.ones((2, 4), np.float32))
@@ -88,16 +88,13 @@ def _prepared(hostile: Hostile, folder: Path) -> list[list[str]]:
     return [["run", "recipe.yaml", "--out", "out"]]
 
 
-def _onnx_file() -> Path:
-    """A model that works, made once."""
+def _write_model(path: Path) -> None:
+    """A model that works."""
     from onnx import helper
 
     from tests.torture.hostile_files import save_onnx
 
-    path = Path(tempfile.gettempdir()) / f"edgewright-hostile-{os.getpid()}.onnx"
-    if not path.exists():
-        save_onnx(path, [helper.make_node("Neg", ["x"], ["y"])], [])
-    return path
+    save_onnx(path, [helper.make_node("Neg", ["x"], ["y"])], [])
 
 
 def _problem(hostile: Hostile, arguments: list[str], folder: Path) -> str | None:
