@@ -6,8 +6,8 @@ campaign over hundreds of them:
 1. A file is verified in a fork of this process, not in a new interpreter that imports its runtime again. A crash there
    still costs that file alone.
 2. What is imported is never searched for garbage, and the rest seldom: coremltools asks for a full search each time.
-3. torch lists all its composite operators once, and not twice per namespace and decomposition; and it looks the types
-   in its own annotations up instead of making them anew. Its ONNX exporter parses its own library once.
+3. torch lists all its composite operators once, and not twice per namespace and decomposition; and it keeps the
+   types that its annotations name instead of making them again. Its ONNX exporter parses its own library once.
 4. The TFLite file without our forms, which only the report's "before" column needs, is not converted.
 """
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.execution.apply import run
-from pipeline.stages import benchmark
-from tests.pipeline.execution.tiny import tiny_recipe, write_tiny
+from tests.pipeline.execution.tiny import tiny_recipe
 from tests.pipeline.pairs import Options, pairwise
 
 OBSERVERS = ("minmax", "moving_average", "percentile", "mse", "entropy", "output_mse")
@@ -35,25 +34,16 @@ OPTIONS: Options = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quantize")
-    write_tiny(folder)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("options", list(pairwise(OPTIONS)), ids=str)
 def test_run_quantizes_as_the_recipe_asks_when_options_meet(
-    options: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], tiny: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(benchmark, "SECONDS_PER_CANDIDATE", 0.01)
     config = dict(options)
     outer = {key: config.pop(key) for key in ("budget", "offset")}
     without = [] if config.pop("train", True) or "qat" in config else ["train"]
     recipe = tiny_recipe(stages=[{"quantize": config}], without=without, **outer)
-    (stage,) = run(recipe, tmp_path / "out", root=folder, store=tmp_path / "store").stages
+    (stage,) = run(recipe, tmp_path / "out", root=tiny, store=tmp_path / "store").stages
     details = stage.details
     corrections = {"none"} if "bias_correction" in config else {"empirical", "analytic"}
     plain = [trial for trial in details["trials"] if not trial["float_layers"] and not trial["equalised"]]

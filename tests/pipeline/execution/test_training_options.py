@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.execution.apply import run
-from pipeline.stages import benchmark
-from tests.pipeline.execution.tiny import MODULE, tiny_recipe, write_tiny
+from tests.pipeline.execution.tiny import MODULE, tiny_recipe
 from tests.pipeline.pairs import Options, pairwise
 
 TRAINED_ON = 56
@@ -54,19 +53,6 @@ DISTILL: Options = TRAINING | {
 QAT: Options = TRAINING | {"freeze_ratio": ({"freeze_ratio": 0}, {"freeze_ratio": 0.5}, {"freeze_ratio": 1})}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("training")
-    write_tiny(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(benchmark, "SECONDS_PER_CANDIDATE", 0.01)
-
-
 def valid(options: dict[str, Any]) -> dict[str, Any]:
     """The options without what a recipe refuses, and tests of recipes cover."""
     options = dict(options)
@@ -89,13 +75,11 @@ def check_training(epochs: list[dict[str, Any]], options: dict[str, Any], out: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", list(pairwise(DISTILL)), ids=str)
-def test_run_distills_as_the_recipe_asks_when_options_meet(
-    options: dict[str, Any], folder: Path, tmp_path: Path
-) -> None:
+def test_run_distills_as_the_recipe_asks_when_options_meet(options: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
     options = valid(options)
     labels = options.pop("labels", "labels")
     recipe = tiny_recipe(stages=[{"distill": options}], labels=labels)
-    report = run(recipe, tmp_path / "out", root=folder, store=tmp_path / "store")
+    report = run(recipe, tmp_path / "out", root=tiny, store=tmp_path / "store")
     (stage,) = report.stages
     check_training(stage.details["epochs"], options, tmp_path / "out")
     assert bool(stage.details["feature_layers"]) == ("features" in options)
@@ -106,12 +90,12 @@ def test_run_distills_as_the_recipe_asks_when_options_meet(
 @pytest.mark.slow
 @pytest.mark.parametrize("options", list(pairwise(QAT)), ids=str)
 def test_run_trains_the_program_as_the_recipe_asks_when_options_meet(
-    options: dict[str, Any], folder: Path, tmp_path: Path
+    options: dict[str, Any], tiny: Path, tmp_path: Path
 ) -> None:
     options = valid(options)
     labels = options.pop("labels", "labels")
     recipe = tiny_recipe(stages=[{"quantize": {"observers": ["minmax"], "qat": options}}], labels=labels)
-    (stage,) = run(recipe, tmp_path / "out", root=folder, store=tmp_path / "store").stages
+    (stage,) = run(recipe, tmp_path / "out", root=tiny, store=tmp_path / "store").stages
     trained = stage.details["qat"]
     check_training(trained["epochs"], options, tmp_path / "out")
     assert trained["kept"] == (trained["metric"] >= trained["post_training"])

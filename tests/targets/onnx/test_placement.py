@@ -10,7 +10,7 @@ import pytest
 
 import targets
 from pipeline.target import Lowered
-from targets.onnx.placement import CONVERTS, INDICES, KEPT, NO_KERNEL, NOT_FUSED, NOT_QUANTIZED
+from targets.onnx.placement import CONVERTS, INDICES, KEPT, NO_KERNEL, NOT_QUANTIZED
 from targets.onnx.session import session_options
 from tests.targets.float_layers import LAYERS, calibrated, model_of
 
@@ -21,7 +21,7 @@ REASONS = {
     "layer_norm": {("LayerNormalization", NO_KERNEL): 1},
     "prelu": {("PRelu", NO_KERNEL): 1, ("Reshape", NOT_QUANTIZED): 1},
     "elu": {("Elu", NO_KERNEL): 1},
-    "embedding": {("Add", NOT_FUSED): 1},  # int8, where the activation is uint8
+    "embedding": {},
     "convolution": {},
 }
 
