@@ -21,7 +21,7 @@ from pipeline.stages.quantize.graph.forms.attention import MASKED
 from pipeline.stages.quantize.graph.nodes import argument, is_float_tensor
 
 FAR = -1e3
-"""An offset from which a softmax of float32 scores gives zero, whatever the scores."""
+"""The largest floor that only masked scores reach, and the largest number that is filled in for them."""
 
 NEAR = -64.0
 """The largest offset that counts as a mask; it must also lie twice as far below as scores lie apart."""
@@ -113,10 +113,10 @@ def _to_choice(graph: GraphModule, softmax: Node, seen: dict[Node, _Seen]) -> in
     if source is None:
         return 0
     if source.target in (aten.masked_fill.Scalar, aten.where.ScalarOther):
-        return _fill_less(source)
+        return _fill_less(source, softmax, seen)
     terms = list(_terms(source, 1, seen)) if source.target in SUMS else []
     span = sum(seen[node].high - seen[node].low for _, node in terms if _is_scores(node))
-    far = max(FAR, min(NEAR, NEAR / 2 - 2 * span))
+    far = min(NEAR, NEAR / 2 - 2 * span)
     masks = [(sign, node) for sign, node in terms if _low(sign, seen[node]) <= far and not _is_scores(node)]
     others = [term for term in terms if term not in masks]
     if not masks or not others:
@@ -126,13 +126,20 @@ def _to_choice(graph: GraphModule, softmax: Node, seen: dict[Node, _Seen]) -> in
     return 1
 
 
-def _fill_less(node: Node) -> int:
-    """Replace a number far below `MASKED` by that one."""
+def _fill_less(node: Node, softmax: Node, seen: dict[Node, _Seen]) -> int:
+    """Replace a number far below all scores by `MASKED`, where that is far below them, too."""
     arguments: Any = node.args
-    far = isinstance(arguments[2], int | float) and arguments[2] <= FAR and arguments[2] != MASKED
-    if far:
-        node.args = (*arguments[:2], MASKED)
-    return int(far)
+    if not isinstance(arguments[2], int | float) or arguments[2] > FAR or arguments[2] == MASKED:
+        return 0
+    moved = (*CARRIES, *SUMS, *MASKS)
+    scores = [
+        seen[each] for each in _sources(softmax) if each in seen and each.target not in moved and _is_scores(each)
+    ]
+    low, high = sum(each.low for each in scores), sum(each.high for each in scores)
+    if max(arguments[2], MASKED) > low - (high - low) + NEAR:
+        return 0
+    node.args = (*arguments[:2], MASKED)
+    return 1
 
 
 def _terms(node: Node, sign: int, seen: dict[Node, _Seen]) -> Iterator[Term]:

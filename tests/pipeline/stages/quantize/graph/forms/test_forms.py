@@ -251,6 +251,23 @@ def test_no_masked_score_is_put_on_a_grid(mask: Callable[[Tensor, Tensor], Tenso
     assert scores.name not in scheme_of(graph).roots
 
 
+def filled(scores: Tensor, visible: Tensor) -> Tensor:
+    return scores.masked_fill(~visible, -1e5)
+
+
+@pytest.mark.parametrize("mask", [ten_thousand, subtracted, two_masks, filled])
+def test_a_mask_that_scores_can_reach_stays_what_it_is(mask: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Scores that lie 10,000 apart are seen through a mask of -10,000, also where the first samples do not show it."""
+    attention = Attention(mask)
+    visible = torch.ones(4, 6, dtype=torch.bool)
+    visible[:, 4:] = False
+    x = torch.randn(4, 6, 8)
+    with torch.no_grad():
+        attention.qkv.weight.mul_(100)
+    graph = canonical(attention, x, visible)
+    torch.testing.assert_close(graph(6 * x, visible), attention(6 * x, visible))
+
+
 def test_a_query_that_sees_nothing_gives_what_torch_gives() -> None:
     visible = torch.ones(4, 6, dtype=torch.bool)
     visible[::2] = False
