@@ -6,6 +6,7 @@ Nothing here imports torch: reading a report, printing ``--help`` or refusing a 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -206,6 +207,7 @@ class Model:
         preprocessing: How stored samples became inputs; targets that embed or describe it need it.
         recipe_sha256: Of the recipe that asked for the model; empty outside a run.
         quantized: Whether ``module`` is a quantized program (a Q/DQ graph).
+        dynamic: Per input, axes other than the batch whose size a target keeps variable.
         examples: A few real samples, one tensor ``(N, …)`` per input, on which each step is checked; empty until a
             step has seen samples.
         notes: How the module's own interface was brought into this form; a reader of the report should know.
@@ -220,6 +222,7 @@ class Model:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     recipe_sha256: str = ""
     quantized: bool = False
+    dynamic: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     examples: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
     notes: tuple[str, ...] = ()
     history: tuple[StageRecord, ...] = field(default=())

@@ -157,7 +157,8 @@ def _write(result: Model, prepared: Prepared, folder: Path) -> None:
     write_text(folder / "record.json", record.model_dump_json())
     if result.quantized:
         buffer = io.BytesIO()  # torch's own writer ends the process where the disk is full
-        torch.export.save(capture(result.module, result.inputs, examples=result.examples), buffer)
+        program = capture(result.module, result.inputs, examples=result.examples, dynamic=result.dynamic)
+        torch.export.save(program, buffer)
         write_bytes(folder / "program.pt2", buffer.getvalue())
     else:
         save_module(result.module, folder / "module.safetensors")

@@ -104,6 +104,12 @@ def check_options(recipe: Recipe, model: Model) -> None:
             )
 
 
+def dynamic_axes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Per input, the axes besides the batch whose size onnxruntime's files keep variable."""
+    configs = (step.config for step in recipe.targets if isinstance(step.config, OnnxConfig))
+    return {name: axes for config in configs for name, axes in config.dynamic.items()}
+
+
 def _check_dynamic(config: OnnxConfig, model: Model, where: str) -> None:
     shapes = {spec.name: spec.shape for spec in model.inputs}
     for name, axes in config.dynamic.items():

@@ -15,7 +15,7 @@ from pipeline.data.archive import stored_bytes
 from pipeline.data.open import open_samples
 from pipeline.data.samples import SampleSet, examples_of
 from pipeline.data.source import DataSource
-from pipeline.execution.options import check_classes, check_options, check_skipped
+from pipeline.execution.options import check_classes, check_options, check_skipped, dynamic_axes
 from pipeline.execution.processes import processes
 from pipeline.execution.stages import STAGES
 from pipeline.machine.memory import require_memory
@@ -82,7 +82,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     train, calibration, held_out = _hold_out(sets.get("train"), sets.get("calibration"), recipe.seed)
     prepared = Prepared(
         recipe=recipe,
-        model=model,
+        model=replace(model, dynamic=dynamic_axes(recipe)),
         targets=found,
         evaluation=sets["evaluation"],
         train=train,

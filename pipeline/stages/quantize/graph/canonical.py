@@ -71,7 +71,8 @@ def canonical_graph(
     Raises:
         StageError: torch.export cannot trace the module, or the graph is another function than the module.
     """
-    program = program or capture(model.module, model.inputs, examples=inputs or model.examples)
+    examples = inputs or model.examples
+    program = program or capture(model.module, model.inputs, examples=examples, dynamic=model.dynamic)
     samples = _few(inputs or example_inputs(model.examples or model.inputs, SAMPLES), program)
     graph = _decomposed(program, model, samples)
     masks: Rewrite = partial(masks_to_choices, samples=samples)
