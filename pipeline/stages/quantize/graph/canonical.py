@@ -24,20 +24,22 @@ from pipeline.models.capture import capture, example_inputs, fixed_batch_size
 from pipeline.stages.quantize.graph.capabilities import aten
 from pipeline.stages.quantize.graph.equality import difference_db
 from pipeline.stages.quantize.graph.forms.attention import attention, baddbmm
-from pipeline.stages.quantize.graph.forms.batch_norms import batch_norms_to_operators
+from pipeline.stages.quantize.graph.forms.batch_norms import BATCH_NORM, batch_norms_to_operators
 from pipeline.stages.quantize.graph.forms.biases import numbers_to_biases
 from pipeline.stages.quantize.graph.forms.cells import gru_cell, lstm_cell, rnn_cell
 from pipeline.stages.quantize.graph.forms.choices import numbers_to_tensors
 from pipeline.stages.quantize.graph.forms.constants import compute_constants
 from pipeline.stages.quantize.graph.forms.hardsigmoid import hardsigmoid
 from pipeline.stages.quantize.graph.forms.identities import remove_identities
-from pipeline.stages.quantize.graph.forms.masks import masks_to_choices
+from pipeline.stages.quantize.graph.forms.masks import masks_to_choices, scores_reach_mask
 from pipeline.stages.quantize.graph.forms.padding import lowest_pads, number_paddings, pads_to_readers
 from pipeline.stages.quantize.graph.forms.reciprocals import multiply_by_reciprocals
 from pipeline.stages.quantize.graph.forms.silu import silu
-from pipeline.stages.quantize.graph.nodes import give_keys
+from pipeline.stages.quantize.graph.nodes import give_keys, layer_name
 
 logger = logging.getLogger(__name__)
+
+ATTENTION = aten.scaled_dot_product_attention.default
 
 Rewrite = Callable[[GraphModule], int]
 """Edits a graph in place so that it computes the same; returns how many places it changed."""
@@ -69,7 +71,8 @@ def canonical_graph(
         inputs: Real samples ``(N, …)`` on which every step is checked; the model's examples where they are left out.
 
     Raises:
-        StageError: torch.export cannot trace the module, or the graph is another function than the module.
+        StageError: torch.export cannot trace the module, the graph is another function than the module, or a batch
+            norm cannot become part of a layer.
     """
     examples = inputs or model.examples
     program = program or capture(model.module, model.inputs, examples=examples, dynamic=model.dynamic)
@@ -80,6 +83,7 @@ def canonical_graph(
         graph = _checked(rewrite, graph, samples)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+    _require_no_batch_norm(graph)
     give_keys(graph)
     return copy.deepcopy(graph)  # the module's own tensors stay out of it: training changes the graph's
 
@@ -94,9 +98,20 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.rnn_relu_cell.default: rnn_cell(torch.relu),
         aten.silu.default: silu,
         aten.hardsigmoid.default: hardsigmoid,
-        aten.scaled_dot_product_attention.default: attention,
+        ATTENTION: attention,
         aten.baddbmm.default: baddbmm,
     }
+
+
+def _require_no_batch_norm(graph: GraphModule) -> None:
+    """Refuse a batch norm that is still there: integers would be put around something that no kernel computes."""
+    left = graph.graph.find_nodes(op="call_function", target=BATCH_NORM)
+    if left:
+        raise StageError(
+            "batch norms cannot be folded: the network multiplies float32's own rounding until its outputs show it",
+            where=layer_name(left[0]),
+            fix="give weights whose running variances belong to these samples; a variance near zero is the usual cause",
+        )
 
 
 def _few(inputs: tuple[Tensor, ...], program: ExportedProgram) -> tuple[Tensor, ...]:
@@ -109,6 +124,10 @@ def _decomposed(program: ExportedProgram, model: Model, samples: tuple[Tensor, .
     """The program with compound operators taken apart; those whose parts are another function stay whole."""
     ways = decompositions()
     graph: GraphModule = program.run_decompositions(ways).module(check_guards=False)
+    if program.graph.find_nodes(op="call_function", target=ATTENTION) and scores_reach_mask(graph, samples):
+        logger.warning("attention is not taken apart: some scores are as low as masked ones")
+        del ways[ATTENTION]
+        graph = program.run_decompositions(ways).module(check_guards=False)
     if difference_db(model.module, graph, samples) is None:
         return graph
     for operator in list(ways):

@@ -52,6 +52,17 @@ def masks_to_choices(graph: GraphModule, samples: tuple[Tensor, ...]) -> int:
     return sum(_drop_floors(graph, node) + _to_choice(graph, node, seen) for node in softmaxes)
 
 
+def scores_reach_mask(graph: GraphModule, samples: tuple[Tensor, ...]) -> bool:
+    """Whether scores of taken-apart attention come near the number that it fills in for masked ones."""
+    softmaxes = [node for node in graph.graph.nodes if node.target == aten.softmax.int and _chosen(node)]
+    seen = _values(graph, {each for node in softmaxes for each in _sources(node)}, samples) if softmaxes else {}
+    return any(_out_of_reach(node, seen) < MASKED for node in softmaxes)
+
+
+def _chosen(softmax: Node) -> bool:
+    return any(each.target in MASKS for each in _sources(softmax))
+
+
 def _sources(softmax: Node) -> Iterator[Node]:
     """The float tensors that may make up what a softmax reads: through sums and operators that only move values."""
     pending, found = list(softmax.all_input_nodes), set[Node]()
@@ -119,7 +130,7 @@ def _to_choice(graph: GraphModule, softmax: Node, seen: dict[Node, _Seen]) -> in
     far = min(NEAR, NEAR / 2 - 2 * span)
     masks = [(sign, node) for sign, node in terms if _low(sign, seen[node]) <= far and not _is_scores(node)]
     others = [term for term in terms if term not in masks]
-    if not masks or not others:
+    if not masks or not others or _out_of_reach(softmax, seen) < MASKED:
         return 0
     axis = int(argument(softmax, 1, -1))
     _choose(graph, source, masks, others, far, _lifted_axis(masks, seen, axis - source.meta["val"].ndim * (axis >= 0)))
@@ -131,15 +142,20 @@ def _fill_less(node: Node, softmax: Node, seen: dict[Node, _Seen]) -> int:
     arguments: Any = node.args
     if not isinstance(arguments[2], int | float) or arguments[2] > FAR or arguments[2] == MASKED:
         return 0
+    if max(arguments[2], MASKED) > _out_of_reach(softmax, seen):
+        return 0
+    node.args = (*arguments[:2], MASKED)
+    return 1
+
+
+def _out_of_reach(softmax: Node, seen: dict[Node, _Seen]) -> float:
+    """A number so far below the scores of a softmax that it counts as a mask, also where they lie twice as far apart."""
     moved = (*CARRIES, *SUMS, *MASKS)
     scores = [
         seen[each] for each in _sources(softmax) if each in seen and each.target not in moved and _is_scores(each)
     ]
     low, high = sum(each.low for each in scores), sum(each.high for each in scores)
-    if max(arguments[2], MASKED) > low - (high - low) + NEAR:
-        return 0
-    node.args = (*arguments[:2], MASKED)
-    return 1
+    return low - (high - low) + NEAR
 
 
 def _terms(node: Node, sign: int, seen: dict[Node, _Seen]) -> Iterator[Term]:

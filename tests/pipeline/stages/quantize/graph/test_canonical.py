@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.core import Model, TensorSpec
+from pipeline import from_module
+from pipeline.core import Model, StageError, TensorSpec
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.graph.forms.attention import attention
 from pipeline.stages.quantize.graph.forms.hardsigmoid import hardsigmoid
@@ -129,3 +130,14 @@ def test_number_becomes_part_of_the_bias_only_when_nothing_else_reads_the_convol
     with torch.no_grad():
         torch.testing.assert_close(graph(x), module(x))
     assert ("aten.add.Tensor" in targets(graph)) == read_twice
+
+
+def test_batch_norm_whose_folding_would_show_is_refused_by_name() -> None:
+    """A variance of zero multiplies what float32 rounds off a constant by 10,000."""
+    network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, eps=1e-8), nn.Conv2d(4, 4, 1, bias=False)).eval()
+    x = 0.3 + 1e-6 * torch.randn(16, 4, 6, 6)
+    with torch.no_grad():
+        mean = network[0](x).mean((0, 2, 3))
+    network[1].load_state_dict({"running_mean": mean, "running_var": torch.zeros(4)}, strict=False)
+    with pytest.raises(StageError, match="^1: batch norms cannot be folded"):
+        canonical_graph(from_module(network, [TensorSpec(name="x", shape=(4, 6, 6))]), inputs=(x,))

@@ -255,8 +255,8 @@ def filled(scores: Tensor, visible: Tensor) -> Tensor:
     return scores.masked_fill(~visible, -1e5)
 
 
-@pytest.mark.parametrize("mask", [ten_thousand, subtracted, two_masks, filled])
-def test_a_mask_that_scores_can_reach_stays_what_it_is(mask: Callable[[Tensor, Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("mask", [ten_thousand, subtracted, two_masks, filled, None])
+def test_a_mask_that_scores_can_reach_stays_what_it_is(mask: Callable[[Tensor, Tensor], Tensor] | None) -> None:
     """Scores that lie 10,000 apart are seen through a mask of -10,000, also where the first samples do not show it."""
     attention = Attention(mask)
     visible = torch.ones(4, 6, dtype=torch.bool)

@@ -1,6 +1,7 @@
-"""Average pools with a divisor of their own, as a mean and a product with a number.
+"""Operators with a number of their own that no deployment format can hold: as a plain operator and a product.
 
-No deployment format can hold such a divisor, and torch's ONNX exporter drops it.
+Average pools with a divisor, which torch's ONNX exporter drops, and sums and differences with ``alpha``, which the
+converter to TFLite does not take.
 """
 
 from __future__ import annotations
@@ -14,17 +15,31 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 aten = torch.ops.aten
+SUMS = (aten.add.Tensor, aten.sub.Tensor)
 SPATIAL_AXES = {aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
 
 
-def write_divisors_as_products(program: ExportedProgram) -> ExportedProgram:
-    """The same program without ``divisor_override``; the program itself where it has none."""
-    pools = {operator: _scaled(operator, spatial) for operator, spatial in SPATIAL_AXES.items()}
-    nodes = [node for node in program.graph.nodes if node.target in pools]
-    if not any(len(node.args) > 6 and node.args[6] is not None for node in nodes):
+def in_plain_forms(program: ExportedProgram) -> ExportedProgram:
+    """The same program without ``divisor_override`` and ``alpha``; the program itself where it has none."""
+    ways: dict[Any, Callable[..., Any]] = {}
+    for node in program.graph.nodes:
+        if node.target in SPATIAL_AXES and len(node.args) > 6 and node.args[6] is not None:
+            ways[node.target] = _scaled(node.target, SPATIAL_AXES[node.target])
+        elif node.target in SUMS and node.kwargs.get("alpha", 1) != 1:
+            ways[node.target] = _weighted(node.target)
+    if not ways:
         return program
-    without: ExportedProgram = program.run_decompositions(pools)
-    return without
+    plain: ExportedProgram = program.run_decompositions(ways)
+    return plain
+
+
+def _weighted(operator: Any) -> Callable[..., Any]:
+    """A sum or a difference of which the second part is multiplied by ``alpha``."""
+
+    def total(x: Tensor, other: Tensor, *, alpha: float = 1) -> Any:
+        return NotImplemented if alpha == 1 else operator(x, other * alpha)
+
+    return total
 
 
 def _scaled(operator: Any, spatial: int) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Average pools with a divisor: the captured program is PyTorch's own function, and has no divisor left."""
+"""Plain forms: the captured program is PyTorch's own function, and has no divisor and no ``alpha`` left."""
 
 from __future__ import annotations
 
@@ -33,3 +33,17 @@ def test_the_divisor_becomes_a_product_for_any_window(ceil_mode: bool) -> None:
         pools = [node for node in program.graph.nodes if node.target == torch.ops.aten.avg_pool2d.default]
         assert pools
         assert all(len(node.args) < 7 or node.args[6] is None for node in pools)
+
+
+class Weighted(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = x.flip(1)
+        return torch.add(x, y, alpha=3), torch.sub(x, y, alpha=-0.5), x + y
+
+
+def test_alpha_becomes_a_product() -> None:
+    program = capture(Weighted(), (TensorSpec(name="x", shape=(5,)),))
+    x = torch.randn(2, 5)
+    for expected, got in zip(Weighted()(x), program.module()(x), strict=True):
+        torch.testing.assert_close(got, expected)
+    assert not any("alpha" in node.kwargs for node in program.graph.nodes)
