@@ -12,7 +12,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, GetJsonSchemaHandler, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails
 
@@ -35,7 +43,6 @@ from pipeline.data.source import FACTORY, DataSource, Factory
 logger = logging.getLogger(__name__)
 
 Ratio = Annotated[Number, Field(gt=0, le=1)]
-Metric = Literal["top1", "agreement"]
 TargetName = Literal["onnx", "tflite", "coreml"]
 Observer = Literal["minmax", "moving_average", "percentile", "mse", "entropy", "output_mse"]
 Importance = Literal["l1", "l2", "bn_scale", "taylor", "activation"]
@@ -406,11 +413,54 @@ class TfliteConfig(Setting):
     )
 
 
-class Budget(Setting):
-    """How much accuracy the whole run may cost."""
+class TaskConfig(Setting):
+    """What the model is for, and so how its accuracy is measured. A bare name is enough for a built-in task."""
 
-    metric: Metric = "top1"
-    max_drop: Number = Field(0.01, ge=0, le=1, description="absolute, as a ratio: 0.01 is one percentage point")
+    name: str | None = Field(None, description="a built-in task; with metrics, its labels, losses and form are used")
+    metrics: Annotated[tuple[Factory, ...], Distinct] = Field(
+        (), description="module:callable -> torchmetrics.Metric; the first is the budget's default"
+    )
+    postprocess: Factory | None = Field(
+        None, description="module:callable(outputs, inputs) -> predictions; runs in float outside the model"
+    )
+    loss: Factory | None = Field(
+        None,
+        description="module:callable(student, teacher) -> scalar; how far a student's outputs are from the teacher's",
+    )
+    alphabet: str = Field(
+        "", description="the characters of symbols 1, 2, …, for ctc; with a space, words are counted too"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, entry: Any) -> Any:
+        return {"name": entry} if isinstance(entry, str) else entry
+
+    @model_validator(mode="after")
+    def _says_something(self) -> TaskConfig:
+        if self.name is None and not self.metrics:
+            raise ValueError("give the name of a built-in task, or metrics of your own")
+        if self.alphabet and self.name != "ctc":
+            raise ValueError("alphabet belongs to the task ctc: remove it")
+        return self
+
+
+class Budget(Setting):
+    """How much worse one metric may get over the whole run."""
+
+    metric: str | None = Field(None, min_length=1, description="the task's first metric when absent")
+    max_drop: Number | None = Field(
+        None,
+        ge=0,
+        description="in the metric's own unit: of a ratio, 0.01 is one percentage point, which is the default",
+    )
+    max_drop_relative: Number | None = Field(None, ge=0, le=1, description="as a share of the original's value")
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Budget:
+        if self.max_drop is not None and self.max_drop_relative is not None:
+            raise ValueError("give either max_drop or max_drop_relative")
+        return self
 
 
 class OneOf(Setting):
@@ -468,6 +518,10 @@ class TargetStep(OneOf):
     tflite: TfliteConfig | None = None
 
 
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
 class Recipe(Setting):
     """Everything one run needs; paths are relative to the recipe's file."""
 
@@ -476,8 +530,18 @@ class Recipe(Setting):
     data: DataConfig
     stages: tuple[StageStep, ...] = ()
     targets: tuple[TargetStep, ...] = ()
-    budget: Budget = Budget()
+    task: TaskConfig | None = Field(
+        None, description="classification where the model and its labels are such, else fidelity to the original"
+    )
+    budget: Annotated[
+        tuple[Budget, ...], BeforeValidator(_listed, json_schema_input_type=Budget | tuple[Budget, ...])
+    ] = Field((Budget(),), min_length=1, description="one, or a list of them: every one has to be kept")
     seed: Integer = Field(0, ge=0, le=2**32 - 1)
+
+    @field_serializer("budget")
+    def _one_as_written(self, budgets: tuple[Budget, ...]) -> Any:
+        found = [budget.model_dump(mode="json", exclude_none=True) for budget in budgets]
+        return found[0] if len(found) == 1 else found
 
     @model_validator(mode="after")
     def _order_makes_sense(self) -> Recipe:
@@ -536,9 +600,21 @@ def parse_recipe(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [f"{where}: {_problem(problem)}" for problem in error.errors()[:_SHOWN_PROBLEMS]]
+        listed = isinstance(values.get("budget"), list)
+        problems = [f"{where}: {_problem(problem)}" for problem in _as_written(error, listed)[:_SHOWN_PROBLEMS]]
         text = "\n".join(problems).removeprefix(f"{where}: ")
         raise RecipeError(text, where=where, fix="'edgewright schema recipe' prints every key") from None
+
+
+def _as_written(error: ValidationError, listed: bool) -> list[ErrorDetails]:
+    """Pydantic's errors, where one budget stands for a list of one."""
+    found = error.errors()
+    if listed:
+        return found
+    own = [
+        {**each, "loc": ("budget", *each["loc"][2:])} if each["loc"][:2] == ("budget", 0) else each for each in found
+    ]
+    return [each for each in own if not (each["loc"] == ("budget",) and each["type"] == "too_short")]
 
 
 _SHOWN_PROBLEMS = 10

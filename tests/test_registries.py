@@ -21,16 +21,14 @@ from pipeline.core import Setting, TensorSpec
 from pipeline.data.open import from_dataset
 from pipeline.execution.deployed import TARGET_OF
 from pipeline.execution.stages import STAGES
-from pipeline.recipe import Importance, Metric, Observer, OnnxProvider, StageStep, TargetName, TargetStep
-from pipeline.report import units
-from pipeline.report.headline import METRIC_NAMES
-from pipeline.search.objectives import parse_objective
+from pipeline.recipe import Importance, Observer, OnnxProvider, StageStep, TargetName, TargetStep
 from pipeline.search.trials import SPACE, as_written
 from pipeline.stages.prune.channels import coupled_channels, traceable_copy
 from pipeline.stages.prune.importance import scorer
 from pipeline.stages.quantize.ranges.methods import METHODS
 from pipeline.target import Variant
-from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.lookup import names
+from tests.tasks import follows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -61,7 +59,7 @@ def test_every_importance_of_the_recipe_judges_channels_in_its_own_way() -> None
         network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
         nn.init.uniform_(network[1].weight)
         module = traceable_copy(network)
-        score = scorer(kind, module, data)
+        score = scorer(kind, module, data, follows(torch.zeros(1, 2)))
         (group,), _ = coupled_channels(module, (vector,), score, round_to=1, max_layer_ratio=1.0)
         return group.importance
 
@@ -84,13 +82,13 @@ def test_every_searched_value_is_one_that_the_recipe_takes(stage: str, key: str)
         options.model_validate(written | {key: as_written(key, value)})
 
 
-def test_every_metric_is_computed_named_and_searched_for() -> None:
-    comparison, logits = Comparison(), torch.eye(3)
-    comparison.update((logits,), (logits,), labels=torch.arange(3))
-    assert set(get_args(Metric)) == comparison.metrics().keys() == METRIC_NAMES.keys()
-    for metric in get_args(Metric):
-        assert parse_objective(metric).direction == "maximize"
-        assert units.by_name(metric, 0.5) == units.percent(0.5)
+def test_every_task_has_a_file_a_test_and_a_line_in_the_docs() -> None:
+    tested = (ROOT / "tests" / "pipeline" / "tasks" / "test_builtin.py").read_text()
+    docs = (ROOT / "docs" / "tasks.md").read_text()
+    assert len(names()) == 14
+    for name in names():
+        assert f'"{name}"' in tested
+        assert f"`{name}`" in docs
 
 
 def test_every_target_has_its_options_its_extra_and_its_suffix() -> None:

@@ -20,7 +20,8 @@ def search(
     objective: Annotated[
         list[str] | None,
         typer.Option(
-            help="top1, agreement, latency:<target> or size:<target>; repeatable. Default: top1, latency:onnx."
+            help="A metric of the task, latency:<target> or size:<target>; repeatable. "
+            "Default: the first budget's metric, latency:onnx."
         ),
     ] = None,
     out: Annotated[
@@ -38,15 +39,15 @@ def search(
     read = read_recipe(recipe)
     from pipeline.search.objectives import parse_objective
 
-    wanted = objective or ["top1", "latency:onnx"]
-    objectives = [parse_objective(text) for text in wanted]
-    if len(set(wanted)) < len(wanted):
+    if objective and len(set(objective)) < len(objective):
         raise RecipeError("an objective is there twice", where="--objective", fix="name each once")
     from pipeline.execution.apply import run
     from pipeline.execution.prepare import check
     from pipeline.search.study import search
 
-    check(read, recipe.parent)  # before a study is made for it
+    prepared = check(read, recipe.parent)  # before a study is made for it
+    wanted = objective or [str(prepared.budgets[0].metric), "latency:onnx"]
+    objectives = [parse_objective(text, [spec.info for spec in prepared.task.metrics]) for text in wanted]
     front = out or Path("reports") / f"{read.name}-search"
     points = search(read, front, run=run, trials=trials, objectives=objectives, root=recipe.parent, storage=storage)
     for point in points:

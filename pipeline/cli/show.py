@@ -19,10 +19,11 @@ def show(report: Annotated[Path, typer.Argument(help="A report.json.")]) -> None
 
 def summary(report: Report) -> str:
     """The headline table, the original and every target on a line each, and the verdict."""
-    from pipeline.report.headline import headline
+    from pipeline.report.headline import headline, main_metric
     from pipeline.report.verdict import TITLES, verdict
 
-    rows = [("", report.budget.metric, "size", "latency", "vs FP32", "parity", "budget")]
+    main = main_metric(report)
+    rows = [("", main.name, "size", "latency", "vs FP32", "parity", "budget")]
     for line in headline(report):
         measured = line.latency if isinstance(line.latency, Measured) else None
         speedup = measured.speedup_vs_fp32_same_runtime if measured else None
@@ -30,12 +31,12 @@ def summary(report: Report) -> str:
         rows.append(
             (
                 f"{line.name}, {line.detail}" if line.status in ("original", "ok") else f"{line.name}: {line.status}",
-                "-" if line.metric is None else units.percent(line.metric),
+                "-" if line.metric is None else units.metric(line.metric, main),
                 "-" if line.size_bytes is None else units.size(line.size_bytes),
                 "-" if measured is None else units.milliseconds(measured.median_ns),
                 "-" if speedup is None else units.times(speedup),
                 "-" if parity is None else units.percent(parity),
-                {True: "met", False: "exceeded", None: "-"}[line.within_budget],
+                {"unsure": "cannot tell", None: "-"}.get(line.budget, str(line.budget)),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -121,6 +121,43 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
+DEFAULT_DROP = 0.01
+
+
+class MetricInfo(Record):
+    """What a metric is called, in which unit it is, and which way is better.
+
+    Attributes:
+        title: For headings: ``Top-1 accuracy``.
+        unit: ``ratio`` is printed in percent; any other unit stands behind the number; ``""`` is a bare number.
+    """
+
+    name: str
+    title: str
+    unit: str = "ratio"
+    higher_is_better: bool = True
+
+    def drop(self, original: float, value: float) -> float:
+        """How much worse a value is than the original's, in the metric's unit; negative where it is better.
+
+        >>> MetricInfo(name="mae", title="MAE", unit="m", higher_is_better=False).drop(0.5, 0.75)
+        0.25
+        """
+        return original - value if self.higher_is_better else value - original
+
+    def allowed(self, original: float, max_drop: float | None, max_drop_relative: float | None) -> float:
+        """The largest drop that a budget allows, in the metric's unit; by default one percentage point, or 1 %.
+
+        >>> MetricInfo(name="mae", title="MAE", unit="m").allowed(2.0, max_drop=None, max_drop_relative=0.1)
+        0.2
+        """
+        if max_drop is not None:
+            return max_drop
+        if max_drop_relative is None and self.unit == "ratio":
+            return DEFAULT_DROP
+        return (DEFAULT_DROP if max_drop_relative is None else max_drop_relative) * abs(original)
+
+
 class Setting(BaseModel):
     """An immutable part of what a user writes. An unknown key is refused with the nearest valid one."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,26 @@ from torch import Tensor
 from pipeline.core import DataError, EdgewrightError
 from pipeline.core.arrays import Array
 from pipeline.core.callables import failure_of
-from pipeline.data.labels import class_indices
 
 _RETURN = "return (input, label) from __getitem__, or the input alone"
+_LABELS = ("label", "labels", "target")
+"""Where a sample that is a mapping has its label."""
 
 
 class DatasetSource:
-    """A user's own map-style torch Dataset, whose items are ``inputs`` or ``(inputs, label)``."""
+    """A user's own map-style torch Dataset, whose items are ``inputs`` or ``(inputs, label)``.
 
-    def __init__(self, dataset: Any, where: str, input_count: int) -> None:
-        self.where, self._dataset, self._input_count = where, dataset, input_count
+    Args:
+        inputs: The names of the model's inputs, in order.
+        collate: Makes a batch ``(inputs, labels)`` of items, as a torch ``DataLoader``'s does; by default items are
+            stacked.
+    """
+
+    def __init__(
+        self, dataset: Any, where: str, inputs: Sequence[str], collate: Callable[[list[Any]], Any] | None = None
+    ) -> None:
+        self.where, self._dataset, self._inputs, self._collate = where, dataset, tuple(inputs), collate
+        self.labels_where = f"{where}: labels"
         has_methods = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
         if isinstance(dataset, Mapping | str | bytes) or not has_methods:
             raise DataError(
@@ -33,26 +43,78 @@ class DatasetSource:
             self._length = len(dataset)
         except (Exception, SystemExit) as error:  # the user's code may fail in any way
             raise DataError(f"__len__ fails: {failure_of(error)}", where=where, fix="correct that line") from error
-        self.labelled = self._length > 0 and self._item(0)[1] is not None
+        self.labelled = self._length > 0 and self._batch([0])[1] is not None
 
     def __len__(self) -> int:
         return self._length
 
-    def _item(self, index: int) -> tuple[tuple[Array, ...], Any]:
-        """Inputs and label, or None, of one sample."""
+    def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
+        inputs, labels = self._batch(indices)
+        if (labels is not None) != self.labelled and len(indices) > 0:
+            raise _some_labels(self.where)
+        return inputs, labels
+
+    def _batch(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
+        items = [self._fetched(index) for index in indices]
+        if self._collate is not None:
+            return self._collated(items, indices)
+        parts = [self._parts(item, index) for item, index in zip(items, indices, strict=True)]
         try:
-            item = self._dataset[index]
+            inputs = tuple(np.stack(arrays) for arrays in zip(*(inputs for inputs, _ in parts), strict=True))
+        except ValueError:
+            raise DataError(
+                "gives samples of different sizes", where=self.where, fix="resize or pad them in __getitem__"
+            ) from None
+        labels = [label for _, label in parts]
+        given = {label is not None for label in labels}
+        if len(given) > 1:
+            raise _some_labels(self.where)
+        return inputs, labels if given == {True} else None
+
+    def _fetched(self, index: int) -> Any:
+        """What the user's code gives for one sample."""
+        try:
+            return self._dataset[index]
         except EdgewrightError:
             raise
         except (Exception, SystemExit) as error:  # the user's code may fail in any way
             raise DataError(
                 f"sample {index} fails: {failure_of(error)}", where=self.where, fix="correct that line"
             ) from error
+
+    def _collated(self, items: list[Any], indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
+        """A batch ``(inputs, labels)``, or the inputs alone, as the user's own ``collate`` makes it."""
+        assert self._collate is not None
+        try:
+            batch = self._collate(items)
+        except (Exception, SystemExit) as error:  # the user's code may fail in any way
+            problem = f"collate fails on samples {', '.join(map(str, indices[:3]))} …: {failure_of(error)}"
+            raise DataError(problem, where=self.where, fix="correct that line") from error
+        inputs, labels = self._parts(batch, indices[0])
+        if any(len(array) != len(items) for array in inputs):
+            problem = f"collate gives {len(inputs[0])} samples for {len(items)} items"
+            raise DataError(problem, where=self.where, fix="return one row per item")
+        return inputs, labels
+
+    def _parts(self, item: Any, index: int) -> tuple[tuple[Array, ...], Any]:
+        """Inputs and label, or None, of a sample or a batch: ``inputs``, ``(inputs, label)`` or flat."""
         parts = tuple(item) if isinstance(item, tuple | list) else (item,)
-        inputs, rest = parts[: self._input_count], parts[self._input_count :]
-        if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
-            inputs = tuple(inputs[0])
+        if not parts:
+            raise DataError(f"sample {index} is empty", where=self.where, fix=_RETURN)
+        if isinstance(parts[0], Mapping):
+            own = next((parts[0][name] for name in _LABELS if name in parts[0]), None)
+            return self._named(parts[0], index), parts[1] if len(parts) > 1 else own
+        inputs, rest = parts[: len(self._inputs)], parts[len(self._inputs) :]
+        if isinstance(parts[0], tuple | list) and len(parts) <= 2:
+            inputs, rest = tuple(parts[0]), parts[1:]
         return tuple(self._array(part, index) for part in inputs), rest[0] if rest else None
+
+    def _named(self, inputs: Mapping[str, Any], index: int) -> tuple[Array, ...]:
+        missing = next((name for name in self._inputs if name not in inputs), None)
+        if missing is not None:
+            problem = f"sample {index} has no input {missing!r}; it has {', '.join(map(str, inputs))}"
+            raise DataError(problem, where=self.where, fix="name the inputs in the dataset as in model.inputs")
+        return tuple(self._array(inputs[name], index) for name in self._inputs)
 
     def _array(self, part: Any, index: int) -> Array:
         """A tensor or array as NumPy holds it, which has no bfloat16."""
@@ -68,26 +130,6 @@ class DatasetSource:
             raise DataError(f"sample {index} holds {what}, not numbers of one size", where=self.where, fix=_RETURN)
         return array
 
-    def _label(self, label: Any, index: int) -> Array:
-        """The label ``(1,)`` of a sample, when others have one."""
-        where = f"{self.where}: the label of sample {index}"
-        found = np.asarray(label.detach().cpu() if isinstance(label, Tensor) else label)
-        if found.size != 1:
-            fix = f"{_RETURN}, where the label is an integer; labels.argmax() of a one-hot vector"
-            raise DataError(f"has the shape {found.shape}, not one number", where=where, fix=fix)
-        return class_indices(found.reshape(1), where)
 
-    def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Array | None]:
-        items = [self._item(index) for index in indices]
-        try:
-            inputs = tuple(np.stack(parts) for parts in zip(*(inputs for inputs, _ in items), strict=True))
-        except ValueError:
-            raise DataError(
-                "gives samples of different sizes", where=self.where, fix="resize or pad them in __getitem__"
-            ) from None
-        if not self.labelled:
-            if any(label is not None for _, label in items):
-                raise DataError("gives a label for some samples only", where=self.where, fix="give all of them one")
-            return inputs, None
-        labels = [self._label(label, index) for index, (_, label) in zip(indices, items, strict=True)]
-        return inputs, np.concatenate(labels)
+def _some_labels(where: str) -> DataError:
+    return DataError("gives a label for some samples only", where=where, fix="give all of them one")

@@ -20,7 +20,7 @@ class FolderSource:
     """
 
     def __init__(self, path: Path, channels: int) -> None:
-        self.where = str(path)
+        self.where = self.labels_where = str(path)
         self.labelled = True
         if not path.is_dir():
             raise DataError("no such folder", where=self.where, fix="correct it; paths are relative to the recipe")

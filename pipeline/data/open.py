@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import DataError, Preprocessing, TensorSpec
-from pipeline.core.callables import call
+from pipeline.core.callables import call, import_callable
 from pipeline.data.dataset import DatasetSource
 from pipeline.data.folder import FolderSource
 from pipeline.data.npz import NpzSource
@@ -40,7 +40,8 @@ def open_samples(
     else:
         assert source.factory is not None  # the recipe has checked that one of the three is there
         dataset = call(source.factory, source.kwargs, root, field=f"data.{name}.kwargs", refusal=DataError)
-        opened = DatasetSource(dataset, source.factory, len(inputs))
+        collate = None if source.collate is None else import_callable(source.collate, root)
+        opened = DatasetSource(dataset, source.factory, [spec.name for spec in inputs], collate)
     samples = from_source(opened, inputs, preprocessing, name=name)
     samples = samples if source.limit is None else samples.take(source.limit)
     logger.debug("opened %s: %d of %d samples of %s", name, len(samples), len(opened), opened.where)
@@ -72,4 +73,6 @@ def from_source(
 
 def from_dataset(dataset: Any, inputs: tuple[TensorSpec, ...], *, name: str = "samples") -> SampleSet:
     """A `SampleSet` of a torch Dataset that already yields model inputs, for use as a library."""
-    return from_source(DatasetSource(dataset, type(dataset).__name__, len(inputs)), inputs, name=name)
+    return from_source(
+        DatasetSource(dataset, type(dataset).__name__, [spec.name for spec in inputs]), inputs, name=name
+    )

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.core import DataError, Model, Preprocessing, TensorSpec
 from pipeline.core.arrays import Array
+from pipeline.data.labels import ANY, LabelForm, Labels, tensors_in
 from pipeline.data.preprocessing import prepare
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,10 @@ EXAMPLES = 8
 
 
 class Batch(NamedTuple):
-    """Model inputs ``(N, …)``, one per input, and labels ``(N,) int64`` or None."""
+    """Model inputs ``(N, …)``, one per input, and labels in their task's form, or None."""
 
     inputs: tuple[Tensor, ...]
-    labels: Tensor | None
+    labels: Labels | None
 
 
 class Source(Protocol):
@@ -37,11 +38,12 @@ class Source(Protocol):
 
     where: str
     labelled: bool
+    labels_where: str
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Array | None]:
-        """Arrays ``(N, …)``, one per model input, and labels ``(N,)`` or None."""
+    def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
+        """Arrays ``(N, …)``, one per model input, and labels: an array ``(N, …)``, an entry per sample, or None."""
         ...
 
 
@@ -52,6 +54,7 @@ class SampleSet:
     Attributes:
         name: How reports call it.
         indices: Which samples of the source it shows, in order.
+        form: The form of the labels that its task expects; None where it expects none.
     """
 
     name: str
@@ -59,6 +62,7 @@ class SampleSet:
     inputs: tuple[TensorSpec, ...]
     preprocessing: Preprocessing
     indices: tuple[int, ...]
+    form: LabelForm | None = ANY
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -66,14 +70,16 @@ class SampleSet:
     @property
     def labelled(self) -> bool:
         """Whether batches carry labels."""
-        return self.source.labelled
+        return self.source.labelled and self.form is not None
 
     def __getitems__(self, positions: Sequence[int]) -> Batch:
         """The samples at these positions as one preprocessed batch (torch's batched fetch)."""
         chosen = [self.indices[position] for position in positions]
         arrays, labels = self.source.read(chosen)
         inputs = tuple(self._tensor(array, spec, chosen) for array, spec in zip(arrays, self.inputs, strict=True))
-        return Batch(inputs, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
+        if labels is None or self.form is None:
+            return Batch(inputs, None)
+        return Batch(inputs, self.form.read(labels, self.source.labels_where, chosen))
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All samples in order; the last batch may be smaller."""
@@ -115,30 +121,11 @@ class SampleSet:
         """Hash of the preprocessed samples and labels, which also reads, and so checks, every one of them."""
         digest = hashlib.sha256()
         for batch in self.batches(256):
-            for tensor in (*batch.inputs, *(() if batch.labels is None else (batch.labels,))):
+            for tensor in (*batch.inputs, *tensors_in(batch.labels)):
                 digest.update(repr((tuple(tensor.shape[1:]), tensor.dtype)).encode())
                 digest.update(tensor.numpy().tobytes())
         logger.debug("read and hashed %d samples of %s (%s)", len(self), self.name, self.source.where)
         return digest.hexdigest()
-
-    def check_labels(self, classes: int) -> None:
-        """Refuse labels outside ``[0, classes)``.
-
-        Raises:
-            DataError: Names the first such sample.
-        """
-        for start in range(0, len(self), 4096):
-            _, labels = self.source.read(self.indices[start : start + 4096])
-            if labels is None:
-                return
-            wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-            if len(wrong):
-                raise DataError(
-                    f"sample {self.indices[start + wrong[0]]} has label {labels[wrong[0]]}, but the model has "
-                    f"{classes} classes (0 to {classes - 1})",
-                    where=f"{self.source.where}: labels",
-                    fix="relabel the samples, or name the right labels array in the recipe",
-                )
 
     def _tensor(self, array: Array, spec: TensorSpec, indices: Sequence[int]) -> Tensor:
         if array.dtype.kind not in ("biufO" if spec.dtype.startswith("float") else "biuf"):

@@ -24,7 +24,12 @@ class DataSource(Setting):
     inputs: Annotated[tuple[str, ...], Distinct] = Field(
         ("images",), min_length=1, description="arrays in the npz, one per model input"
     )
-    labels: str | None = Field("labels", description="array in the npz; null, or absent, means unlabelled")
+    labels: str | dict[str, str] | None = Field(
+        "labels",
+        description="array in the npz, or {part: array} for labels of several parts; with a part 'offsets' (N + 1), "
+        "sample i has rows offsets[i] to offsets[i + 1] of the others; null, or absent, means unlabelled",
+    )
+    collate: Factory | None = Field(None, description="module:callable that makes a batch of a factory's items")
     limit: PositiveInt | None = Field(None, description="use this many samples, evenly spaced over the set")
 
     @model_validator(mode="after")
@@ -35,4 +40,6 @@ class DataSource(Setting):
             raise ValueError(f"{min(unread)} names arrays of an npz, and none is given: remove it")
         if self.factory is None and self.kwargs:
             raise ValueError("kwargs are for a factory, and none is given: remove them")
+        if self.factory is None and self.collate is not None:
+            raise ValueError("collate is for a factory's items, and none is given: remove it")
         return self

@@ -152,7 +152,7 @@ def _computed_together(
 
 def _write(result: Model, prepared: Prepared, folder: Path) -> None:
     """Store a stage's result: its record, with the metrics on the evaluation samples, and its module."""
-    metrics = evaluate(result.module, prepared.evaluation, reference=result.reference)
+    metrics = evaluate(result.module, prepared.evaluation, prepared.task, reference=result.reference)
     record = result.history[-1].model_copy(update={"metrics": metrics})
     write_text(folder / "record.json", record.model_dump_json())
     if result.quantized:

@@ -6,28 +6,32 @@ import logging
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from pipeline.core import EdgewrightError, Model, first_line
+from pipeline.core import EdgewrightError, MetricInfo, Model, first_line
 from pipeline.core.files import atomic_write, write_bytes
 from pipeline.execution.keys import export_key, package_versions
 from pipeline.execution.prepare import Prepared
 from pipeline.execution.store import Store
+from pipeline.execution.task import NOT_ASKED
 from pipeline.machine.processor import all_cores, cpu_features, cpu_name
 from pipeline.progress import announced
-from pipeline.recipe import Recipe
+from pipeline.recipe import Budget
 from pipeline.report.model import (
     BudgetRecord,
     DataRecord,
     Environment,
     FailureRecord,
+    MetricBudget,
     OriginalRecord,
     Report,
     RunInfo,
     TargetRecord,
+    TaskRecord,
 )
 from pipeline.report.verdict import judge
 from pipeline.stages.benchmark import benchmark
@@ -60,7 +64,7 @@ def deliver(prepared: Prepared, model: Model, key: str, store: Store, out: Path,
     with announced(f"[{steps - 1}/{steps}] export"):
         exported = [_export(target, model, key, prepared, store, out) for target in prepared.targets]
     with announced(f"[{steps}/{steps}] benchmark"):
-        original, records = benchmark(model, exported, prepared.evaluation, root=out)
+        original, records = _benchmark(model, exported, prepared, out)
     return _report(prepared, model, original, records, start)
 
 
@@ -74,9 +78,15 @@ def deliver_unfinished(
     """
     reason = f"not reached: stage {stage} failed"
     missing = [Exported(target=target, status="skipped", reason=reason) for target in prepared.targets]
-    original, records = benchmark(model, missing, prepared.evaluation, root=out)
+    original, records = _benchmark(model, missing, prepared, out)
     text = str(error) if isinstance(error, EdgewrightError) else f"{type(error).__name__}: {first_line(error)}"
     return _report(prepared, model, original, records, start, FailureRecord(stage=stage, reason=text))
+
+
+def _benchmark(
+    model: Model, exported: Sequence[Exported], prepared: Prepared, out: Path
+) -> tuple[OriginalRecord, tuple[TargetRecord, ...]]:
+    return benchmark(model, exported, prepared.evaluation, root=out, task=prepared.task, budgets=prepared.budgets)
 
 
 def _export(target: Target, model: Model, key: str, prepared: Prepared, store: Store, out: Path) -> Exported:
@@ -122,22 +132,62 @@ def _report(
         },
         original=original,
         stages=model.history,
-        budget=_budget(recipe, original.metrics, records),
+        task=_task(prepared),
+        budget=_budget(prepared, original.metrics, records),
+        budgets=tuple(_metric_budget(budget, prepared, original.metrics, records) for budget in prepared.budgets),
         targets=records,
         failure=failure,
     )
     return report.model_copy(update={"verdict": judge(report)})
 
 
-def _budget(recipe: Recipe, original: dict[str, float], records: tuple[TargetRecord, ...]) -> BudgetRecord:
-    metric = recipe.budget.metric
-    baseline = original[metric] if metric == "top1" else 1.0
+def _task(prepared: Prepared) -> TaskRecord:
+    task = prepared.task
+    note = NOT_ASKED if prepared.recipe.task is None and task.name == "fidelity" else None
+    return TaskRecord(name=task.name, metrics=tuple(spec.info for spec in task.metrics), note=note)
+
+
+def _metric_budget(
+    budget: Budget, prepared: Prepared, original: dict[str, float], records: tuple[TargetRecord, ...]
+) -> MetricBudget:
+    """A budget in its metric's unit, and what the intervals of the targets say of it."""
+    assert budget.metric is not None  # it is settled
+    info, baseline = _baseline(budget.metric, prepared, original)
+    verdict = {
+        record.target: found.verdict
+        for record in records
+        for found in record.differences
+        if found.metric == budget.metric and found.verdict is not None
+    }
+    return MetricBudget(
+        metric=budget.metric,
+        max_drop=info.allowed(baseline, budget.max_drop, budget.max_drop_relative),
+        unit=info.unit,
+        verdict=verdict,
+    )
+
+
+def _budget(prepared: Prepared, original: dict[str, float], records: tuple[TargetRecord, ...]) -> BudgetRecord | None:
+    """The first budget as reports have always had it, by the measured value alone; None where it is no ratio."""
+    budget = prepared.budgets[0]
+    metric = budget.metric
+    assert metric is not None  # it is settled
+    info, baseline = _baseline(metric, prepared, original)
+    allowed = info.allowed(baseline, budget.max_drop, budget.max_drop_relative)
+    if info.unit != "ratio" or allowed > 1:
+        return None
     met = {
-        record.target: record.metrics[metric] >= baseline - recipe.budget.max_drop
+        record.target: info.drop(baseline, record.metrics[metric]) <= allowed + 1e-12
         for record in records
         if record.metrics is not None
     }
-    return BudgetRecord(metric=metric, max_drop=recipe.budget.max_drop, met=met)
+    return BudgetRecord(metric=metric, max_drop=allowed, met=met)
+
+
+def _baseline(metric: str, prepared: Prepared, original: dict[str, float]) -> tuple[MetricInfo, float]:
+    """What a metric is, and the original's value."""
+    spec = prepared.task.metric(metric)
+    return spec.info, original.get(metric, spec.of_itself or 0.0)
 
 
 def _environment() -> Environment:

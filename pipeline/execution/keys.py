@@ -59,7 +59,8 @@ def stage_key(step: StageStep, model: Model, key: str, shape: nn.Module, prepare
     return key_of(
         stage=step.name,
         config=step.config.model_dump(mode="json"),
-        budget=prepared.recipe.budget.model_dump(),
+        task=_task(prepared),
+        budget=[budget.model_dump() for budget in prepared.budgets],
         seed=prepared.recipe.seed,
         model=key,
         student=None if shape is model.module else weights_sha256(shape),
@@ -69,6 +70,17 @@ def stage_key(step: StageStep, model: Model, key: str, shape: nn.Module, prepare
         packages=package_versions(),
         measured_on=None if measured_on is None else (cpu_name(), _options(prepared, measured_on)),
     )
+
+
+def _task(prepared: Prepared) -> dict[str, Any]:
+    """The task, and the code of the parts that are the user's own."""
+    config = prepared.recipe.task
+    own = () if config is None else filter(None, (*config.metrics, config.postprocess, config.loss))
+    return {
+        "name": prepared.task.name,
+        "config": config and config.model_dump(mode="json"),
+        "code": [callables.code_sha256(name, prepared.root) for name in own],
+    }
 
 
 def export_key(target: Target, model: Model, key: str, prepared: Prepared) -> str:

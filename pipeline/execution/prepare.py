@@ -6,11 +6,10 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 import targets
-from pipeline.core import DataError, Model, RecipeError, StageError, TensorSpec
+from pipeline.core import DataError, Model, RecipeError, TensorSpec
 from pipeline.data.archive import stored_bytes
 from pipeline.data.open import open_samples
 from pipeline.data.samples import SampleSet, examples_of
@@ -18,15 +17,15 @@ from pipeline.data.source import DataSource
 from pipeline.execution.options import check_classes, check_options, check_skipped, dynamic_axes
 from pipeline.execution.processes import processes
 from pipeline.execution.stages import STAGES
+from pipeline.execution.task import settle_budgets, settle_task
 from pipeline.machine.memory import require_memory
 from pipeline.models.function import require_function
 from pipeline.models.interface import checked_model
 from pipeline.models.load import open_module
-from pipeline.recipe import Recipe
+from pipeline.recipe import Budget, Recipe
 from pipeline.stages.contract import Needs, Supplies
 from pipeline.target import Target
-from pipeline.tasks.classification import classifies
-from pipeline.tasks.prediction import predictor
+from pipeline.tasks.task import Task
 
 HELD_OUT = 2_000
 """Samples that stages choose by, at most."""
@@ -38,6 +37,8 @@ class Prepared:
 
     recipe: Recipe
     model: Model
+    task: Task
+    budgets: tuple[Budget, ...]
     targets: tuple[Target, ...]
     evaluation: SampleSet
     train: SampleSet | None
@@ -52,7 +53,8 @@ class Prepared:
             calibration=self.calibration,
             held_out=self.held_out,
             targets=self.targets,
-            budget=self.recipe.budget,
+            task=self.task,
+            budget=self.budgets,
             seed=self.recipe.seed,
             root=self.root,
             checkpoint=checkpoint,
@@ -73,9 +75,10 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     check_classes(recipe, sets)
     model = _model(recipe, module, inputs, sets, root)
     require_function(model.module, model.examples)
-    outputs = predictor(model.module)(tuple(value[:1] for value in model.examples))
-    _check_labels(sets, outputs)
-    _check_budget(recipe, outputs, sets["evaluation"])
+    task, sets = settle_task(recipe, model, sets, root)
+    budgets = settle_budgets(recipe, task, sets["evaluation"])
+    for samples in sets.values():
+        _ = samples.sha256  # reads every sample, so that a bad one is found now and not after an hour of training
     found = tuple(targets.get(step.name, step.config) for step in recipe.targets)
     _check_targets(found, needs)
     check_options(recipe, model)
@@ -83,6 +86,8 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     prepared = Prepared(
         recipe=recipe,
         model=replace(model, dynamic=dynamic_axes(recipe)),
+        task=task,
+        budgets=budgets,
         targets=found,
         evaluation=sets["evaluation"],
         train=train,
@@ -149,39 +154,11 @@ def _open_sets(recipe: Recipe, inputs: tuple[TensorSpec, ...], root: Path) -> di
 def _require_memory(source: DataSource, role: str, root: Path) -> None:
     """Refuse an npz that unpacks to more than there is memory."""
     if source.npz is not None:
-        path = root / source.npz
-        needed = stored_bytes(path, [*source.inputs, source.labels or ""])
+        path, labels = root / source.npz, source.labels or ""
+        arrays = [labels] if isinstance(labels, str) else list(labels.values())
+        needed = stored_bytes(path, [*source.inputs, *arrays])
         fix = "read its samples one by one: give a factory, or a folder of images"
         require_memory(f"data.{role}: reading {path}", needed, fix=fix)
-
-
-def _check_labels(sets: dict[str, SampleSet], outputs: tuple[torch.Tensor, ...]) -> None:
-    for samples in sets.values():
-        if samples.labelled and classifies(outputs):
-            samples.check_labels(outputs[0].shape[1])
-        _ = samples.sha256  # reads every sample, so that a bad one is found now and not after an hour of training
-
-
-def _check_budget(recipe: Recipe, outputs: tuple[torch.Tensor, ...], evaluation: SampleSet) -> None:
-    if not all(torch.isfinite(output).all() for output in outputs if output.is_floating_point()):
-        raise StageError(
-            "the original model's outputs are not finite",
-            where=str(recipe.model.checkpoint),
-            fix="give the weights of a trained model, and the preprocessing that it was trained with",
-        )
-    if not classifies(outputs):
-        raise RecipeError(
-            f"metric {recipe.budget.metric!r} needs logits (N, classes), but the model's first output has shape "
-            f"{['N', *outputs[0].shape[1:]]}",
-            where="budget.metric",
-            fix="give a model whose first output are the logits of classes",
-        )
-    if recipe.budget.metric == "top1" and not evaluation.labelled:
-        raise RecipeError(
-            "top1 needs labels, and the evaluation set has none",
-            where="budget.metric",
-            fix="name its labels array (data.evaluation.labels), or use metric: agreement",
-        )
 
 
 def _check_targets(found: tuple[Target, ...], needs: list[Needs]) -> None:

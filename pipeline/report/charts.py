@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.core import MetricInfo
 from pipeline.report import units
 
 if TYPE_CHECKING:
@@ -89,14 +90,15 @@ def bars(rows: Sequence[Row], *, name: str, alt: str) -> str:
     return _svg(figure, name=name, alt=alt)
 
 
-def dots(rows: Sequence[Row], *, allowed: tuple[float, float] | None, name: str, alt: str) -> str:
-    """Ratios as dots on a part of the scale; ``allowed`` (lowest, original) is the shaded band of the budget."""
+def dots(rows: Sequence[Row], info: MetricInfo, *, allowed: tuple[float, float] | None, name: str, alt: str) -> str:
+    """A metric's values as dots on a part of the scale; ``allowed`` (lowest, highest) is the band of the budget."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _rows(rows, foot_in=0.3)
     values = [row.value for row in rows if row.value is not None] + list(allowed or ())
     low, high = min(values, default=0.0), max(values, default=1.0)
-    margin = max(high - low, 0.002) * 0.1
+    least = 0.002 if info.unit == "ratio" else 0.002 * max(abs(low), abs(high), 1e-9)
+    margin = max(high - low, least) * 0.1
     axes.set_xlim(low - margin, high + margin)
     for position, row in enumerate(rows):
         if allowed is not None:
@@ -108,8 +110,9 @@ def dots(rows: Sequence[Row], *, allowed: tuple[float, float] | None, name: str,
     axes.spines["bottom"].set_visible(True)
     every = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
     decimals = 1 if every[1] - every[0] >= 0.001 else 2
+    ratio = info.unit == "ratio"
     ticks = [tick for tick in every if low - margin / 2 < tick < high + margin / 2]
-    axes.set_xticks(ticks, [units.percent(tick, decimals) for tick in ticks])
+    axes.set_xticks(ticks, [units.percent(tick, decimals) if ratio else f"{tick:g}" for tick in ticks])
     return _svg(figure, name=name, alt=alt)
 
 

@@ -13,10 +13,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.core import Record, Setting
+from pipeline.core import MetricInfo, Record, Setting
 from pipeline.report import units
 from pipeline.report.html import page_template
-from pipeline.report.model import Report, TargetRecord
+from pipeline.report.model import DifferenceRecord, Report, TargetRecord, budgets, metric_info
 from pipeline.report.noise import NOISY, median_uncertainty, spread
 from pipeline.target import Estimated, Latency, Measured
 
@@ -28,7 +28,7 @@ class Tolerances(Setting):
     """How much worse a run may be before it counts as a regression.
 
     Attributes:
-        metric: Absolute, as a ratio: 0.001 is 0.1 percentage points (10 of 10,000 samples).
+        metric: Of a ratio: 0.001 is 0.1 percentage points (10 of 10,000 samples). Of any other metric: relative.
         size: Relative growth of artifacts, parameters and multiply-accumulates.
         latency: Relative growth of a median, corrected for the machine's drift.
         sqnr_db: Loss of parity in dB.
@@ -49,6 +49,7 @@ class Change(Record):
     after: int | float | str | None
     verdict: Outcome
     note: str = ""
+    metric: MetricInfo | None = Field(None, description="of a task's metric: its unit and direction")
 
 
 class ReportComparison(Record):
@@ -109,7 +110,8 @@ def render_text(comparison: ReportComparison) -> str:
 def _model_changes(before: Report, after: Report, limits: Tolerances) -> Iterator[Change]:
     """The optimized model itself, and the original's accuracy, which should not move at all."""
     same_data = _same_data(before, after)
-    yield from _metric_changes("original", before.original.metrics, after.original.metrics, same_data, limits)
+    for metric, first, second in _pairs(before.original.metrics, after.original.metrics):
+        yield _metric_change("original", metric_info(after, metric), first, second, same_data, limits.metric)
     if before.stages and after.stages:
         old, new = before.stages[-1], after.stages[-1]
         for quantity in ("parameters", "macs"):
@@ -133,13 +135,11 @@ def _target_changes(
         yield Change(subject=name, quantity="status", before=was, after=now, verdict=verdict, note=note)
     if old is None or new is None:
         return
-    yield from _metric_changes(name, old.metrics or {}, new.metrics or {}, _same_data(before, after), limits)
-    kept, keeps = (report.budget.met.get(name) for report in (before, after))
-    if kept is not None and keeps is not None and kept != keeps:
-        texts = ["met" if within else "exceeded" for within in (kept, keeps)]
-        yield Change(
-            subject=name, quantity="budget", before=texts[0], after=texts[1], verdict="better" if keeps else "worse"
-        )
+    for metric, first, second in _pairs(old.metrics or {}, new.metrics or {}):
+        noise = math.hypot(*(_half_width(record.differences, metric) for record in (old, new)))
+        info, same_data = metric_info(after, metric), _same_data(before, after)
+        yield _metric_change(name, info, first, second, same_data, limits.metric, noise)
+    yield from _budget_changes(name, before, after)
     if old.artifact and new.artifact:
         yield _relative(name, "size_bytes", old.artifact.size_bytes, new.artifact.size_bytes, limits.size)
     if old.parity and new.parity:
@@ -159,18 +159,57 @@ def _target_changes(
     yield from _latency_changes(name, old.latency, new.latency, before, after, limits.latency)
 
 
-def _metric_changes(
-    subject: str, old: dict[str, float], new: dict[str, float], same_data: bool, limits: Tolerances
-) -> Iterator[Change]:
+def _pairs(old: dict[str, float], new: dict[str, float]) -> Iterator[tuple[str, float | None, float | None]]:
     for metric in dict.fromkeys((*old, *new)):
-        first, second = old.get(metric), new.get(metric)
-        verdict: Outcome = "incomparable"
-        note = "" if same_data else "other evaluation samples"
-        if same_data and first is not None and second is not None:
-            verdict = _verdict(first, second, limits.metric)
-        elif same_data:
-            note = "in one report only"
-        yield Change(subject=subject, quantity=metric, before=first, after=second, verdict=verdict, note=note)
+        yield metric, old.get(metric), new.get(metric)
+
+
+def _half_width(differences: Sequence[DifferenceRecord], metric: str) -> float:
+    """How far a metric's difference to the original may be from the true one; 0 in reports without intervals."""
+    return max(((found.high - found.low) / 2 for found in differences if found.metric == metric), default=0.0)
+
+
+def _metric_change(
+    subject: str,
+    info: MetricInfo,
+    first: float | None,
+    second: float | None,
+    same_data: bool,
+    tolerance: float,
+    noise: float = 0.0,
+) -> Change:
+    """A metric's change; one that the samples cannot tell from none is no change.
+
+    Args:
+        tolerance: See `Tolerances`.
+        noise: In the metric's unit, of both runs' intervals.
+    """
+    verdict: Outcome = "incomparable"
+    note = "" if same_data else "other evaluation samples"
+    if same_data and first is not None and second is not None:
+        ignored = tolerance if info.unit == "ratio" else tolerance * abs(first)
+        sign = 1 if info.higher_is_better else -1
+        verdict = _verdict(sign * first, sign * second, max(ignored, noise))
+        if verdict == "same" and abs(second - first) > ignored:
+            note = "within the 95 % intervals"
+    elif same_data:
+        note = "in one report only"
+    return Change(
+        subject=subject, quantity=info.name, before=first, after=second, verdict=verdict, note=note, metric=info
+    )
+
+
+def _budget_changes(name: str, before: Report, after: Report) -> Iterator[Change]:
+    """Budgets of one metric that a target kept in one run and not in the other."""
+    old = {budget.metric: budget for budget in budgets(before)}
+    for budget in budgets(after):
+        kept = old[budget.metric].verdict.get(name) if budget.metric in old else None
+        keeps = budget.verdict.get(name)
+        if kept is None or keeps is None or kept == keeps:
+            continue
+        order = ("exceeded", "unsure", "met")
+        verdict: Outcome = "better" if order.index(keeps) > order.index(kept) else "worse"
+        yield Change(subject=name, quantity="budget", before=kept, after=keeps, verdict=verdict)
 
 
 def _latency_changes(
@@ -277,8 +316,8 @@ def _printed(comparison: ReportComparison) -> list[tuple[str, str, str, str, str
         (
             change.subject,
             "latency" if change.quantity == "median_ns" else units.heading(change.quantity),
-            _shown(change.quantity, change.before),
-            _shown(change.quantity, change.after),
+            _shown(change, change.before),
+            _shown(change, change.after),
             _difference(change),
             f"{change.verdict}{f' ({change.note})' if change.note else ''}",
         )
@@ -286,14 +325,20 @@ def _printed(comparison: ReportComparison) -> list[tuple[str, str, str, str, str
     ]
 
 
-def _shown(quantity: str, value: object) -> str:
-    return "no noise" if value is None and quantity.endswith("sqnr_db") else units.by_name(quantity, value)
+def _shown(change: Change, value: object) -> str:
+    if change.metric is not None and isinstance(value, int | float):
+        return units.metric(value, change.metric)
+    return (
+        "no noise" if value is None and change.quantity.endswith("sqnr_db") else units.by_name(change.quantity, value)
+    )
 
 
 def _difference(change: Change) -> str:
     old, new = change.before, change.after
     if isinstance(old, str) or isinstance(new, str) or old is None or new is None:
         return ""
+    if change.metric is not None:
+        return units.change(new - old, change.metric)
     if change.quantity.endswith("_db"):
         return f"{new - old:+.1f}{units.NO_BREAK_SPACE}dB".replace("-", units.MINUS)
     if change.quantity == "fallbacks":

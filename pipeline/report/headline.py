@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.report.model import Parity, Report, TargetRecord
+from pipeline.core import MetricInfo
+from pipeline.report.model import Parity, Report, Sureness, TargetRecord, budgets, metric_info
 from pipeline.target import Estimated, Latency, Measured
 
-METRIC_NAMES = {"top1": "Top-1 accuracy", "agreement": "Agreement with the original"}
+FOLLOWING = ("agreement", "signal", "cosine")
+"""Metrics that compare with the original, which follows itself with 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,10 +19,10 @@ class Line:
     """One model in the headline table; None means unknown.
 
     Attributes:
-        metric: Of the budget, on the evaluation set; a ratio.
-        drop: Original's metric minus this one's; a ratio.
+        metric: The first budget's, on the evaluation set, in its own unit.
+        drop: How much worse it is than the original's; negative where it is better.
         latency: One sample on one thread.
-        within_budget: None where there is no metric.
+        budget: Of all budgets, the worst; None where there is no metric.
     """
 
     name: str
@@ -32,7 +34,7 @@ class Line:
     size_bytes: int | None
     latency: Latency | None
     parity: Parity | None
-    within_budget: bool | None
+    budget: Sureness | None
 
 
 def headline(report: Report) -> list[Line]:
@@ -49,25 +51,26 @@ def headline(report: Report) -> list[Line]:
             size_bytes=original.size_bytes,
             latency=single_thread(original.latency),
             parity=None,
-            within_budget=None,
+            budget=None,
         ),
         *(_line(target, report) for target in report.targets),
     ]
 
 
 def _line(target: TargetRecord, report: Report) -> Line:
-    metric, baseline = (target.metrics or {}).get(report.budget.metric), original_metric(report)
+    info, baseline = main_metric(report), original_metric(report)
+    metric = (target.metrics or {}).get(info.name)
     return Line(
         name=target.target,
         detail=_detail_of(variant(report), target.latency),
         status=target.status,
         metric=metric,
         metric_source=target.metrics_source,
-        drop=None if metric is None or baseline is None else baseline - metric,
+        drop=None if metric is None or baseline is None else info.drop(baseline, metric),
         size_bytes=None if target.artifact is None else target.artifact.size_bytes,
         latency=single_thread(target.latency),
         parity=target.parity,
-        within_budget=report.budget.met.get(target.target),
+        budget=_worst(report, target.target),
     )
 
 
@@ -89,14 +92,22 @@ def reasons(report: Report) -> Iterator[tuple[str, str]]:
                 yield f"{target.target} latency, {latency.runtime}, {latency.device}", latency.reason
 
 
-def original_metric(report: Report) -> float | None:
-    """The original's value of the budget's metric; its agreement with itself is 1."""
-    return report.original.metrics.get(report.budget.metric, 1.0 if report.budget.metric == "agreement" else None)
+def _worst(report: Report, target: str) -> Sureness | None:
+    """A target's verdict on all budgets together."""
+    found = [budget.verdict[target] for budget in budgets(report) if target in budget.verdict]
+    order: tuple[Sureness, ...] = ("exceeded", "unsure", "met")
+    return next((verdict for verdict in order if verdict in found), None)
 
 
-def metric_name(metric: str) -> str:
-    """A metric as a heading."""
-    return METRIC_NAMES.get(metric, metric)
+def main_metric(report: Report) -> MetricInfo:
+    """The first budget's metric, which the headline shows."""
+    return metric_info(report, budgets(report)[0].metric)
+
+
+def original_metric(report: Report, name: str | None = None) -> float | None:
+    """The original's value of a metric, the headline's by default; see `FOLLOWING`."""
+    wanted = name or main_metric(report).name
+    return report.original.metrics.get(wanted, 1.0 if wanted in FOLLOWING else None)
 
 
 def variant(report: Report) -> str:

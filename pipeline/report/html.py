@@ -5,6 +5,7 @@ The same report always gives the same bytes. The template engine escapes all tex
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import yaml
@@ -12,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pipeline.report import units
 from pipeline.report.details import details
-from pipeline.report.headline import headline, metric_name, reasons, variant
-from pipeline.report.model import Report
+from pipeline.report.headline import headline, main_metric, reasons, variant
+from pipeline.report.model import Report, budgets, metric_info
 from pipeline.report.noise import NOISY, spread, unstable
 from pipeline.report.pictures import pictures, training_curve
 from pipeline.report.verdict import TITLES, verdict
@@ -34,7 +35,9 @@ def render(report: Report) -> str:
         unstable=unstable(report),
         noisy=NOISY,
         spread=spread,
-        metric_name=metric_name(report.budget.metric),
+        main=main_metric(report),
+        budgets=budgets(report),
+        info=partial(metric_info, report),
         variant=variant(report),
         pictures=pictures(report),
         training=training_curve,
@@ -52,6 +55,8 @@ def page_template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
+        change=units.change,
+        metric=units.metric,
         by_name=lambda value, name: units.by_name(name, value),
         bytes=units.size,
         heading=units.heading,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from pipeline.core import EdgewrightError, Record, StageRecord
+from pipeline.core import EdgewrightError, MetricInfo, Record, StageRecord
 from pipeline.core.files import read_small
 from pipeline.target import Latency, Placement, Variant, Verified
 
@@ -105,6 +105,42 @@ class VariantRecord(Record):
     latency: tuple[Latency, ...] = ()
 
 
+class OutputFidelity(Record):
+    """How one output follows the original's on the evaluation set.
+
+    Attributes:
+        sqnr_db: 10·log10(Σ o² / Σ (o − t)²) in dB; None where they are equal.
+        cosine: Between a sample's values and the original's, averaged over samples.
+    """
+
+    sqnr_db: float | None
+    cosine: float
+    max_abs_error: float = Field(ge=0)
+
+
+Sureness = Literal["met", "exceeded", "unsure"]
+
+
+class DifferenceRecord(Record):
+    """Optimized minus original, in the metric's unit, with its 95 % interval from the same samples.
+
+    Attributes:
+        p_value: That a difference this large is chance, two-sided, by the method's exact test; None where it has none.
+        verdict: Of the metric's budget; None where it has none.
+        enough_samples: About how many would tell, where these do not.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    samples: Count
+    method: str
+    p_value: float | None = None
+    verdict: Sureness | None = None
+    enough_samples: Count | None = None
+
+
 class TargetRecord(Record):
     """One target's artifact and everything known about it."""
 
@@ -117,6 +153,8 @@ class TargetRecord(Record):
     metrics_source: Literal["measured", "reference"] | None = None
     metrics_skipped: str | None = Field(None, description="why there are no metrics, where there are none")
     fp32_metrics: dict[str, float] | None = None
+    differences: tuple[DifferenceRecord, ...] = ()
+    fidelity: dict[str, OutputFidelity] | None = Field(None, description="each output against the original's")
     parity: Parity | None = None
     verified: Verified | None = None
     latency: tuple[Latency, ...] = ()
@@ -127,8 +165,30 @@ class TargetRecord(Record):
     notes: tuple[str, ...] = ()
 
 
+class TaskRecord(Record):
+    """What the model is for.
+
+    Attributes:
+        metrics: Every metric of the run, the budget's default first.
+        note: What a reader has to know of it, such as that no task was asked for.
+    """
+
+    name: str
+    metrics: tuple[MetricInfo, ...]
+    note: str | None = None
+
+
+class MetricBudget(Record):
+    """One metric's budget, in its own unit, and whether each target that was run kept it, as far as can be told."""
+
+    metric: str
+    max_drop: float = Field(ge=0)
+    unit: str
+    verdict: dict[str, Sureness]
+
+
 class BudgetRecord(Record):
-    """The accuracy budget, and whether each target that was run kept it."""
+    """The first budget, where its metric is a ratio, and whether each target that was run kept it."""
 
     metric: str
     max_drop: float = Field(ge=0, le=1)
@@ -161,10 +221,34 @@ class Report(Record):
     data: dict[Literal["train", "calibration", "evaluation"], DataRecord]
     original: OriginalRecord
     stages: tuple[StageRecord, ...]
-    budget: BudgetRecord
+    task: TaskRecord | None = Field(None, description="missing in reports of older versions: classification")
+    budget: BudgetRecord | None = Field(None, description="where the first budget is one of a ratio")
+    budgets: tuple[MetricBudget, ...] = Field((), description="missing in reports of older versions, which have budget")
     targets: tuple[TargetRecord, ...]
     failure: FailureRecord | None = None
     verdict: VerdictRecord | None = Field(None, description="missing in reports of older versions")
+
+
+def metric_info(report: Report, name: str) -> MetricInfo:
+    """A metric's title, unit and direction; older reports have ratios of which more is better."""
+    known = () if report.task is None else report.task.metrics
+    named = {info.name: info for info in (*OLD_METRICS, *known)}
+    return named.get(name, MetricInfo(name=name, title=name))
+
+
+OLD_METRICS = (
+    MetricInfo(name="top1", title="Top-1 accuracy"),
+    MetricInfo(name="agreement", title="Agreement with the original"),
+)
+
+
+def budgets(report: Report) -> tuple[MetricBudget, ...]:
+    """Every budget, also of an older report."""
+    if report.budgets or report.budget is None:
+        return report.budgets
+    old = report.budget
+    verdict: dict[str, Sureness] = {name: "met" if met else "exceeded" for name, met in old.met.items()}
+    return (MetricBudget(metric=old.metric, max_drop=old.max_drop, unit="ratio", verdict=verdict),)
 
 
 def read_report(path: Path) -> Report:

@@ -7,10 +7,10 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from pipeline.core import StageRecord
+from pipeline.core import MetricInfo, StageRecord
 from pipeline.report import charts, units
-from pipeline.report.headline import metric_name, original_metric, variant
-from pipeline.report.model import Report
+from pipeline.report.headline import main_metric, original_metric, variant
+from pipeline.report.model import Report, budgets
 from pipeline.report.noise import percentile
 from pipeline.target import Estimated, Latency, Measured
 
@@ -22,24 +22,34 @@ FROM_METHOD = "One sample. Hatched: estimated, not measured; the table below nam
 
 def pictures(report: Report) -> list[tuple[str, Markup, str]]:
     """Title, SVG and caption of accuracy, size and latency."""
-    name, metric = metric_name(report.budget.metric), report.budget.metric
+    info = main_metric(report)
+    name, metric = info.title, info.name
     baseline = original_metric(report)
     after = variant(report)
 
-    accuracy = [_dot("original · FP32 · PyTorch", baseline, "before")]
+    accuracy = [_dot("original · FP32 · PyTorch", baseline, "before", info)]
     sizes = [_bar("original · FP32 checkpoint", report.original.size_bytes, "before")]
     for target in report.targets:
         if target.fp32_metrics:
-            accuracy.append(_dot(f"{target.target} · FP32", target.fp32_metrics.get(metric), "before"))
-        accuracy.append(_dot(f"{target.target} · {after}", (target.metrics or {}).get(metric), "after"))
+            accuracy.append(_dot(f"{target.target} · FP32", target.fp32_metrics.get(metric), "before", info))
+        accuracy.append(_dot(f"{target.target} · {after}", (target.metrics or {}).get(metric), "after", info))
         if target.fp32_artifact:
             sizes.append(_bar(f"{target.target} · FP32", target.fp32_artifact.size_bytes, "before"))
         size = None if target.artifact is None else target.artifact.size_bytes
         sizes.append(_bar(f"{target.target} · {after}", size, "after"))
-    allowed = None if baseline is None else (baseline - report.budget.max_drop, baseline)
+    drop = budgets(report)[0].max_drop
+    allowed = (
+        None
+        if baseline is None
+        else _ascending(baseline, baseline - drop if info.higher_is_better else baseline + drop)
+    )
     scale = "The axis does not start at zero. Band: what the budget allows."
     return [
-        (name, Markup(charts.dots(accuracy, allowed=allowed, name="accuracy", alt=_spoken(name, accuracy))), scale),
+        (
+            name,
+            Markup(charts.dots(accuracy, info, allowed=allowed, name="accuracy", alt=_spoken(name, accuracy))),
+            scale,
+        ),
         ("Size", Markup(charts.bars(sizes, name="size", alt=_spoken("Size", sizes))), "Bytes of the file or package."),
         *(
             (heading, Markup(charts.bars(rows, name=f"latency-{index}", alt=_spoken(heading, rows))), caption)
@@ -69,10 +79,14 @@ def _group(latency: Latency) -> str:
     return ESTIMATED if isinstance(latency, Estimated) else ONE_THREAD
 
 
-def _dot(label: str, value: float | None, kind: Side) -> charts.Row:
+def _ascending(one: float, other: float) -> tuple[float, float]:
+    return min(one, other), max(one, other)
+
+
+def _dot(label: str, value: float | None, kind: Side, info: MetricInfo) -> charts.Row:
     if value is None:
         return charts.Row(label=label, value=None, text="not measured", kind="none")
-    return charts.Row(label=label, value=value, text=units.percent(value), kind=kind)
+    return charts.Row(label=label, value=value, text=units.metric(value, info), kind=kind)
 
 
 def _bar(label: str, value: int | None, kind: Side) -> charts.Row:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from pipeline.core import MetricInfo
+
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 
@@ -79,6 +81,31 @@ def points(difference: float) -> str:
     ('−0.58\xa0pp', '+0.10\xa0pp')
     """
     return f"{100 * difference:+.2f}{NO_BREAK_SPACE}pp".replace("-", MINUS)
+
+
+def metric(value: float, info: MetricInfo) -> str:
+    r"""A metric's value in its own unit.
+
+    >>> metric(31.24, MetricInfo(name="psnr", title="PSNR", unit="dB")), metric(0.93, MetricInfo(name="top1", title=""))
+    ('31.2\xa0dB', '93.00\xa0%')
+    """
+    return percent(value) if info.unit == "ratio" else _with_unit(significant(value, 4 if not info.unit else 3), info)
+
+
+def change(difference: float, info: MetricInfo) -> str:
+    r"""The difference of two values of a metric, with its sign.
+
+    >>> change(-0.25, MetricInfo(name="psnr", title="PSNR", unit="dB"))
+    '−0.250\xa0dB'
+    """
+    if info.unit == "ratio":
+        return points(difference)
+    sign = "+" if difference > 0 else ""
+    return _with_unit(f"{sign}{significant(difference)}", info)
+
+
+def _with_unit(text: str, info: MetricInfo) -> str:
+    return f"{text}{NO_BREAK_SPACE}{info.unit}" if info.unit else text
 
 
 def times(factor: float) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.report import units
-from pipeline.report.model import Report, TargetRecord, VerdictRecord
+from pipeline.report.model import MetricBudget, Report, Sureness, TargetRecord, VerdictRecord, budgets, metric_info
 from pipeline.report.noise import median_uncertainty
 from pipeline.target import Measured
 
@@ -41,8 +41,11 @@ def verdict(report: Report) -> Verdict:
     """The verdict in sentences: what did not hold first, then what did, then what is not known."""
     wrong, unknown = list(_wrong(report)), list(_unknown(report))
     tone: Tone = "bad" if wrong else "open" if unknown else "good"
-    kept = [name for name, within in report.budget.met.items() if within]
-    held = [f"accuracy budget met on {listed(kept)}: within {_allowed(report)}"] if kept else []
+    held = [
+        f"accuracy budget met on {listed(kept)}: within {_allowed(report, budget)}"
+        for budget in budgets(report)
+        if (kept := _targets(budget, "met"))
+    ]
     return Verdict(tone, " ".join(_sentence(text) for text in (*wrong, *held, *unknown, *_unmeasured(report))))
 
 
@@ -58,9 +61,9 @@ def _wrong(report: Report) -> Iterator[str]:
     for target in report.targets:
         if target.status == "failed":
             yield f"target {target.target} failed: {(target.reason or 'no reason was recorded').splitlines()[0]}"
-    exceeded = [name for name, within in report.budget.met.items() if not within]
-    if exceeded:
-        yield f"accuracy budget exceeded on {listed(exceeded)}: more than {_allowed(report)}"
+    for budget in budgets(report):
+        if exceeded := _targets(budget, "exceeded"):
+            yield f"accuracy budget exceeded on {listed(exceeded)}: more than {_allowed(report, budget)}"
     least = PARITY_DB["INT8" if any(stage.stage == "quantize" for stage in report.stages) else "FP32"]
     for target in report.targets:
         yield from _lost_parity(target, least)
@@ -105,9 +108,26 @@ def _unknown(report: Report) -> Iterator[str]:
     for target in report.targets:
         if target.status == "skipped":
             yield f"target {target.target} skipped: {target.reason}"
-        elif target.status == "ok" and target.target not in report.budget.met:
+        elif target.status == "ok" and any(target.target not in budget.verdict for budget in budgets(report)):
             because = f": {target.metrics_skipped}" if target.metrics_skipped else ""
             yield f"accuracy of {target.target} not measured{because}"
+    for budget in budgets(report):
+        for name in _targets(budget, "unsure"):
+            yield f"accuracy budget of {name}: {_unsure(report, budget, name)}"
+
+
+def _targets(budget: MetricBudget, verdict: Sureness) -> list[str]:
+    return [name for name, found in budget.verdict.items() if found == verdict]
+
+
+def _unsure(report: Report, budget: MetricBudget, name: str) -> str:
+    """Why it cannot be told whether a target keeps a budget, and what would tell."""
+    info = metric_info(report, budget.metric)
+    target = next(record for record in report.targets if record.target == name)
+    difference = next(found for found in target.differences if found.metric == budget.metric)
+    interval = f"{units.change(difference.low, info)} to {units.change(difference.high, info)}"
+    enough = "" if difference.enough_samples is None else f"; about {difference.enough_samples} would"
+    return f"cannot tell with {difference.samples} samples, {info.title} changed by {interval}{enough}"
 
 
 def _unmeasured(report: Report) -> Iterator[str]:
@@ -118,8 +138,10 @@ def _unmeasured(report: Report) -> Iterator[str]:
             yield f"latency of {target.target} not measured" + (f": {reasons[0]}" if reasons else "")
 
 
-def _allowed(report: Report) -> str:
-    return f"the allowed drop of {units.points(report.budget.max_drop).lstrip('+')}"
+def _allowed(report: Report, budget: MetricBudget) -> str:
+    info = metric_info(report, budget.metric)
+    drop = units.change(budget.max_drop, info).lstrip("+")
+    return f"the allowed {'drop' if info.higher_is_better else 'increase'} of {drop}"
 
 
 def _sentence(text: str) -> str:

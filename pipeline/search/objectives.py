@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Literal
 
-from pipeline.core import RecipeError, Setting
-from pipeline.recipe import Metric
+from pipeline.core import MetricInfo, RecipeError, Setting
 from pipeline.report.model import Report
 from pipeline.target import Measured
 
-METRICS: tuple[str, ...] = get_args(Metric)
 OF_A_TARGET = ("latency", "size")
 
 
 class Objective(Setting):
-    """One thing to improve: ``top1`` or ``agreement`` (the worst target's), ``latency:onnx``, ``size:tflite`` …"""
+    """One thing to improve: a metric of the task (the worst target's), ``latency:onnx``, ``size:tflite`` …"""
 
     kind: str
     target: str | None = None
+    higher_is_better: bool = False
 
     @property
     def name(self) -> str:
@@ -27,10 +27,10 @@ class Objective(Setting):
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
         """The direction, as Optuna calls it."""
-        return "minimize" if self.kind in OF_A_TARGET else "maximize"
+        return "maximize" if self.higher_is_better else "minimize"
 
     def value(self, report: Report) -> float:
-        """The objective's value in a report: a ratio, nanoseconds or bytes.
+        """The objective's value in a report: in the metric's unit, nanoseconds or bytes.
 
         Raises:
             RecipeError: The report has no such value, and says why.
@@ -53,17 +53,20 @@ class Objective(Setting):
         return max(found) if self.direction == "minimize" else min(found)
 
 
-def parse_objective(text: str) -> Objective:
-    """``latency:onnx`` as an `Objective`.
+def parse_objective(text: str, metrics: Sequence[MetricInfo]) -> Objective:
+    """``latency:onnx``, or the name of one of a task's metrics, as an `Objective`.
 
-    >>> parse_objective("latency:onnx").direction
+    >>> parse_objective("latency:onnx", []).direction
     'minimize'
     """
     kind, _, target = text.partition(":")
-    if kind not in METRICS and not (kind in OF_A_TARGET and target):
+    named = {info.name: info for info in metrics}
+    if kind in named and not target:
+        return Objective(kind=kind, higher_is_better=named[kind].higher_is_better)
+    if not (kind in OF_A_TARGET and target):
         raise RecipeError(
             f"there is no objective {text!r}",
             where="search",
-            fix=f"use {', '.join(METRICS)}, latency:<target> or size:<target>",
+            fix=f"use {', '.join(named)}, latency:<target> or size:<target>",
         )
-    return Objective(kind=kind, target=target or None)
+    return Objective(kind=kind, target=target)

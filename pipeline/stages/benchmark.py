@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,7 +20,18 @@ from pipeline.machine.processor import all_cores, cpu_name
 from pipeline.machine.timing import Candidate, interleave
 from pipeline.models.capture import count_macs, count_parameters, example_inputs
 from pipeline.progress import Progress
-from pipeline.report.model import ArtifactRecord, CrossCheck, OriginalRecord, Parity, TargetRecord, VariantRecord
+from pipeline.recipe import Budget
+from pipeline.report.model import (
+    ArtifactRecord,
+    CrossCheck,
+    DifferenceRecord,
+    OriginalRecord,
+    OutputFidelity,
+    Parity,
+    Sureness,
+    TargetRecord,
+    VariantRecord,
+)
 from pipeline.target import (
     Exported,
     Latency,
@@ -34,7 +45,11 @@ from pipeline.target import (
     measured,
 )
 from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.differences import Difference, Paired, differences, samples_to_tell
+from pipeline.tasks.lookup import for_task, task_of
 from pipeline.tasks.prediction import SetPredictor, predictor, session_predictor
+from pipeline.tasks.scores import Scores
+from pipeline.tasks.task import MetricSpec, Task
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +58,14 @@ SECONDS_PER_CANDIDATE = 2.0
 
 
 def benchmark(
-    model: Model, exported: Sequence[Exported], samples: SampleSet, *, root: Path, batch_size: int = 256
+    model: Model,
+    exported: Sequence[Exported],
+    samples: SampleSet,
+    *,
+    root: Path,
+    task: Task | None = None,
+    budgets: tuple[Budget, ...] = (),
+    batch_size: int = 256,
 ) -> tuple[OriginalRecord, tuple[TargetRecord, ...]]:
     """Measure the original and every target; what cannot run here is skipped with the reason.
 
@@ -52,18 +74,22 @@ def benchmark(
         exported: What `export` returned.
         samples: The evaluation set. Nothing is chosen by it.
         root: Artifact paths in the records are relative to this folder.
+        task: What the model is for; suggested by the model and the labels when absent.
+        budgets: Those that differences to the original are held against.
         batch_size: Samples per forward pass where the batch is dynamic; fewer where memory is short. Latency is always
             taken at batch 1.
     """
     model = with_examples(model, samples)
+    task = task_of(model, samples, task)
+    samples = for_task(samples, task)
     sample = tuple(value.numpy() for value in example_inputs(model.examples))
     failures = _Failures()
     ready = []
     for item in exported:
         if item.status == "ok" and item.target.cannot_run() is None:
             with failures.caught(item.target.name, "cannot be loaded"):
-                ready.append(_Artifacts(item, sample))
-    metrics = _score(model, ready, failures, samples, batch_size)
+                ready.append(_Artifacts(item, sample, _Scorer(task, len(samples), samples.labelled)))
+    metrics, paired = _score(model, ready, failures, task, samples, batch_size)
     original_latency = _time(model, ready, failures)
     original = OriginalRecord(
         parameters=count_parameters(model.reference),
@@ -76,7 +102,9 @@ def benchmark(
     return original, tuple(
         _failed(item, failures[item.target.name], root)
         if item.target.name in failures
-        else _record(item, measured_by_target.get(item.target.name), root)
+        else _record(
+            item, measured_by_target.get(item.target.name), root, _Original(model.outputs, metrics, paired, budgets)
+        )
         for item in exported
     )
 
@@ -100,9 +128,44 @@ class _Run:
 
     lowered: Lowered
     session: Session
-    against_original: Comparison = field(default_factory=Comparison)
-    against_program: Comparison = field(default_factory=Comparison)
+    scores: Scores
+    against_original: Comparison
+    against_program: Comparison
     latency: list[Latency] = field(default_factory=list)
+    paired: Paired | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Scorer:
+    """What is counted for every artifact."""
+
+    task: Task
+    samples: int
+    labelled: bool
+
+    def run(self, lowered: Lowered, session: Session, *, paired: bool = False) -> _Run:
+        axis = self.task.class_axis
+        return _Run(
+            lowered,
+            session,
+            Scores(self.task, labelled=self.labelled),
+            Comparison(axis),
+            Comparison(axis),
+            paired=self.pair() if paired else None,
+        )
+
+    def pair(self) -> Paired:
+        return Paired(self.task, self.samples, labelled=self.labelled)
+
+
+@dataclass(frozen=True, slots=True)
+class _Original:
+    """What the original reached, and what its optimized forms are held against."""
+
+    outputs: tuple[str, ...]
+    metrics: dict[str, float]
+    paired: Paired
+    budgets: tuple[Budget, ...]
 
 
 class _Artifacts:
@@ -112,22 +175,22 @@ class _Artifacts:
         sample: One real sample ``(1, …)``.
     """
 
-    def __init__(self, exported: Exported, sample: tuple[Array, ...]) -> None:
+    def __init__(self, exported: Exported, sample: tuple[Array, ...], scorer: _Scorer) -> None:
         assert exported.optimized is not None
         assert exported.original is not None
         target = exported.target
         self.exported = exported
         self.optimized, self.original = (
-            _Run(lowered, target.load(lowered, threads=all_cores()))
+            scorer.run(lowered, target.load(lowered, threads=all_cores()), paired=lowered is exported.optimized)
             for lowered in (exported.optimized, exported.original)
         )
         self.variants = {
-            variant: _Run(lowered, target.load(lowered, threads=all_cores()))
+            variant: scorer.run(lowered, target.load(lowered, threads=all_cores()))
             for variant, lowered in exported.variants.items()
             if isinstance(lowered, Lowered)
         }
         checks, self.unchecked = _cross_checks(target, exported.optimized, sample)
-        self.cross_checks = [_Run(exported.optimized, check) for check in checks]
+        self.cross_checks = [scorer.run(exported.optimized, check) for check in checks]
 
     @property
     def name(self) -> str:
@@ -158,32 +221,34 @@ def _cross_checks(target: Target, lowered: Lowered, sample: tuple[Array, ...]) -
 
 
 def _score(
-    model: Model, ready: Sequence[_Artifacts], failures: _Failures, samples: SampleSet, size: int
-) -> dict[str, float]:
-    """Run the evaluation set once through everything; returns the original's metrics."""
+    model: Model, ready: Sequence[_Artifacts], failures: _Failures, task: Task, samples: SampleSet, size: int
+) -> tuple[dict[str, float], Paired]:
+    """Run the evaluation set once through everything; returns the original's metrics, also sample by sample."""
     modules = (model.reference, model.module)
     original, program = (SetPredictor(module, samples) for module in modules)
-    of_original = Comparison()
+    of_original = Scores(task, labelled=samples.labelled, compared=False)
+    paired = Paired(task, len(samples), labelled=samples.labelled)
     needs = footprint(lambda count: [predictor(each)(example_inputs(model.examples, count)) for each in modules])
     size = affordable_batch("benchmark", needs, min(size, len(samples)))
     with Progress("evaluate", total=len(samples)) as progress:
         for batch in samples.batches(size):
             expected, quantized = original(batch.inputs), program(batch.inputs)
-            of_original.update(expected, expected, batch.labels)
+            of_original.update(batch.inputs, expected, expected, batch.labels)
+            paired.update(batch.inputs, expected, expected, batch.labels)
             for item in ready:
                 if item.name not in failures:
                     with failures.caught(item.name, "cannot run the evaluation samples"):
                         item.score(batch, expected, quantized)
             progress.advance(len(batch.inputs[0]))
-    metrics = of_original.metrics()
-    if "top1" in metrics:
-        metrics.pop("agreement")  # with itself
-    return metrics
+    return of_original.values(), paired
 
 
 def _score_batch(run: _Run, batch: Batch, expected: tuple[Tensor, ...], quantized: tuple[Tensor, ...]) -> None:
     outputs = session_predictor(run.session)(batch.inputs)
-    run.against_original.update(outputs, expected, batch.labels)
+    run.scores.update(batch.inputs, outputs, expected, batch.labels)
+    if run.paired is not None:
+        run.paired.update(batch.inputs, outputs, expected, batch.labels)
+    run.against_original.update(outputs, expected)
     run.against_program.update(outputs, quantized)
 
 
@@ -256,7 +321,7 @@ def _in_session(session: Session, model: Model, lowered: Lowered) -> Candidate:
     return Candidate(runtime=session.runtime, device=session.device, call=lambda: session.run(arrays))
 
 
-def _record(exported: Exported, result: _Artifacts | None, root: Path) -> TargetRecord:
+def _record(exported: Exported, result: _Artifacts | None, root: Path, before: _Original) -> TargetRecord:
     target = exported.target
     if exported.optimized is None or exported.original is None:
         return TargetRecord(
@@ -282,16 +347,18 @@ def _record(exported: Exported, result: _Artifacts | None, root: Path) -> Target
     optimized, original = result.optimized, result.original
     return TargetRecord(
         **common,
-        metrics=optimized.against_original.metrics(),
+        metrics=optimized.scores.values(),
+        differences=_differences(before, optimized),
+        fidelity=_fidelity(before.outputs, optimized.against_original),
         metrics_source=optimized.session.metrics_source,
-        fp32_metrics=original.against_original.metrics(),
+        fp32_metrics=original.scores.values(),
         parity=_parity(optimized.against_program),
         latency=(*optimized.latency, *estimates),
         fp32_latency=tuple(original.latency),
         cross_checks=tuple(
             CrossCheck(
                 runtime=run.session.runtime,
-                metrics=run.against_original.metrics(),
+                metrics=run.scores.values(),
                 parity=_parity(run.against_program),
             )
             for run in result.cross_checks
@@ -337,11 +404,45 @@ def _variant(name: Variant, made: Lowered | str, run: _Run | None, root: Path) -
         return record
     return record.model_copy(
         update={
-            "metrics": run.against_original.metrics(),
+            "metrics": run.scores.values(),
             "metrics_source": run.session.metrics_source,
             "latency": tuple(run.latency),
         }
     )
+
+
+def _differences(before: _Original, after: _Run) -> tuple[DifferenceRecord, ...]:
+    """Each metric's difference to the original, and what its interval says of the budget."""
+    assert after.paired is not None
+    return tuple(
+        _difference(spec, found, before)
+        for spec, found in zip(before.paired.specs, differences(before.paired, after.paired), strict=True)
+    )
+
+
+def _difference(spec: MetricSpec, found: Difference, before: _Original) -> DifferenceRecord:
+    """One metric's; a budget is met where even the worse end of the interval is within it."""
+    record = DifferenceRecord(**asdict(found))
+    budget = next((each for each in before.budgets if each.metric == spec.name), None)
+    if budget is None:
+        return record
+    baseline = before.metrics.get(spec.name, spec.of_itself or 0.0)
+    allowed = spec.info.allowed(baseline, budget.max_drop, budget.max_drop_relative)
+    best, worst = sorted(spec.info.drop(0.0, end) for end in (found.low, found.high))
+    verdict: Sureness = "met" if worst <= allowed else "exceeded" if best > allowed else "unsure"
+    enough = samples_to_tell(found, spec.info.drop(0.0, found.value), allowed) if verdict == "unsure" else None
+    return record.model_copy(update={"verdict": verdict, "enough_samples": enough})
+
+
+def _fidelity(names: Sequence[str], comparison: Comparison) -> dict[str, OutputFidelity]:
+    return {
+        name: OutputFidelity(
+            sqnr_db=None if output.sqnr_db == float("inf") else output.sqnr_db,
+            cosine=output.cosine,
+            max_abs_error=output.max_abs_error,
+        )
+        for name, output in zip(names, comparison.outputs, strict=True)
+    }
 
 
 def _parity(comparison: Comparison) -> Parity:

@@ -16,6 +16,7 @@ from pipeline.core import Model, RecipeError
 from pipeline.data.samples import SampleSet
 from pipeline.recipe import Budget
 from pipeline.target import Target
+from pipeline.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,8 @@ class Supplies:
     calibration: SampleSet | None
     held_out: SampleSet | None
     targets: tuple[Target, ...]
-    budget: Budget
+    task: Task
+    budget: tuple[Budget, ...]
     seed: int
     root: Path
     checkpoint: Path | None = None

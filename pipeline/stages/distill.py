@@ -27,10 +27,12 @@ from pipeline.models.interface import in_normal_form
 from pipeline.models.modules import plain
 from pipeline.recipe import DistillConfig
 from pipeline.stages.contract import Needs, Stage, Supplies
-from pipeline.tasks.evaluation import evaluate
+from pipeline.tasks.lookup import for_task, task_of
+from pipeline.tasks.task import Task
 from pipeline.training.features import FeatureLoss
-from pipeline.training.loop import StepLoss, best_epoch, fit
+from pipeline.training.loop import EpochLog, StepLoss, best_epoch, fit
 from pipeline.training.losses import distillation_loss
+from pipeline.training.validation import higher_is_better, validation
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def distill(
     config: DistillConfig,
     data: SampleSet,
     *,
+    task: Task | None = None,
     held_out: SampleSet | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
@@ -52,8 +55,8 @@ def distill(
 
     Args:
         data: What to train on.
-        held_out: Other samples of the training data, on which each epoch is scored: top-1 where they are labelled,
-            agreement with the teacher where not.
+        task: What the model is for; suggested by the model and the labels when absent.
+        held_out: Other samples of the training data, on which each epoch is scored by the task's first metric.
         checkpoint: Where the training's state is kept, so that a killed one goes on; removed at the end.
         log: CSV file of every step's and epoch's loss.
         root: What relative paths of ``config.student`` start from.
@@ -68,38 +71,58 @@ def distill(
     started = time.monotonic()
     _refuse_programs(model)
     model = with_examples(model, data)
+    task = task_of(model, data, task)
+    data, held_out = for_task(data, task), None if held_out is None else for_task(held_out, task)
     student = first_student(model, config, seed=seed, root=root).requires_grad_(True)
     teacher = copy.deepcopy(model.reference).requires_grad_(False).eval()
     for module in (student, teacher):
         _to_channels_last(module)
-    loss = _loss(student, teacher, config, example_inputs(model.examples, 2), seed)
+    loss = _loss(student, teacher, task, config, example_inputs(model.examples, 2), seed)
     logs = fit(
         student,
         loss,
         data,
         config,
         seed=seed,
-        validate=None if held_out is None else lambda module: _score(module, teacher, held_out),
+        validate=None if held_out is None else validation(task, teacher, held_out),
+        higher_is_better=higher_is_better(task, held_out),
         label="distill",
         checkpoint=checkpoint,
         log=log,
     )
     student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs leave it out
-    details = {
-        "samples": len(data),
-        "held_out": 0 if held_out is None else len(held_out),
-        "epochs": [{"epoch": epoch.epoch, "loss": epoch.loss, "metric": epoch.metric} for epoch in logs],
-        "kept_epoch": logs[-1].epoch if config.early_stop is None else best_epoch(logs),
-        "feature_layers": loss.layers if isinstance(loss, FeatureLoss) else {},
-    }
+    details = _details(task, config, data, held_out, logs, loss)
     return model.after(student, _record(model, student, config, details, time.monotonic() - started))
 
 
+def _details(
+    task: Task,
+    config: DistillConfig,
+    data: SampleSet,
+    held_out: SampleSet | None,
+    logs: list[EpochLog],
+    loss: StepLoss,
+) -> dict[str, Any]:
+    """What the record says of the training."""
+    return {
+        "samples": len(data),
+        "held_out": 0 if held_out is None else len(held_out),
+        "epochs": [{"epoch": epoch.epoch, "loss": epoch.loss, "metric": epoch.metric} for epoch in logs],
+        "metric": task.metrics[0].name,
+        "kept_epoch": logs[-1].epoch
+        if config.early_stop is None
+        else best_epoch(logs, higher_is_better(task, held_out)),
+        "feature_layers": loss.layers if isinstance(loss, FeatureLoss) else {},
+    }
+
+
 def _loss(
-    student: nn.Module, teacher: nn.Module, config: DistillConfig, inputs: tuple[Tensor, ...], seed: int
+    student: nn.Module, teacher: nn.Module, task: Task, config: DistillConfig, inputs: tuple[Tensor, ...], seed: int
 ) -> StepLoss:
     """The loss on the answers and, where features are asked for, on what layers put out as well."""
-    loss = distillation_loss(teacher, temperature=config.temperature, alpha=config.alpha, relations=config.relations)
+    loss = distillation_loss(
+        teacher, task, temperature=config.temperature, alpha=config.alpha, relations=config.relations
+    )
     if config.features is None:
         return loss
     with torch.random.fork_rng():
@@ -163,11 +186,6 @@ def _shapes(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[list[int]]:
     return [list(output.shape) for output in output_tuple(outputs)]
 
 
-def _score(student: nn.Module, teacher: nn.Module, held_out: SampleSet) -> float | None:
-    metrics = evaluate(student, held_out, reference=None if held_out.labelled else teacher)
-    return metrics.get("top1", metrics.get("agreement"))
-
-
 def _to_channels_last(module: nn.Module) -> None:
     """Let 2-D convolutions work in the layout in which they train about 1.5 times faster on a CPU."""
     if all(parameter.ndim <= 4 for parameter in module.parameters()):
@@ -194,6 +212,7 @@ def _apply(model: Model, config: DistillConfig, supplies: Supplies) -> Model:
         model,
         config,
         supplies.train,
+        task=supplies.task,
         held_out=supplies.held_out,
         seed=supplies.seed,
         checkpoint=supplies.checkpoint,
@@ -208,7 +227,14 @@ def _architecture(model: Model, config: DistillConfig, supplies: Supplies) -> nn
     if config.student is None and config.features is None:
         return model.module
     student = first_student(model, config, seed=supplies.seed, root=supplies.root)
-    _loss(student, model.reference, config, example_inputs(model.examples or model.inputs, 2), supplies.seed)
+    _loss(
+        student,
+        model.reference,
+        supplies.task,
+        config,
+        example_inputs(model.examples or model.inputs, 2),
+        supplies.seed,
+    )
     return student if config.student is not None else model.module
 
 

@@ -1,4 +1,6 @@
-"""Tasks: what a model is for. One file a task; today there is classification.
+"""Tasks: what a model is for, and how well it does it.
 
-`prediction` runs any model on tensors, `comparison` measures its outputs, `evaluation` does both over a sample set.
+`task` says what a task is, `builtin` has one file for each, and `lookup` finds the one that a run is about.
+`prediction` runs any model on tensors, `comparison` measures outputs, `scores` a task's metrics, `evaluation` both over
+a sample set, and `differences` says how sure a difference between two models is.
 """

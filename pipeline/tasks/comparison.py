@@ -1,11 +1,10 @@
-"""Comparison: outputs against a reference's outputs, and against labels where the model classifies."""
+"""Comparison: outputs against a reference's outputs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from pipeline.tasks.classification import Top1, classifies
+from torch.nn import functional
 
 SMALL = 1e-6
 """An absolute error that does not matter beside a reference of zeros."""
@@ -33,51 +32,94 @@ def sqnr_db(reference: Tensor, tested: Tensor) -> float:
     return float(10 * torch.log10(signal / errors.square().sum()))
 
 
-class Comparison:
-    """Outputs against a reference's outputs and against labels, batch by batch, in constant memory.
+def cosines(tested: Tensor, reference: Tensor) -> Tensor:
+    """The cosine between both outputs of each sample ``(N, …)``: ``(N,)``, 1 where they are equal.
 
-    >>> comparison = Comparison()
-    >>> logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
-    >>> comparison.update((logits,), (logits,), labels=torch.tensor([1, 0, 0, 0]))
-    >>> comparison.top1, comparison.agreement, comparison.sqnr_db
-    (0.75, 1.0, inf)
+    A single number per sample has no direction: there, its relative error takes the place of the angle.
+
+    >>> cosines(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    tensor([0.7071, 1.0000], dtype=torch.float64)
     """
+    ours, theirs = (values.double().reshape(len(values), -1) for values in (tested, reference))
+    if ours.shape[1] == 1:
+        scale = theirs.square().mean().sqrt().clamp_min(SMALL)
+        ours, theirs = (torch.cat([values / scale, torch.ones_like(values)], 1) for values in (ours, theirs))
+    found = functional.cosine_similarity(ours, theirs, dim=1)
+    return torch.where((ours == theirs).all(1), torch.ones_like(found), found)
+
+
+class OutputComparison:
+    """One output against a reference's, batch by batch, in constant memory."""
 
     def __init__(self) -> None:
-        self._correct, self._same = Top1(), Top1()
-        self._signal = self._noise = 0.0
-        self.max_abs_error = 0.0
+        self.signal = self.noise = self.max_abs_error = 0.0
+        self._cosines, self._samples = 0.0, 0
 
-    def update(self, tested: tuple[Tensor, ...], reference: tuple[Tensor, ...], labels: Tensor | None = None) -> None:
-        """Add a batch: outputs ``(N, …)`` of both, and labels ``(N,) int64`` where there are any."""
-        for ours, theirs in zip(tested, reference, strict=True):
-            error = ours.double() - theirs.double()
-            self._signal += float(theirs.double().square().sum())
-            self._noise += float(error.square().sum())
-            self.max_abs_error = max(self.max_abs_error, float(error.abs().max()))
-        if classifies(tested):
-            self._same.update(tested[0], reference[0].argmax(1))
-            if labels is not None:
-                self._correct.update(tested[0], labels)
+    def update(self, tested: Tensor, reference: Tensor) -> None:
+        """Add a batch ``(N, …)`` of both."""
+        ours, theirs = (values.double().reshape(len(values), -1) for values in (tested, reference))
+        error = ours - theirs
+        self.signal += float(theirs.square().sum())
+        self.noise += float(error.square().sum())
+        self.max_abs_error = max(self.max_abs_error, float(error.abs().max()))
+        self._cosines += float(cosines(tested, reference).sum())
+        self._samples += len(ours)
+
+    @property
+    def sqnr_db(self) -> float:
+        """``10 log10(signal / noise)`` in dB; infinite where both are equal."""
+        return _decibels(self.signal, self.noise)
+
+    @property
+    def cosine(self) -> float:
+        """Between both outputs of a sample, averaged over samples; equal ones have 1."""
+        return self._cosines / max(1, self._samples)
+
+
+class Comparison:
+    """Outputs against a reference's outputs, batch by batch, in constant memory.
+
+    Args:
+        class_axis: The axis of the first output that holds class scores; None where it holds none.
+
+    >>> comparison = Comparison(class_axis=1)
+    >>> logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    >>> comparison.update((logits,), (logits.flip(1),))
+    >>> comparison.agreement
+    0.0
+    """
+
+    def __init__(self, class_axis: int | None = None) -> None:
+        self.outputs: list[OutputComparison] = []
+        self._class_axis, self._agreeing, self._answers = class_axis, 0, 0
+
+    def update(self, tested: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> None:
+        """Add a batch: outputs ``(N, …)`` of both."""
+        self.outputs = self.outputs or [OutputComparison() for _ in tested]
+        for output, ours, theirs in zip(self.outputs, tested, reference, strict=True):
+            output.update(ours, theirs)
+        if self._class_axis is not None:
+            same = tested[0].argmax(self._class_axis) == reference[0].argmax(self._class_axis)
+            self._agreeing += int(same.sum())
+            self._answers += same.numel()
 
     @property
     def sqnr_db(self) -> float:
         """``10 log10(signal / noise)`` over all outputs in dB; infinite where they are equal."""
-        if self._noise == 0:
-            return float("inf")
-        return float(10 * torch.log10(torch.tensor(self._signal / self._noise, dtype=torch.float64)))
+        return _decibels(sum(output.signal for output in self.outputs), sum(output.noise for output in self.outputs))
 
     @property
-    def top1(self) -> float | None:
-        """Share of samples whose largest logit is the label's."""
-        return self._correct.share
+    def max_abs_error(self) -> float:
+        """Of any value of any output."""
+        return max((output.max_abs_error for output in self.outputs), default=0.0)
 
     @property
     def agreement(self) -> float | None:
-        """Share of samples with the same largest logit as the reference."""
-        return self._same.share
+        """Share of answers with the same largest class score as the reference's."""
+        return self._agreeing / self._answers if self._answers else None
 
-    def metrics(self) -> dict[str, float]:
-        """What there is of top-1 and agreement."""
-        found = {"top1": self.top1, "agreement": self.agreement}
-        return {name: value for name, value in found.items() if value is not None}
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return float("inf")
+    return float(10 * torch.log10(torch.tensor(signal / noise, dtype=torch.float64)))

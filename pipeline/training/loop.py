@@ -40,7 +40,7 @@ StepLoss = Callable[[nn.Module, Batch], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class EpochLog:
-    """Mean training loss of one epoch, and the metric on held-out samples after it (a ratio, or None)."""
+    """Mean training loss of one epoch, and the metric on held-out samples after it, or None."""
 
     epoch: int
     loss: float
@@ -55,6 +55,7 @@ def fit(
     *,
     seed: int,
     validate: Callable[[nn.Module], float | None] | None = None,
+    higher_is_better: bool = True,
     label: str = "train",
     checkpoint: Path | None = None,
     before_step: Callable[[float], None] | None = None,
@@ -68,7 +69,8 @@ def fit(
     Args:
         loss: Called as ``loss(module, batch)`` with an augmented batch; returns a scalar. Where it is a module itself,
             its parameters are trained too.
-        validate: Metric of the module on held-out samples, called after each epoch in eval mode; larger is better.
+        validate: Metric of the module on held-out samples, called after each epoch in eval mode.
+        higher_is_better: Its direction, which decides what the best epoch is.
         label: What the progress bar says.
         checkpoint: Where the state is kept while training, every ``checkpoint_minutes``. Training that was killed
             resumes from it; on a CPU and in one process it ends in the same weights, bit for bit. Removed at the end.
@@ -83,7 +85,7 @@ def fit(
         StageError: The loss is no longer finite, or the checkpoint belongs to another training.
         EdgewrightError: A step does not fit into memory.
     """
-    training = _Training(module, loss, samples, config, seed, checkpoint)
+    training = _Training(module, loss, samples, config, seed, checkpoint, higher_is_better)
     training.require_memory(label, samples)
     training.resume()
     state = training.state
@@ -92,7 +94,7 @@ def fit(
         TrainingLog(log if training.leads else None, keep_bytes=state.logged) as journal,
     ):
         progress.advance(training.steps_done)
-        while state.epoch < config.epochs and not _has_stalled(state.logs, config.early_stop):
+        while state.epoch < config.epochs and not _has_stalled(state.logs, config.early_stop, higher_is_better):
             for value, rate in training.epoch(before_step):
                 progress.advance(loss=state.total / state.step)
                 journal.write(state.epoch + 1, state.step, value, rate)
@@ -105,14 +107,15 @@ def fit(
     return state.logs
 
 
-def best_epoch(logs: list[EpochLog]) -> int:
-    """The first epoch with the highest metric; the last epoch where there is no metric.
+def best_epoch(logs: list[EpochLog], higher_is_better: bool = True) -> int:
+    """The first epoch with the best metric; the last epoch where there is no metric.
 
     >>> best_epoch([EpochLog(1, 0.3, 0.8), EpochLog(2, 0.2, 0.9), EpochLog(3, 0.1, 0.9)])
     2
     """
     scored = [log for log in logs if log.metric is not None]
-    return max(scored, key=lambda log: (log.metric, -log.epoch)).epoch if scored else logs[-1].epoch
+    sign = 1 if higher_is_better else -1
+    return max(scored, key=lambda log: (sign * (log.metric or 0.0), -log.epoch)).epoch if scored else logs[-1].epoch
 
 
 @dataclass(slots=True)
@@ -150,8 +153,9 @@ class _Training:
         config: TrainingConfig,
         seed: int,
         checkpoint: Path | None,
+        higher_is_better: bool,
     ) -> None:
-        self._config, self._checkpoint = config, checkpoint
+        self._config, self._checkpoint, self._higher_is_better = config, checkpoint, higher_is_better
         self._accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
         set_seed(seed, device_specific=True)  # so that processes augment differently
         loader = samples.loader(config.batch_size, shuffle_seed=seed, drop_last=True)
@@ -272,7 +276,7 @@ class _Training:
         log = EpochLog(state.epoch + 1, mean, None if validate is None else validate(self._scored))
         state.logs.append(log)
         logger.debug("epoch %d: loss %.6g, held-out metric %s", log.epoch, log.loss, log.metric)
-        if self._config.early_stop is not None and best_epoch(state.logs) == log.epoch:
+        if self._config.early_stop is not None and best_epoch(state.logs, self._higher_is_better) == log.epoch:
             state.best = {name: tensor.clone() for name, tensor in self._scored.state_dict().items()}
         state.epoch, state.step, state.total = log.epoch, 0, 0.0
         return log
@@ -297,8 +301,8 @@ class _Training:
             self._checkpoint.unlink(missing_ok=True)
 
 
-def _has_stalled(logs: list[EpochLog], patience: int | None) -> bool:
-    return patience is not None and len(logs) > 0 and len(logs) - best_epoch(logs) >= patience
+def _has_stalled(logs: list[EpochLog], patience: int | None, higher_is_better: bool) -> bool:
+    return patience is not None and len(logs) > 0 and len(logs) - best_epoch(logs, higher_is_better) >= patience
 
 
 def _optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:

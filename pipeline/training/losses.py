@@ -9,32 +9,32 @@ from torch.nn import functional
 from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import Batch
 from pipeline.recipe import Relations
-from pipeline.tasks.classification import classifies
+from pipeline.tasks.task import Task
 from pipeline.training.loop import StepLoss
 
 
 def distillation_loss(
-    teacher: nn.Module, *, temperature: float, alpha: float, relations: Relations | None = None
+    teacher: nn.Module, task: Task, *, temperature: float, alpha: float, relations: Relations | None = None
 ) -> StepLoss:
     """The loss of a student against its teacher's outputs, with the labels mixed in where a batch has them.
 
-    Logits: ``alpha * T^2 * KL(softmax(t / T) || softmax(s / T)) + (1 - alpha) * CE(s, labels)``, ``alpha`` being 1
-    without labels. Any other output: the squared error relative to the teacher's mean square, so that outputs of
-    different units weigh the same. Several outputs add up, and so does the loss on the first one's ``relations``.
-    Where only the labels count (``alpha`` 0), the teacher is not run.
+    ``alpha * terms[0] + (1 - alpha) * label_loss``, ``alpha`` being 1 without labels, where ``terms`` and the loss
+    against labels are the task's. The terms of further outputs add up, and so does the loss on the first one's
+    ``relations``. Where only the labels count (``alpha`` 0), the teacher is not run.
     """
 
     def loss(student: nn.Module, batch: Batch) -> Tensor:
         outputs = output_tuple(student(*batch.inputs))
-        if alpha == 0 and relations is None and batch.labels is not None and len(outputs) == 1 and classifies(outputs):
-            return functional.cross_entropy(outputs[0], batch.labels)
+        against_labels = task.label_loss is not None and batch.labels is not None
+        if alpha == 0 and relations is None and against_labels and len(outputs) == 1:
+            assert task.label_loss is not None  # mypy does not follow the flag
+            return task.label_loss(outputs, batch.labels)
         with torch.no_grad():  # not inference mode, whose tensors cannot take part in the student's backward pass
             targets = output_tuple(teacher(*batch.inputs))
-        terms = [_relative_error(s, t) for s, t in zip(outputs, targets, strict=True)]
-        if classifies(targets):
-            terms[0] = _divergence(outputs[0], targets[0], temperature)
-            if batch.labels is not None:
-                terms[0] = alpha * terms[0] + (1 - alpha) * functional.cross_entropy(outputs[0], batch.labels)
+        terms = list(task.terms(outputs, targets, temperature))
+        if against_labels:
+            assert task.label_loss is not None
+            terms[0] = alpha * terms[0] + (1 - alpha) * task.label_loss(outputs, batch.labels)
         if relations is not None:
             terms.append(relations.distance * distance_error(outputs[0], targets[0]))
             terms.append(relations.angle * angle_error(outputs[0], targets[0]))
@@ -74,17 +74,3 @@ def _cosines(points: Tensor) -> Tensor:
     """``(N, N, N)``: at point i, the cosine of the angle between the directions to j and k."""
     directions = functional.normalize(points[None, :, :] - points[:, None, :], dim=2)
     return directions @ directions.transpose(1, 2)
-
-
-def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    divergence = functional.kl_div(
-        functional.log_softmax(student / temperature, dim=1),
-        functional.log_softmax(teacher / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return divergence * temperature**2  # keeps the gradient's size independent of the temperature
-
-
-def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    return functional.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-12)

@@ -69,7 +69,7 @@ def parity(name: str) -> None:
 
 
 def against_program(session: Session, int8: Model, samples: SampleSet) -> float:
-    compared = Comparison()
+    compared = Comparison(class_axis=1)
     for batch in samples.batches(64):
         outputs = session.run(tuple(tensor.numpy() for tensor in batch.inputs))
         compared.update(tuple(torch.from_numpy(array) for array in outputs), predictor(int8.module)(batch.inputs))
@@ -77,7 +77,7 @@ def against_program(session: Session, int8: Model, samples: SampleSet) -> float:
 
 
 def against_original(int8: Model, samples: SampleSet) -> float:
-    compared = Comparison()
+    compared = Comparison(class_axis=1)
     for batch in samples.batches(64):
         compared.update(predictor(int8.module)(batch.inputs), predictor(int8.reference)(batch.inputs))
     return compared.sqnr_db

@@ -37,7 +37,9 @@ from pipeline.recipe import Augmentation, Budget, QatConfig, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.target import Session
 from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.lookup import suggested_for
 from pipeline.tasks.prediction import Predict, predictor, session_predictor
+from pipeline.tasks.scores import Scores
 
 RESULTS = Path(__file__).parent / "results"
 CALIBRATION_IMAGES = 256
@@ -75,6 +77,7 @@ class Bench:
         self.train = demo.committed_samples("train")
         self.calibration = self.train.take(CALIBRATION_IMAGES)
         self._test = list(demo.committed_samples("test").batches(500))
+        self._task = suggested_for(module, self.train)
         predict = predictor(module)
         self._reference = [predict(batch.inputs) for batch in self._test]
         self.rows: list[Row] = []
@@ -84,10 +87,13 @@ class Bench:
             yield {"image": batch.inputs[0].numpy()}
 
     def score(self, part: str, tool: str, setting: str, runs_in: str, predict: Predict, seconds: float) -> None:
-        comparison = Comparison()
+        comparison, scores = Comparison(), Scores(self._task, labelled=True)
         for batch, reference in zip(self._test, self._reference, strict=True):
-            comparison.update(predict(batch.inputs), reference, batch.labels)
-        values = {"top1": comparison.top1, "agreement": comparison.agreement, "sqnr_db": comparison.sqnr_db}
+            outputs = predict(batch.inputs)
+            comparison.update(outputs, reference)
+            scores.update(batch.inputs, outputs, reference, batch.labels)
+        found = scores.values()
+        values = {"top1": found["top1"], "agreement": found["agreement"], "sqnr_db": comparison.sqnr_db}
         row = Row(part, self.network, tool, setting, runs_in, **values, seconds=round(seconds, 1))  # type: ignore[arg-type]
         self.rows.append(row)
         print(

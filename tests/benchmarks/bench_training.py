@@ -26,6 +26,8 @@ from pipeline.data.source import DataSource
 from pipeline.machine.processor import cpu_name
 from pipeline.models.load import load
 from pipeline.recipe import ModelSource, TrainingConfig
+from pipeline.tasks.lookup import for_task, suggested_for
+from pipeline.tasks.task import Task
 from pipeline.training.loop import fit
 from pipeline.training.losses import distillation_loss
 
@@ -54,7 +56,7 @@ def plain_loop(student: nn.Module, teacher: nn.Module, images: torch.Tensor, lab
         schedule.step()
 
 
-def processor_seconds(student: nn.Module, teacher: nn.Module, samples: SampleSet, *, plain: bool) -> float:
+def processor_seconds(student: nn.Module, teacher: nn.Module, task: Task, samples: SampleSet, *, plain: bool) -> float:
     """One epoch of a fresh copy of the student."""
     student = copy.deepcopy(student)
     batch = next(samples.batches(IMAGES))
@@ -63,7 +65,7 @@ def processor_seconds(student: nn.Module, teacher: nn.Module, samples: SampleSet
     if plain:
         plain_loop(student, teacher, batch.inputs[0], batch.labels)
     else:
-        fit(student, distillation_loss(teacher, temperature=4.0, alpha=0.9), samples, CONFIG, seed=0)
+        fit(student, distillation_loss(teacher, task, temperature=4.0, alpha=0.9), samples, CONFIG, seed=0)
     return time.process_time() - started
 
 
@@ -78,11 +80,13 @@ def main() -> None:
     samples = open_samples(
         DataSource(npz=Path("train.npz"), limit=IMAGES), (IMAGE,), PREPROCESSING, name="t", root=HERE
     )
+    task = suggested_for(teacher, samples)
+    samples = for_task(samples, task)
     times: dict[bool, list[float]] = {True: [], False: []}
-    processor_seconds(teacher, teacher, samples.take(BATCH), plain=False)  # warm up
+    processor_seconds(teacher, teacher, task, samples.take(BATCH), plain=False)  # warm up
     for _ in range(ROUNDS):
         for plain in (True, False):
-            times[plain].append(processor_seconds(teacher, teacher, samples, plain=plain))
+            times[plain].append(processor_seconds(teacher, teacher, task, samples, plain=plain))
     speed = statistics.median(times[True]) / statistics.median(times[False])
     memory: list[int] = []
 
@@ -91,7 +95,7 @@ def main() -> None:
 
     fit(
         copy.deepcopy(teacher),
-        distillation_loss(teacher, temperature=4.0, alpha=0.9),
+        distillation_loss(teacher, task, temperature=4.0, alpha=0.9),
         samples.take(4 * BATCH),
         CONFIG.model_copy(update={"epochs": EPOCHS_OF_MEMORY}),
         seed=0,

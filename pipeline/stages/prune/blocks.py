@@ -23,6 +23,7 @@ from pipeline.recipe import PruneConfig
 from pipeline.stages.prune.channels import is_within
 from pipeline.stages.prune.coupling import PRUNABLE
 from pipeline.stages.prune.sensitivity import movement
+from pipeline.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Shortened:
     skipped: tuple[SkippedLayer, ...]
 
 
-def remove_blocks(model: Model, config: PruneConfig, data: SampleSet | None) -> Shortened:
+def remove_blocks(model: Model, config: PruneConfig, data: SampleSet | None, task: Task | None) -> Shortened:
     """Remove ``blocks_ratio`` of the residual blocks: those that move the outputs least.
 
     Raises:
@@ -49,13 +50,13 @@ def remove_blocks(model: Model, config: PruneConfig, data: SampleSet | None) -> 
     """
     if config.blocks_ratio is None:
         return Shortened(model.module, [], ())
-    if data is None:
+    if data is None or task is None:
         raise StageError("blocks_ratio needs samples", where="prune", fix="name data.calibration")
     found, skipped = removable_blocks(model.module, model.examples or model.inputs)
     found = tuple(name for name in found if not is_within(name, config.skip))
     if not found:
         raise StageError("the model has no residual block to remove", where="prune", fix="leave blocks_ratio out")
-    damages = block_damages(model.module, found, data)
+    damages = block_damages(model.module, found, data, task)
     removed = list(damages)[: round(config.blocks_ratio * len(found))]
     blocks = [{"block": name, "divergence": moved, "removed": name in removed} for name, moved in damages.items()]
     logger.debug("%d of %d residual blocks removed: %s", len(removed), len(found), ", ".join(removed))
@@ -87,9 +88,9 @@ def _still_runs(module: nn.Module, block: str, inputs: Examples) -> bool:
     return [tensor.shape for tensor in before] == [tensor.shape for tensor in after]
 
 
-def block_damages(module: nn.Module, blocks: Sequence[str], data: SampleSet) -> dict[str, float]:
+def block_damages(module: nn.Module, blocks: Sequence[str], data: SampleSet, task: Task) -> dict[str, float]:
     """How far the outputs move without one block alone (see `sensitivity.Curve`), smallest first."""
-    moved = movement(module, data)
+    moved = movement(module, data, task)
     return dict(sorted(((name, moved(without_blocks(module, [name]))) for name in blocks), key=lambda pair: pair[1]))
 
 

@@ -21,21 +21,21 @@ from pipeline.recipe import Importance
 from pipeline.stages.prune import recurrent
 from pipeline.stages.prune.channels import Score
 from pipeline.stages.prune.coupling import BatchNorm, Conv, Place, Together
-from pipeline.tasks.classification import classifies
+from pipeline.tasks.task import Task
 
 NEED_DATA = ("taylor", "activation")
 _IMPORTANCE_SAMPLES = 512
 _IMPORTANCE_BATCH = 64
 
 
-def scorer(kind: Importance, module: nn.Module, data: SampleSet | None) -> Score:
+def scorer(kind: Importance, module: nn.Module, data: SampleSet | None, task: Task | None) -> Score:
     """A judge of the groups of ``module``, whose parameters this replaces by their saliencies.
 
     * ``l1``, ``l2``: the weight's size (Li et al. 2017, https://arxiv.org/abs/1608.08710).
     * ``bn_scale``: the scale of the batch norm behind it (Liu et al. 2017, https://arxiv.org/abs/1708.06519).
     * ``taylor``: weight times gradient, the first-order change of the loss (https://arxiv.org/abs/1906.10771). The
-      loss is cross entropy with the labels, with the model's own answers where there are none, and the mean square of
-      the outputs where they are not logits.
+      loss is the task's against labels; without labels, cross entropy with the model's own answers where it
+      classifies, else the mean square of the outputs.
     * ``activation``: weight times the root mean square of its input (Wanda, https://arxiv.org/abs/2306.11695).
 
     Raises:
@@ -45,7 +45,11 @@ def scorer(kind: Importance, module: nn.Module, data: SampleSet | None) -> Score
         if data is None:
             raise StageError(f"importance {kind!r} needs samples", where="prune", fix="name data.calibration")
         samples = data.take(_IMPORTANCE_SAMPLES)
-        (_weigh_by_gradient if kind == "taylor" else _weigh_by_input)(module, samples)
+        if kind == "activation":
+            _weigh_by_input(module, samples)
+        else:
+            assert task is not None  # there are samples
+            _weigh_by_gradient(module, samples, task)
     power = 2 if kind == "l2" else 1
     tensors = {name: parameter.detach().abs().pow(power) for name, parameter in module.named_parameters()}
     norms = {name for name, part in module.named_modules() if isinstance(part, BatchNorm)}
@@ -96,24 +100,27 @@ def _over_places(
 
 
 @torch.no_grad()
-def _weigh_by_gradient(module: nn.Module, samples: SampleSet) -> None:
+def _weigh_by_gradient(module: nn.Module, samples: SampleSet, task: Task) -> None:
     module.zero_grad()
     with torch.enable_grad():
-        needs = footprint(lambda count: _loss(module, Batch(samples.stand_ins(count), None)))
+        needs = footprint(lambda count: _loss(module, Batch(samples.stand_ins(count), None), task))
     for batch in samples.batches(affordable_batch("prune: importance", needs, _IMPORTANCE_BATCH)):
         with torch.enable_grad():
-            torch.autograd.backward(_loss(module, batch))
+            torch.autograd.backward(_loss(module, batch, task))
     for parameter in module.parameters():
         parameter.mul_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         parameter.grad = None
 
 
-def _loss(module: nn.Module, batch: Batch) -> Tensor:
+def _loss(module: nn.Module, batch: Batch, task: Task) -> Tensor:
+    """Summed over the samples of a batch."""
     outputs = output_tuple(module(*batch.inputs))
-    if classifies(outputs):
-        labels = outputs[0].argmax(1) if batch.labels is None else batch.labels
-        return functional.cross_entropy(outputs[0], labels, reduction="sum")
-    return torch.stack([output.square().flatten(1).mean(1).sum() for output in outputs]).sum()
+    if task.label_loss is not None and batch.labels is not None:
+        return task.label_loss(outputs, batch.labels) * len(batch.inputs[0])
+    if task.class_axis == 1 and outputs[0].ndim == 2:
+        return functional.cross_entropy(outputs[0], outputs[0].argmax(1), reduction="sum")
+    real = [output for output in outputs if output.is_floating_point()]
+    return torch.stack([output.square().flatten(1).mean(1).sum() for output in real]).sum()
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ def apply(model: Model, config: PruneConfig, supplies: Supplies) -> Model:
         config,
         supplies.calibration or supplies.train,
         train=supplies.train,
+        task=supplies.task,
         target=next((target for target in supplies.targets if target.name == config.latency_target), None),
         seed=supplies.seed,
         checkpoint=supplies.checkpoint,

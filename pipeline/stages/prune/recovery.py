@@ -18,6 +18,7 @@ from pipeline.data.samples import SampleSet
 from pipeline.models.duplicate import copy_module
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune.sparsity import zeros_stay
+from pipeline.tasks.task import Task
 from pipeline.training.loop import EpochLog, fit
 from pipeline.training.losses import distillation_loss
 
@@ -29,6 +30,7 @@ def recover(
     module: nn.Module,
     config: PruneConfig,
     train: SampleSet | None,
+    task: Task | None,
     *,
     seed: int,
     checkpoint: Path | None,
@@ -37,12 +39,13 @@ def recover(
 
     Args:
         model: Its original teaches.
+        task: What for.
         checkpoint: Where the training's state is kept. Its result is kept beside that, until `forget_rounds`.
 
     Returns:
         One log an epoch; none where the configuration asks for no recovery.
     """
-    if config.recover is None or train is None:
+    if config.recover is None or train is None or task is None:
         return []
     module.requires_grad_(True)
     finished = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-finished")
@@ -50,7 +53,7 @@ def recover(
         logger.debug("a recovery that was finished earlier is read back")
         return _read(kept, module)
     teacher = copy_module(model.reference).requires_grad_(False).eval()
-    loss = distillation_loss(teacher, temperature=config.recover.temperature, alpha=config.recover.alpha)
+    loss = distillation_loss(teacher, task, temperature=config.recover.temperature, alpha=config.recover.alpha)
     with zeros_stay(module) if config.sparsity is not None else nullcontext():
         logs = fit(module, loss, train, config.recover, seed=seed, label="recover", checkpoint=checkpoint)
     if finished is not None and PartialState().is_main_process:

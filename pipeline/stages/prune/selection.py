@@ -36,6 +36,7 @@ from pipeline.stages.prune.guard import Guard
 from pipeline.stages.prune.importance import scorer
 from pipeline.stages.prune.limits import CostLimit
 from pipeline.stages.prune.sensitivity import Curve, damages, sensitivity
+from pipeline.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def remove_channels(
     model: Model,
     config: PruneConfig,
     data: SampleSet | None,
+    task: Task | None,
     limits: tuple[CostLimit, ...],
     widths: Mapping[str, int] = MappingProxyType({}),
 ) -> Selection:
@@ -77,10 +79,10 @@ def remove_channels(
     if not limits:
         return Selection(copy_module(model.module), [], (), [])
     guard = Guard(model.module, model.examples or model.inputs)
-    groups, skipped = _removable(model, config, data, guard, widths)
+    groups, skipped = _removable(model, config, data, task, guard, widths)
     while True:
         try:
-            selection = _select(model, config, data, limits, groups, skipped)
+            selection = _select(model, config, data, task, limits, groups, skipped)
         except _NotRunError as error:
             faulty, reasons = guard.faulty_groups(error.steps)
             if not faulty:
@@ -105,6 +107,7 @@ def _select(
     model: Model,
     config: PruneConfig,
     data: SampleSet | None,
+    task: Task | None,
     limits: tuple[CostLimit, ...],
     groups: list[CoupledChannels],
     skipped: tuple[SkippedLayer, ...],
@@ -112,7 +115,7 @@ def _select(
     order = pruning_order(groups, config.max_layer_ratio)
     curves: list[Curve] = []
     if config.allocation == "sensitivity":
-        curves = _sensitivity(model, config, groups, data, limits)
+        curves = _sensitivity(model, config, groups, data, task, limits)
         order = _by_damage(order, curves)
 
     def pruned(count: int) -> nn.Module:
@@ -156,11 +159,16 @@ def _log_selection(order: list[Step], count: int, skipped: tuple[SkippedLayer, .
 
 
 def _removable(
-    model: Model, config: PruneConfig, data: SampleSet | None, guard: Guard, widths: Mapping[str, int]
+    model: Model,
+    config: PruneConfig,
+    data: SampleSet | None,
+    task: Task | None,
+    guard: Guard,
+    widths: Mapping[str, int],
 ) -> tuple[list[CoupledChannels], tuple[SkippedLayer, ...]]:
     """The channels that may go, as the guard has found; where it rejects some, other readings of the code are tried."""
     judged = traceable_copy(model.module)
-    score = scorer(config.importance, judged, data)
+    score = scorer(config.importance, judged, data, task)
     kept: list[CoupledChannels] = []
     skipped: dict[str, SkippedLayer] = {}
     rejected: set[str] | None = None
@@ -193,9 +201,10 @@ def _sensitivity(
     config: PruneConfig,
     groups: list[CoupledChannels],
     data: SampleSet | None,
+    task: Task | None,
     limits: tuple[CostLimit, ...],
 ) -> list[Curve]:
-    if data is None:
+    if data is None or task is None:
         raise StageError("allocation 'sensitivity' needs samples", where="prune", fix="name data.calibration")
 
     def kept_share(module: nn.Module) -> float:
@@ -205,6 +214,7 @@ def _sensitivity(
         model=weights_sha256(model.module),
         original=weights_sha256(model.reference),
         data=data.sha256,
+        task=task.name,
         costs=[limit.name for limit in limits],
         order=[
             (step.group.name, step.channels) for group in groups for step in steps_of(group, config.max_layer_ratio)
@@ -212,7 +222,7 @@ def _sensitivity(
     )
     logger.debug("sensitivities %s", "known" if key in _measured else "measured")
     if key not in _measured:
-        _measured[key] = sensitivity(model.module, groups, config.max_layer_ratio, data, kept_share)
+        _measured[key] = sensitivity(model.module, groups, config.max_layer_ratio, data, task, kept_share)
     return _measured[key]
 
 

@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.core import Record
 from pipeline.data.samples import SampleSet
 from pipeline.stages.prune.channels import CoupledChannels, remove, steps_of
-from pipeline.tasks.classification import classifies
 from pipeline.tasks.prediction import predictor
+from pipeline.tasks.task import Task
 
 _RATIOS = (1 / 3, 2 / 3, 1.0)  # of a group's steps
 _SENSITIVITY_SAMPLES = 128
@@ -30,8 +29,8 @@ class Curve(Record):
     Attributes:
         steps: How many of the group's steps were taken.
         removed_ratio: Share of the group's channels that they remove.
-        divergence: Mean Kullback-Leibler divergence of the answers from the original's, in nats; for outputs that
-            are not logits the squared error relative to the original's mean square.
+        divergence: The task's distillation loss against the original: of class scores the mean Kullback-Leibler
+            divergence in nats, of most other outputs the squared error relative to the original's mean square.
         saved: Share of the whole model's cost that they save, averaged over the budgets.
     """
 
@@ -47,10 +46,11 @@ def sensitivity(
     groups: Sequence[CoupledChannels],
     max_layer_ratio: float,
     data: SampleSet,
+    task: Task,
     kept_share: Callable[[nn.Module], float],
 ) -> list[Curve]:
     """One curve per group, measured by removing its least important channels, and only its, at a few depths."""
-    moved = movement(module, data)
+    moved = movement(module, data, task)
     curves = []
     for group in groups:
         steps = steps_of(group, max_layer_ratio)
@@ -83,21 +83,21 @@ def damages(curve: Curve, steps: int) -> list[float]:
     return [float(slope) for slope in np.maximum.accumulate(slopes)]
 
 
-def movement(module: nn.Module, data: SampleSet) -> Callable[[nn.Module], float]:
+def movement(module: nn.Module, data: SampleSet, task: Task) -> Callable[[nn.Module], float]:
     """Measures how far another module's outputs are from those of ``module`` on some of the samples."""
     samples = data.take(_SENSITIVITY_SAMPLES)
     expected = _outputs(module, samples)
-    return lambda other: divergence(_outputs(other, samples), expected)
+    return lambda other: divergence(_outputs(other, samples), expected, task)
 
 
-def divergence(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+def divergence(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...], task: Task) -> float:
     """How far outputs are from those expected; see `Curve`."""
-    if classifies(expected):
-        ours, theirs = (functional.log_softmax(values[0].double(), dim=1) for values in (outputs, expected))
-        return float(functional.kl_div(ours, theirs, reduction="batchmean", log_target=True))
-    errors = [(o - e).double().square().sum() for o, e in zip(outputs, expected, strict=True)]
-    powers = [e.double().square().sum().clamp_min(1e-12) for e in expected]
-    return float(sum(error / power for error, power in zip(errors, powers, strict=True)))
+    ours, theirs = (tuple(_exact(output) for output in each) for each in (outputs, expected))
+    return float(torch.stack(task.terms(ours, theirs, 1.0)).sum())
+
+
+def _exact(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values
 
 
 def _outputs(module: nn.Module, samples: SampleSet) -> tuple[Tensor, ...]:

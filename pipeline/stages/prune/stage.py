@@ -30,6 +30,8 @@ from pipeline.stages.prune.sensitivity import Curve
 from pipeline.stages.prune.sparsity import NOTE, sparsify, zero_ratio
 from pipeline.stages.prune.widths import head_counts, layer_widths, output_channels
 from pipeline.target import Target
+from pipeline.tasks.lookup import for_task, task_of
+from pipeline.tasks.task import Task
 from pipeline.training.loop import EpochLog
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ def prune(
     config: PruneConfig,
     data: SampleSet | None = None,
     *,
+    task: Task | None = None,
     train: SampleSet | None = None,
     target: Target | None = None,
     seed: int = 0,
@@ -52,6 +55,7 @@ def prune(
     Args:
         data: Samples that importance ``taylor`` and ``activation``, allocation ``sensitivity`` and residual blocks are
             measured on.
+        task: What the model is for; suggested by the model and the labels when absent.
         train: What ``recover`` trains on.
         target: Where latency is measured, if that is a budget.
         checkpoint: Where ``recover`` keeps its state (and, beside it, that of each round), so that a killed one goes
@@ -65,17 +69,20 @@ def prune(
     if config.recover is not None and train is None:
         raise StageError("recover needs samples to train on", where="prune", fix="name data.train")
     model = model if data is None else with_examples(model, data)
-    shortened = remove_blocks(model, config, data)
+    if (seen := train or data) is not None:
+        task = task_of(model, seen, task)
+        data, train = (None if samples is None else for_task(samples, task) for samples in (data, train))
+    shortened = remove_blocks(model, config, data, task)
     limits = cost_limits(model, config, target)
     if any(limit.name == "latency" for limit in limits):
         checkpoint = None
     pruned = _Pruned(shortened.module)
     for number, due in enumerate(limits_per_round(limits, shortened.module, config.iterations), start=1):
-        pruned.remove_channels(model, config, data, due)
+        pruned.remove_channels(model, config, data, task, due)
         if config.sparsity is not None and number == config.iterations:
             pruned.zero_weights(config)
         state = state_of_round(checkpoint, number)
-        logs = recover(model, pruned.module, config, train, seed=seed + number, checkpoint=state)
+        logs = recover(model, pruned.module, config, train, task, seed=seed + number, checkpoint=state)
         pruned.note_round(model, due, logs)
     forget_rounds(checkpoint)
     record = _record(model, config, shortened, pruned, limits, time.monotonic() - started)
@@ -100,11 +107,15 @@ class _Pruned:
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
     def remove_channels(
-        self, model: Model, config: PruneConfig, data: SampleSet | None, limits: tuple[CostLimit, ...]
+        self,
+        model: Model,
+        config: PruneConfig,
+        data: SampleSet | None,
+        task: Task | None,
+        limits: tuple[CostLimit, ...],
     ) -> None:
-        selection = remove_channels(
-            replace(model, module=self.module), config, data, limits, output_channels(model.module)
-        )
+        widths = output_channels(model.module)
+        selection = remove_channels(replace(model, module=self.module), config, data, task, limits, widths)
         self.module, self.skipped = selection.module, selection.skipped
         self.steps += selection.steps
         self.curves = self.curves or selection.curves

@@ -44,9 +44,7 @@ def choose(simulations: Simulations, judge: Judge, config: QuantizeConfig, data:
         return simulation.configure(trial.method, trial.bias_correction, adaround=trial.adaround)
 
     def run(configs: list[CalibrationConfig], *, stop_when_met: bool = False) -> Found:
-        return search(
-            configs, build, judge, baseline=judge.baseline, max_drop=judge.max_drop, stop_when_met=stop_when_met
-        )
+        return search(configs, build, judge, stop_when_met=stop_when_met)
 
     corrections: tuple[BiasCorrection, ...] = ("empirical", "analytic") if config.bias_correction else ("none",)
     found = run([CalibrationConfig(method, correction) for method in config.observers for correction in corrections])

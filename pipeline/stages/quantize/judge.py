@@ -1,30 +1,61 @@
-"""The judge: how closely an integer network matches its float network on held-out samples."""
+"""The judge: how closely an integer network matches its float network on held-out samples, by the task's metrics."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import nn
 
+from pipeline.core import StageError, did_you_mean
 from pipeline.data.samples import SampleSet
 from pipeline.machine.memory import affordable_batch, footprint, require_memory
 from pipeline.recipe import Budget
 from pipeline.tasks.comparison import Comparison
 from pipeline.tasks.prediction import predictor
+from pipeline.tasks.scores import Scores
+from pipeline.tasks.task import MetricSpec, Task
+
+TINY = 1e-12
+ANY_MODEL = ("top1", "agreement")
+"""Metrics of classifiers that stand for the task's first one where a model is no classifier, or has no labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a network reached.
+
+    Attributes:
+        metric: The first budget's metric, in its own unit.
+        used: The largest share of any budget that is used up: 1 is all of it, and below 0 the network is better than
+            the float one.
+        sqnr_db: Of all outputs together.
+        outputs_db: Of each output.
+    """
+
+    metric: float
+    used: float
+    sqnr_db: float
+    outputs_db: tuple[float, ...] = ()
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether every budget is kept."""
+        return self.used <= 1 + 1e-9  # binary fractions
 
 
 class Judge:
     """Judges networks against a float module on held-out samples.
 
-    The metric is a ratio: top-1 if the samples are labelled and the budget asks for it, otherwise the share of samples
-    with the same largest output as the float module. For a module that does not classify it is ``1 - noise / signal``.
-
     Attributes:
-        metric: ``top1``, ``agreement`` or ``signal``.
-        baseline: The float module's metric.
-        max_drop: How far the metric may fall: the budget's share, but at least one sample, which may be chance.
+        spec: The first budget's metric or, where these samples have no labels, the first that compares with the
+            float module.
+        baseline: The float module's value of it.
     """
 
-    def __init__(self, module: nn.Module, samples: SampleSet, budget: Budget, batch_size: int) -> None:
-        self.samples, self._module, self._budget = samples, module, budget
+    def __init__(
+        self, module: nn.Module, samples: SampleSet, task: Task, budget: tuple[Budget, ...], batch_size: int
+    ) -> None:
+        self.samples, self._module, self._task, self._budget = samples, module, task, budget
         predict = predictor(module)
         kept = sum(output.nbytes for output in predict(next(samples.take(1).batches(1)).inputs))
         fix = "limit the training samples in the recipe, of which an eighth is held out"
@@ -32,33 +63,57 @@ class Judge:
         needs = footprint(lambda count: predict(samples.stand_ins(count)))
         self.batch_size = affordable_batch("quantize: held-out samples", needs, min(batch_size, len(samples)))
         self._reference = [predict(batch.inputs) for batch in samples.batches(self.batch_size)]
-        compared = self._compare(module)
-        self.metric = "top1" if compared.top1 is not None and budget.metric == "top1" else "agreement"
-        if not compared.metrics():
-            self.metric = "signal"
-        self.baseline = self._metric(compared)
-        self.max_drop = budget.max_drop if self.metric == "signal" else max(budget.max_drop, 1 / len(samples))
+        baselines, _ = self._measure(module)
+        self._limits = [self._limit(spec, each, baselines) for spec, each in self._budgets()]
+        self.spec, self.baseline, _ = self._limits[0]
 
-    def __call__(self, network: nn.Module) -> tuple[float, float]:
-        """Metric and SQNR in dB of all outputs."""
-        compared = self._compare(network)
-        return self._metric(compared), compared.sqnr_db
+    def __call__(self, network: nn.Module) -> Score:
+        """The budgets' metrics, and how far all outputs are from the float module's."""
+        values, compared = self._measure(network)
+        used = [
+            spec.info.drop(before, values[spec.name]) / max(allowed, TINY) for spec, before, allowed in self._limits
+        ]
+        outputs = tuple(output.sqnr_db for output in compared.outputs)
+        return Score(values[self.spec.name], max(used), compared.sqnr_db, outputs)
+
+    @property
+    def rises(self) -> bool:
+        """Whether more of the metric is better."""
+        return self.spec.info.higher_is_better
 
     def metric_of(self, network: nn.Module) -> float:
         """The metric alone."""
-        return self(network)[0]
+        return self(network).metric
 
     def on(self, count: int) -> Judge:
         """A judge that uses at most this many of the samples."""
-        return Judge(self._module, self.samples.take(count), self._budget, self.batch_size)
+        return Judge(self._module, self.samples.take(count), self._task, self._budget, self.batch_size)
 
-    def _compare(self, module: nn.Module) -> Comparison:
-        comparison, predict = Comparison(), predictor(module)
+    def _budgets(self) -> list[tuple[MetricSpec, Budget]]:
+        """Each budget's metric; where held-out samples have no labels, the task's first one that needs none."""
+        usable = [spec for spec in self._task.metrics if self.samples.labelled or spec.against == "original"]
+        if not usable:
+            fix = "label the training samples, or remove the task"
+            raise StageError(f"the held-out samples have no labels for {self._task.name}", where="quantize", fix=fix)
+        named = {spec.name: spec for spec in usable}
+        known = [spec.name for spec in self._task.metrics]
+        for budget in self._budget:
+            if budget.metric is not None and budget.metric not in (*known, *ANY_MODEL):
+                problem = f"there is no metric {budget.metric!r}; {did_you_mean(budget.metric, known)}"
+                raise StageError(problem, where="budget.metric", fix=f"use one of {', '.join(known)}")
+        return [(named.get(budget.metric or "", usable[0]), budget) for budget in self._budget]
+
+    def _limit(self, spec: MetricSpec, budget: Budget, baselines: dict[str, float]) -> tuple[MetricSpec, float, float]:
+        """A metric, the float module's value, and how much worse it may get: one sample, at least."""
+        baseline = baselines[spec.name]
+        allowed = spec.info.allowed(baseline, budget.max_drop, budget.max_drop_relative)
+        return spec, baseline, allowed if spec.right is None else max(allowed, 1 / len(self.samples))
+
+    def _measure(self, module: nn.Module) -> tuple[dict[str, float], Comparison]:
+        scores, comparison = Scores(self._task, labelled=self.samples.labelled), Comparison(self._task.class_axis)
+        predict = predictor(module)
         for batch, reference in zip(self.samples.batches(self.batch_size), self._reference, strict=True):
-            comparison.update(predict(batch.inputs), reference, batch.labels)
-        return comparison
-
-    def _metric(self, compared: Comparison) -> float:
-        if self.metric == "signal":
-            return max(0.0, 1 - 10 ** (-compared.sqnr_db / 10))
-        return compared.metrics()[self.metric]
+            outputs = predict(batch.inputs)
+            scores.update(batch.inputs, outputs, reference, batch.labels)
+            comparison.update(outputs, reference)
+        return scores.values(), comparison

@@ -30,6 +30,7 @@ def apply(model: Model, config: QuantizeConfig, supplies: Supplies) -> Model:
         config,
         supplies.calibration,
         budget=supplies.budget,
+        task=supplies.task,
         held_out=supplies.held_out,
         train=supplies.train,
         seed=supplies.seed,

@@ -32,6 +32,7 @@ from pipeline.stages.quantize.graph.nodes import tensor_of
 from pipeline.stages.quantize.scales.grids import ActivationGrid, FixedGrid, PerChannelWeightGrid
 from pipeline.stages.quantize.scales.numbers import QMAX, QMIN, WEIGHT_QMAX, channel_scales, representable
 from pipeline.stages.quantize.scales.settle import settle_scales
+from pipeline.tasks.task import Task
 from pipeline.training.loop import EpochLog, fit
 from pipeline.training.losses import distillation_loss
 
@@ -98,10 +99,12 @@ def train(
     prepared: GraphModule,
     teacher: nn.Module,
     data: SampleSet,
+    task: Task,
     config: QatConfig,
     *,
     seed: int,
     validate: Callable[[nn.Module], float | None] | None = None,
+    higher_is_better: bool = True,
     checkpoint: Path | None = None,
     log: Path | None = None,
 ) -> list[EpochLog]:
@@ -109,7 +112,8 @@ def train(
 
     Args:
         teacher: The FP32 original.
-        validate: Metric of a module on held-out samples; larger is better.
+        validate: Metric of a module on held-out samples.
+        higher_is_better: Its direction.
         checkpoint: File for the training's state, so that an interrupted training resumes; removed at the end.
         log: CSV file of the loss, step by step.
 
@@ -129,12 +133,16 @@ def train(
     logs = fit(
         student,
         distillation_loss(
-            copy.deepcopy(teacher).requires_grad_(False).eval(), temperature=config.temperature, alpha=config.alpha
+            copy.deepcopy(teacher).requires_grad_(False).eval(),
+            task,
+            temperature=config.temperature,
+            alpha=config.alpha,
         ),
         data,
         config,
         seed=seed,
         validate=validate,
+        higher_is_better=higher_is_better,
         label="qat",
         checkpoint=checkpoint,
         before_step=freeze,

@@ -9,10 +9,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from pipeline.stages.quantize.graph.nodes import layer_name
+from pipeline.stages.quantize.judge import Score
 from pipeline.stages.quantize.scales.grids import GRIDS, PerChannelWeightGrid, grids_of, simulate
-
-Score = Callable[[nn.Module], tuple[float, float]]
-"""Metric (a ratio) and SQNR in dB of a program on held-out samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class Sensitivity:
     without_metric: float
 
 
-def sensitivities(prepared: GraphModule, judge: Score) -> list[Sensitivity]:
+def sensitivities(prepared: GraphModule, judge: Callable[[nn.Module], Score]) -> list[Sensitivity]:
     """Simulate a prepared graph twice per weighted layer: with it alone quantized, and with all others; worst first.
 
     Layers are ranked by the noise power that each causes alone: the noise of different layers is nearly uncorrelated,
@@ -43,14 +41,14 @@ def sensitivities(prepared: GraphModule, judge: Score) -> list[Sensitivity]:
     """
     grids = grids_of(prepared)
 
-    def judged(active: set[nn.Module]) -> tuple[float, float]:
+    def judged(active: set[nn.Module]) -> Score:
         simulate(prepared, active)
         return judge(prepared)
 
     found = []
     for layer, own in _grids_by_layer(prepared).items():
-        (alone_metric, alone_db), (without_metric, without_db) = judged(own), judged(grids - own)
-        found.append(Sensitivity(layer, alone_db, alone_metric, without_db, without_metric))
+        alone, without = judged(own), judged(grids - own)
+        found.append(Sensitivity(layer, alone.sqnr_db, alone.metric, without.sqnr_db, without.metric))
     simulate(prepared, set())
     return sorted(found, key=lambda entry: entry.alone_db)
 

@@ -23,9 +23,11 @@ from pipeline.stages.quantize.choice import Choice, choose
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.graph.cost import integer_share
 from pipeline.stages.quantize.improve.batch_norms import reestimated
-from pipeline.stages.quantize.judge import Judge
+from pipeline.stages.quantize.judge import Judge, Score
 from pipeline.stages.quantize.ranges.calibration import calibrate, fitting_batch
 from pipeline.stages.quantize.simulation import Simulations, convert
+from pipeline.tasks.lookup import for_task, task_of
+from pipeline.tasks.task import Task
 from pipeline.training.loop import EpochLog
 
 COPIES = 9
@@ -37,7 +39,8 @@ def quantize(
     config: QuantizeConfig,
     data: SampleSet,
     *,
-    budget: Budget,
+    budget: Budget | tuple[Budget, ...],
+    task: Task | None = None,
     held_out: SampleSet | None = None,
     train: SampleSet | None = None,
     seed: int = 0,
@@ -48,28 +51,27 @@ def quantize(
 
     Args:
         data: Calibration samples; labels are not needed.
-        budget: How far the metric on the held-out samples may fall below the float module's.
+        budget: How much worse than the float module each metric may get on the held-out samples.
+        task: What the model is for; suggested by the model and the labels of ``held_out`` when absent.
         held_out: Samples that decide between configurations; a quarter of ``data`` when absent.
         train: Samples for quantization-aware training; only ``qat`` needs them.
         seed: Determines that quarter, and the order of the training samples.
-        checkpoint: File for the training's state, so that an interrupted training resumes; removed at the end.
-        log: CSV file of the training's loss, step by step.
+        checkpoint, log: See `qat.train`.
 
     Raises:
         DataError: A sample holds NaN or infinity.
         StageError: The module is no function of its samples, cannot be captured, or ``qat`` has nothing to train on.
     """
-    if config.qat is not None and train is None:
-        raise StageError("qat needs training samples", where="quantize: qat", fix="add data.train, or remove qat")
+    _require_training(config, train)
     started, details = time.perf_counter(), dict[str, Any]()
-    model = _on_samples(model, data)
-    if held_out is None:
-        data, held_out = data.split(max(1, len(data) // 4), seed) if len(data) > 1 else (data, data)
+    model, (data, held_out) = _on_samples(model, data), _divided(data, held_out, seed)
+    task = task_of(model, held_out, task)
+    held_out, budgets = for_task(held_out, task), budget if isinstance(budget, tuple) else (budget,)
 
     # Prepare: rewrite the network in operators that have integer kernels.
     module = model.module
     if config.batch_norm:
-        module, details["batch_norm"] = _with_settled_batch_norms(model, config, data, held_out, budget)
+        module, details["batch_norm"] = _with_settled_batch_norms(model, config, data, held_out, task, budgets)
     graph = canonical_graph(replace(model, module=module))
 
     # Calibrate: one pass over the samples collects what every range method reads.
@@ -77,7 +79,7 @@ def quantize(
     details |= {"calibration_samples": len(data), "calibration_s": time.perf_counter() - started}
 
     # Choose: simulate the rounding of each candidate, and compare them on the held-out samples.
-    judge = Judge(module, held_out, budget, fitting_batch(graph, config.batch_size))
+    judge = Judge(module, held_out, task, budgets, fitting_batch(graph, config.batch_size))
     simulations = Simulations(calibration, config.skip)
     choice = choose(simulations, judge, config, data)
 
@@ -86,8 +88,8 @@ def quantize(
 
     # Train, if the recipe asks for it: adapt the weights to their grids.
     if config.qat is not None and train is not None:
-        learn = partial(qat.train, choice.prepared, model.reference, train, config.qat, checkpoint=checkpoint, log=log)
-        epochs = learn(seed=seed, validate=judge.metric_of)
+        learn = partial(qat.train, choice.prepared, model.reference, for_task(train, task), task, config.qat, seed=seed)
+        epochs = learn(validate=judge.metric_of, higher_is_better=judge.rises, checkpoint=checkpoint, log=log)
         result, details["qat"] = _better(result, _converted(choice.prepared, judge), epochs, len(train))
 
     record = _record(model, config, simulations, choice, result, judge, details, started)
@@ -100,6 +102,18 @@ def _require_memory(model: Model) -> None:
     require_memory("quantize: the weights of all candidates", COPIES * weights, fix="use a machine with more memory")
 
 
+def _require_training(config: QuantizeConfig, train: SampleSet | None) -> None:
+    if config.qat is not None and train is None:
+        raise StageError("qat needs training samples", where="quantize: qat", fix="add data.train, or remove qat")
+
+
+def _divided(data: SampleSet, held_out: SampleSet | None, seed: int) -> tuple[SampleSet, SampleSet]:
+    """Samples to calibrate on and to choose by: a quarter is held out where no others are given."""
+    if held_out is not None:
+        return data, held_out
+    return data.split(max(1, len(data) // 4), seed) if len(data) > 1 else (data, data)
+
+
 def _on_samples(model: Model, data: SampleSet) -> Model:
     """The model with a few samples to be tried on, once it has turned out to be a function of each of them."""
     model = with_examples(model, data)
@@ -110,41 +124,46 @@ def _on_samples(model: Model, data: SampleSet) -> Model:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """A quantized program, its metric (a ratio) and the SQNR of its outputs in dB on the held-out samples."""
+    """A quantized program, and what it reached on the held-out samples."""
 
     program: GraphModule
-    metric: float
-    sqnr_db: float
+    score: Score
 
 
 def _converted(prepared: GraphModule, judge: Judge) -> _Judged:
     program = convert(copy.deepcopy(prepared))
-    return _Judged(program, *judge(program))
+    return _Judged(program, judge(program))
 
 
 def _better(before: _Judged, after: _Judged, epochs: list[EpochLog], samples: int) -> tuple[_Judged, dict[str, Any]]:
     """The program after training unless it is worse than before, and the training's part of the record."""
-    kept = after.metric >= before.metric
+    kept = after.score.used <= before.score.used
     record = {
         "samples": samples,
         "epochs": [asdict(epoch) for epoch in epochs],
-        "post_training": before.metric,
-        "metric": after.metric,
-        "sqnr_db": after.sqnr_db,
+        "post_training": before.score.metric,
+        "metric": after.score.metric,
+        "sqnr_db": after.score.sqnr_db,
         "kept": kept,
     }
     return after if kept else before, record
 
 
 def _with_settled_batch_norms(
-    model: Model, config: QuantizeConfig, data: SampleSet, held_out: SampleSet, budget: Budget
+    model: Model,
+    config: QuantizeConfig,
+    data: SampleSet,
+    held_out: SampleSet,
+    task: Task,
+    budgets: tuple[Budget, ...],
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The module, with re-estimated batch-norm statistics if it then follows the original better."""
-    follows = Judge(model.reference, held_out, budget, config.batch_size)
+    follows = Judge(model.reference, held_out, task, budgets, config.batch_size)
     settled = reestimated(model.module, data, batch_size=config.batch_size)
     before, after = follows(model.module), follows(settled)
-    record = {"before": before[0], "after": after[0], "kept": after > before}
-    return settled if after > before else model.module, record
+    better = (after.used, -after.sqnr_db) < (before.used, -before.sqnr_db)
+    record = {"before": before.metric, "after": after.metric, "kept": better}
+    return settled if better else model.module, record
 
 
 def _record(
@@ -172,10 +191,11 @@ def _record(
             "parameter_sets": len(set(scheme.roots.values())),
             "held_out": {
                 "samples": len(judge.samples),
-                "metric": judge.metric,
+                "metric": judge.spec.name,
                 "float": judge.baseline,
-                "int8": result.metric,
-                "sqnr_db": result.sqnr_db,
+                "int8": result.score.metric,
+                "sqnr_db": result.score.sqnr_db,
+                "outputs_db": dict(zip(model.outputs, result.score.outputs_db, strict=False)),
             },
             "batch_norm": None,
             "trials": [asdict(trial) for trial in choice.found.trials],

@@ -7,7 +7,6 @@ monitor holds the baseline, keeps the results and says when the budget is met.
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +17,12 @@ from neural_compressor.common.base_tuning import TuningConfig, init_tuning
 from torch.fx import GraphModule
 
 from pipeline.stages.quantize.improve.correction import BiasCorrection
+from pipeline.stages.quantize.judge import Score
 
 logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # importing it sets its own level
+
+_LOSS = 0.01
+"""In the tuner's terms: it knows accuracies with a relative loss, and a budget that is used up is one of 1 %."""
 
 
 @register_config(framework_name="edgewright", algo_name="static_int8")
@@ -67,7 +70,7 @@ class CalibrationConfig(BaseConfig):  # type: ignore[misc]  # neural-compressor 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One configuration and what it reached on the held-out samples (``metric`` a ratio, ``sqnr_db`` in dB)."""
+    """One configuration and what it reached on the held-out samples; see `Score`."""
 
     method: str
     bias_correction: BiasCorrection
@@ -75,7 +78,9 @@ class Trial:
     equalised: bool
     adaround: bool
     metric: float
+    used: float
     sqnr_db: float
+    outputs_db: tuple[float, ...]
     within_budget: bool
     duration_s: float
 
@@ -92,43 +97,40 @@ class Found:
 def search(
     configs: Sequence[CalibrationConfig],
     build: Callable[[CalibrationConfig], GraphModule],
-    judge: Callable[[GraphModule], tuple[float, float]],
+    judge: Callable[[GraphModule], Score],
     *,
-    baseline: float,
-    max_drop: float,
     stop_when_met: bool,
 ) -> Found:
     """Try configurations in order; of those within the budget take the one with the highest SQNR.
 
-    On a few hundred held-out samples top-1 is too coarse to rank similar configurations, so it only decides which of
-    them meet the budget. If none does, the highest metric wins.
+    On a few hundred held-out samples a metric is too coarse to rank similar configurations, so it only decides which of
+    them meet the budget. If none does, the one that uses up the least wins.
 
     Args:
         build: Makes the simulation of a configuration.
-        judge: Metric (a ratio) and SQNR in dB of a program on the held-out samples.
-        baseline: The float model's metric.
-        max_drop: How far below the baseline the metric may fall, absolute.
+        judge: Scores a program on the held-out samples.
         stop_when_met: Stop at the first configuration within the budget; for lists ordered by cost.
     """
-    tolerable_loss = max_drop / baseline if baseline > 0 else 1.0  # neural-compressor's loss is relative
-    tuning = TuningConfig(config_set=list(configs), tolerable_loss=tolerable_loss, max_trials=len(configs))
+    tuning = TuningConfig(config_set=list(configs), tolerable_loss=_LOSS, max_trials=len(configs))
     loader, _, monitor = init_tuning(tuning)
-    monitor.set_baseline(max(baseline, sys.float_info.min))  # it divides by the baseline
+    monitor.set_baseline(1.0)
     best: tuple[CalibrationConfig, Trial] | None = None
     trials: list[Trial] = []
     for index, config in enumerate(loader, start=1):
         started = time.perf_counter()
-        metric, sqnr = judge(build(config))
-        monitor.add_trial_result(index, metric, config)
+        score = judge(build(config))
+        monitor.add_trial_result(index, 1 - _LOSS * score.used, config)
         trial = Trial(
             config.method,
             config.bias_correction,
             config.float_layers,
             config.equalised,
             config.adaround,
-            metric,
-            sqnr,
-            within_budget=metric >= baseline - max_drop,
+            score.metric,
+            score.used,
+            score.sqnr_db,
+            score.outputs_db,
+            within_budget=score.within_budget,
             duration_s=time.perf_counter() - started,
         )
         trials.append(trial)
@@ -147,4 +149,4 @@ def better(first: Found, second: Found) -> Found:
 
 
 def _rank(trial: Trial) -> tuple[bool, float, float]:
-    return trial.within_budget, trial.sqnr_db if trial.within_budget else trial.metric, trial.sqnr_db
+    return trial.within_budget, trial.sqnr_db if trial.within_budget else -trial.used, trial.sqnr_db

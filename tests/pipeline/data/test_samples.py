@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 from pipeline.core import DataError, Preprocessing, TensorSpec
+from pipeline.data.labels import class_indices
 from pipeline.data.open import from_dataset
 from tests.pipeline.data.opening import GREY, npz, open_set
 
@@ -15,8 +17,8 @@ from tests.pipeline.data.opening import GREY, npz, open_set
 @pytest.mark.parametrize("labels", [[0, 10], [0, -1]])
 def test_check_labels_names_the_sample_when_one_is_out_of_range(tmp_path: Path, labels: list[int]) -> None:
     samples = open_set(npz(tmp_path, images=np.zeros((2, 4, 4)), labels=np.array(labels)))
-    with pytest.raises(DataError, match=f"sample 1 has label {labels[1]}, but the model has 10 classes"):
-        samples.check_labels(10)
+    with pytest.raises(DataError, match=f"labels: sample 1 has label {labels[1]}, but the model has 10 classes"):
+        _ = replace(samples, form=class_indices(10)).sha256
 
 
 def test_take_keeps_every_class_when_the_set_is_sorted_by_class(tmp_path: Path) -> None:

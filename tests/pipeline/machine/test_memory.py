@@ -35,6 +35,7 @@ from pipeline.stages.quantize.improve.batch_norms import reestimated
 from pipeline.stages.quantize.judge import Judge
 from pipeline.stages.quantize.ranges.calibration import calibrate
 from pipeline.tasks.evaluation import evaluate
+from pipeline.tasks.lookup import suggested_for
 from pipeline.training.loop import fit
 from targets.onnx import OnnxTarget
 from tests.pipeline.machine import memory_calls
@@ -165,16 +166,17 @@ def test_available_is_what_control_groups_leave(
 
 def test_evaluation_is_the_same_in_smaller_batches_when_memory_is_short(left: Callable[[int], None]) -> None:
     module, data, sizes = network().eval(), samples(), list[int]()
-    expected = evaluate(module, data)
+    task = suggested_for(module, data)
+    expected = evaluate(module, data, task)
     module.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
     left(2**18)
-    assert evaluate(module, data) == expected
+    assert evaluate(module, data, task) == expected
     measured, used = sizes[:2], sizes[2:]
     assert measured == [1, 2]
     assert 1 < max(used) < sum(used) == 64
     left(100)
     with pytest.raises(EdgewrightError, match=r"evaluation on .*, one sample: needs about"):
-        evaluate(module, data)
+        evaluate(module, data, task)
 
 
 def model() -> Model:
@@ -190,6 +192,10 @@ def normed() -> nn.Module:
     return nn.Sequential(nn.Linear(1000, 1000), nn.BatchNorm1d(1000), nn.Linear(1000, 2)).eval()
 
 
+def judge(module: nn.Module, held_out: SampleSet) -> Judge:
+    return Judge(module, held_out, suggested_for(module, held_out), (Budget(),), 16)
+
+
 WEIGHTS = (1000 * 500 + 500 + 500 * 10 + 10) * 4
 STEPS: dict[str, tuple[int, Callable[[], object]]] = {
     "distill: training in batches of 32": (3 * WEIGHTS, train),  # gradients and AdamW's two moments
@@ -201,9 +207,9 @@ STEPS: dict[str, tuple[int, Callable[[], object]]] = {
         8 * WEIGHTS,
         lambda: quantize(model(), QuantizeConfig(), samples(), budget=Budget()),
     ),
-    "quantize: outputs of 64 held-out samples": (64 * 39, lambda: Judge(network(), samples(), Budget(), 16)),
+    "quantize: outputs of 64 held-out samples": (64 * 39, lambda: judge(network(), samples())),
     "quantize: batch norms in batches of 16": (16 * 4000, lambda: reestimated(normed(), samples(16), batch_size=64)),
-    "quantize: held-out samples, one sample": (3000, lambda: Judge(normed(), samples(1), Budget(), 16)),
+    "quantize: held-out samples, one sample": (3000, lambda: judge(normed(), samples(1))),
     "prune: importance, one sample": (
         1000,
         lambda: prune(model(), PruneConfig(macs_ratio=0.5, importance="taylor"), samples()),
@@ -245,7 +251,7 @@ def test_training_reads_no_sample_before_its_first_step() -> None:
     data, reads = samples(8), list[int]()
 
     class Counting:
-        where, labelled = data.source.where, True
+        where, labelled, labels_where = data.source.where, True, "labels"
 
         def __len__(self) -> int:
             return len(data)

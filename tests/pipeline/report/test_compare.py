@@ -214,6 +214,7 @@ def test_target_that_stops_working_is_a_regression_when_it_worked_before(
 
 
 def test_exceeded_budget_is_a_regression_when_it_was_met(report: Report) -> None:
+    assert report.budget is not None
     budget = report.budget.model_copy(update={"met": {"onnx": False, "tflite": False}})
     found = change(report, report.model_copy(update={"budget": budget}), "onnx", "budget")
     assert (found.before, found.after, found.verdict) == ("met", "exceeded", "worse")

@@ -53,6 +53,7 @@ def test_speedups_are_ratios_of_medians_when_both_are_in_the_report(sample: Repo
 
 
 def test_budget_is_met_exactly_where_the_drop_is_within_it_when_recomputed(sample: Report) -> None:
+    assert sample.budget is not None
     metric, budget = sample.budget.metric, sample.budget
     judged = {target.target: target.metrics[metric] for target in sample.targets if target.metrics}
     baseline = sample.original.metrics[metric]

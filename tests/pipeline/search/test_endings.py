@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.core import EdgewrightError, RecipeError, StageError
 from pipeline.recipe import Recipe, parse_recipe
+from pipeline.report.model import OLD_METRICS as METRICS
 from pipeline.report.model import Report, read_report
 from pipeline.search.objectives import parse_objective
 from pipeline.search.study import search
@@ -45,7 +46,7 @@ def asked(project: Project) -> dict[str, Any]:
 
 
 def ask(asked: dict[str, Any], run: Runs, objectives: tuple[str, ...] = OBJECTIVES, **changes: Any) -> Any:
-    found = [parse_objective(text) for text in objectives]
+    found = [parse_objective(text, METRICS) for text in objectives]
     return search(**{"trials": 3, "seed": 0, **asked, **changes}, objectives=found, run=run)
 
 

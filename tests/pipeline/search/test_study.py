@@ -21,6 +21,7 @@ from pipeline.core import RecipeError
 from pipeline.execution.apply import run
 from pipeline.execution.prepare import check
 from pipeline.recipe import parse_recipe, read_recipe
+from pipeline.report.model import OLD_METRICS as METRICS
 from pipeline.search.objectives import parse_objective
 from pipeline.search.study import open_storage, search
 from pipeline.search.trials import SPACE
@@ -35,7 +36,7 @@ _PATIENCE_S = 300  # a test machine may be busy
 def test_search_writes_the_points_that_no_trial_beats_and_goes_on_when_it_is_called_again(project: Project) -> None:
     project.recipe |= {"targets": ["onnx"], "stages": [{"prune": {"macs_ratio": 0.6}}, {"quantize": {}}]}
     recipe, out = parse_recipe(project.recipe), project.folder / "search"
-    objectives = [parse_objective("agreement"), parse_objective("size:onnx")]
+    objectives = [parse_objective("agreement", METRICS), parse_objective("size:onnx", METRICS)]
     for trials in (1, 3):
         points = search(recipe, out, trials=trials, objectives=objectives, root=project.folder, run=run, seed=0)
     front = json.loads((out / "front.json").read_text())

@@ -12,6 +12,8 @@ from pipeline.models.capture import example_inputs
 from pipeline.models.load import from_module
 from pipeline.recipe import Features, PruneConfig
 from pipeline.stages.prune import prune
+from pipeline.tasks.builtin import classification
+from pipeline.tasks.task import Example
 from pipeline.training.features import FeatureLoss, attention_error, hint_error, matching_layers
 from pipeline.training.losses import distillation_loss
 from tests.networks.structures import IMAGE, build
@@ -80,7 +82,8 @@ def test_feature_loss_asks_the_teacher_itself_when_its_base_only_asks_the_labels
     student, teacher = build("residual"), build("residual")
     for parameter in student.parameters():
         parameter.data *= 1.5
-    labels_alone = distillation_loss(teacher, temperature=4.0, alpha=0.0)
+    task = classification.task(Example(inputs=INPUTS, outputs=(student(*INPUTS),)))
+    labels_alone = distillation_loss(teacher, task, temperature=4.0, alpha=0.0)
     loss = FeatureLoss(labels_alone, student, teacher, config, INPUTS)
     expected = labels_alone(student, batch) + FeatureLoss(zero(teacher), student, teacher, config, INPUTS)(
         student, batch

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 from pipeline.data.samples import Batch
 from pipeline.recipe import Relations
+from pipeline.tasks.task import Task
 from pipeline.training.losses import angle_error, distance_error, distillation_loss
+from tests.tasks import follows, task
+
+
+def classes(count: int) -> Task:
+    return task("classification", torch.zeros(1, count))
 
 
 def numpy_log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -29,7 +35,7 @@ def test_distillation_loss_equals_the_formula_in_numpy_when_labels_are_mixed_in(
     soft = 9 * (np.exp(log_t) * (log_t - log_s)).sum(1).mean()
     hard = -numpy_log_softmax(s)[np.arange(4), labels].mean()
     batch = Batch((torch.from_numpy(x),), torch.from_numpy(labels))
-    loss = distillation_loss(teacher, temperature=3.0, alpha=0.7)
+    loss = distillation_loss(teacher, classes(5), temperature=3.0, alpha=0.7)
     assert math.isclose(loss(student, batch).item(), 0.7 * soft + 0.3 * hard, rel_tol=1e-12)
     unlabelled = Batch(batch.inputs, None)
     assert math.isclose(loss(student, unlabelled).item(), soft, rel_tol=1e-12)
@@ -43,13 +49,15 @@ def test_distillation_loss_leaves_the_teacher_alone_when_only_labels_count() -> 
     torch.manual_seed(0)
     student = nn.Linear(3, 5)
     batch = Batch((torch.randn(4, 3),), torch.tensor([0, 3, 4, 1]))
-    loss = distillation_loss(Untouchable(), temperature=4.0, alpha=0.0)
+    loss = distillation_loss(Untouchable(), classes(5), temperature=4.0, alpha=0.0)
     expected = -numpy_log_softmax(student(*batch.inputs).detach().numpy())[np.arange(4), [0, 3, 4, 1]].mean()
     assert math.isclose(loss(student, batch).item(), expected, rel_tol=1e-6)
     for asking in (
         lambda: loss(student, Batch(batch.inputs, None)),
-        lambda: distillation_loss(Untouchable(), temperature=4.0, alpha=0.1)(student, batch),
-        lambda: distillation_loss(Untouchable(), temperature=4.0, alpha=0.0, relations=Relations())(student, batch),
+        lambda: distillation_loss(Untouchable(), classes(5), temperature=4.0, alpha=0.1)(student, batch),
+        lambda: distillation_loss(Untouchable(), classes(5), temperature=4.0, alpha=0.0, relations=Relations())(
+            student, batch
+        ),
     ):
         with pytest.raises(AssertionError, match="teacher was run"):
             asking()
@@ -64,7 +72,7 @@ def test_distillation_loss_is_the_relative_squared_error_when_outputs_are_no_log
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:
             return tuple(torch.full((len(x), 1, 2), value) for value in self.values)
 
-    loss = distillation_loss(Constant(2.0, 100.0), temperature=4.0, alpha=0.5)
+    loss = distillation_loss(Constant(2.0, 100.0), follows(torch.zeros(1, 1, 2)), temperature=4.0, alpha=0.5)
     batch = Batch((torch.zeros(3, 1),), None)
     assert math.isclose(loss(Constant(1.0, 90.0), batch).item(), 1 / 4 + 100 / 10_000, rel_tol=1e-6)
 
@@ -79,9 +87,9 @@ def test_distillation_loss_asks_the_teacher_for_what_has_no_labels_when_only_lab
             return x, torch.full((len(x), 1), self.distance)
 
     batch = Batch((torch.zeros(3, 4),), torch.tensor([0, 1, 2]))
-    loss = distillation_loss(Heads(2.0), temperature=4.0, alpha=0.0)
+    loss = distillation_loss(Heads(2.0), classes(4), temperature=4.0, alpha=0.0)
     assert math.isclose(loss(Heads(1.0), batch).item(), math.log(4) + 1 / 4, rel_tol=1e-6)
-    silent = distillation_loss(Heads(0.0), temperature=4.0, alpha=0.0)  # relative to nothing at all
+    silent = distillation_loss(Heads(0.0), classes(4), temperature=4.0, alpha=0.0)  # relative to nothing at all
     assert math.isclose(silent(Heads(0.0), batch).item(), math.log(4), rel_tol=1e-6)
 
 
@@ -89,8 +97,10 @@ def test_distillation_loss_adds_the_relations_of_the_first_output_when_asked() -
     torch.manual_seed(0)
     student, teacher = nn.Linear(3, 5), nn.Linear(3, 5)
     batch = Batch((torch.randn(6, 3),), None)
-    plain = distillation_loss(teacher, temperature=2.0, alpha=0.5)(student, batch)
-    loss = distillation_loss(teacher, temperature=2.0, alpha=0.5, relations=Relations(distance=3.0, angle=5.0))
+    plain = distillation_loss(teacher, classes(5), temperature=2.0, alpha=0.5)(student, batch)
+    loss = distillation_loss(
+        teacher, classes(5), temperature=2.0, alpha=0.5, relations=Relations(distance=3.0, angle=5.0)
+    )
     s, t = student(*batch.inputs), teacher(*batch.inputs)
     torch.testing.assert_close(loss(student, batch), plain + 3 * distance_error(s, t) + 5 * angle_error(s, t))
 

@@ -46,6 +46,6 @@ def test_variant_is_smaller_and_follows_the_original(
     assert 2 * weight_bytes <= weights.stat().st_size <= 2 * weight_bytes + 2048
     samples = torch.randn(64, WIDTH)
     (outputs,) = target.load(lowered, threads=1).run((samples.numpy(),))
-    compared = Comparison()
+    compared = Comparison(class_axis=1)
     compared.update((torch.from_numpy(np.asarray(outputs)),), (network(samples).detach(),))
     assert compared.sqnr_db > floor_db

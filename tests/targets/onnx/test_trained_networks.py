@@ -35,7 +35,7 @@ def quantized(name: str) -> Model:
 def compared(model: Model, lowered: Lowered) -> Comparison:
     program = predictor(model.module)
     file = session_predictor(targets.get("onnx").load(lowered, threads=1))
-    found = Comparison()
+    found = Comparison(class_axis=1)
     with torch.no_grad():
         for batch in demo.committed_samples("test").take(IMAGES).batches(256):
             found.update(file(batch.inputs), program(batch.inputs))

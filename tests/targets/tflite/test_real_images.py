@@ -88,16 +88,16 @@ def deployed(request, tmp_path_factory):
 
 def compared(case, session, images=IMAGES):
     """A runtime against the program on the first images."""
-    found = Comparison()
+    found = Comparison(class_axis=1)
     outputs = session_predictor(session)((case.images[:images],))
-    found.update(outputs, tuple(output[:images] for output in case.expected), case.labels[:images])
-    return found
+    found.update(outputs, tuple(output[:images] for output in case.expected))
+    return found, float((outputs[0].argmax(1) == case.labels[:images]).double().mean())
 
 
 def test_xnnpack_agrees_with_the_program_on_real_images(deployed):
-    comparison = compared(deployed, TfliteTarget().load(deployed.lowered, threads=1))
+    comparison, top1 = compared(deployed, TfliteTarget().load(deployed.lowered, threads=1))
     assert comparison.agreement >= 0.998
-    assert comparison.top1 > 0.7
+    assert top1 > 0.7
     assert comparison.sqnr_db > 45
 
 

@@ -95,7 +95,7 @@ def assert_equals_the_zeroed_original(
     """One step of every group, all at once."""
     make_values_unique(module)
     judged = traceable_copy(module)
-    groups, _ = coupled_channels(judged, inputs, scorer("l2", judged, None), round_to=8, max_layer_ratio=0.9)
+    groups, _ = coupled_channels(judged, inputs, scorer("l2", judged, None, None), round_to=8, max_layer_ratio=0.9)
     groups, _ = Guard(module, inputs).verified(groups, 0.9)
     assert groups
     pruned = remove(module, [steps_of(group, 0.9)[0] for group in groups])

@@ -14,6 +14,7 @@ from pipeline.stages.prune.channels import coupled_channels, traceable_copy
 from pipeline.stages.prune.importance import scorer
 from pipeline.stages.prune.sensitivity import Curve, divergence, sensitivity
 from tests.networks.architectures import ARCHITECTURES
+from tests.tasks import follows
 
 VECTOR = TensorSpec(name="x", shape=(2,))
 
@@ -35,7 +36,9 @@ def samples() -> SampleSet:
 
 def scores(kind: Importance, module: nn.Module) -> Tensor:
     judged = traceable_copy(module)
-    (group,), _ = coupled_channels(judged, (VECTOR,), scorer(kind, judged, samples()), round_to=1, max_layer_ratio=1.0)
+    (group,), _ = coupled_channels(
+        judged, (VECTOR,), scorer(kind, judged, samples(), follows(torch.zeros(1, 1))), round_to=1, max_layer_ratio=1.0
+    )
     return group.importance
 
 
@@ -77,7 +80,7 @@ def test_scorer_equals_the_hand_computed_sums_over_gates_and_readers_when_units_
             return self.last(self.cell(x)[0][:, -1])
 
     judged = traceable_copy(Recurrent())
-    score = scorer("l1", judged, None)
+    score = scorer("l1", judged, None, None)
     sequence = TensorSpec(name="x", shape=(4, 2))
     (group,), _ = coupled_channels(judged, (sequence,), score, round_to=1, max_layer_ratio=0.5)
     gates, reader = torch.tensor([1 + 2 + 5 + 6.0, 3 + 4 + 7]), torch.tensor([3.0, 1.0])
@@ -121,11 +124,12 @@ def test_prune_spares_the_sensitive_layer_when_allocation_is_by_sensitivity() ->
 def test_divergence_equals_the_hand_computed_value_when_outputs_are_logits() -> None:
     # p = (1/2, 1/2) against q = (1/4, 3/4): sum p log(p / q) = (log 2 + log 2/3) / 2
     expected, outputs = torch.zeros(3, 2), torch.tensor([[0.0, torch.tensor(3.0).log()]] * 3)
-    assert divergence((outputs,), (expected,)) == pytest.approx(0.14384103622589045, rel=1e-6)
+    assert divergence((outputs,), (expected,), follows(expected)) == pytest.approx(0.14384103622589045, rel=1e-6)
 
 
 def test_divergence_is_the_relative_squared_error_when_outputs_are_no_logits() -> None:
-    assert divergence((torch.full((4, 1), 3.0),), (torch.full((4, 1), 2.0),)) == pytest.approx(0.25)
+    two = torch.full((4, 1), 2.0)
+    assert divergence((torch.full((4, 1), 3.0),), (two,), follows(two)) == pytest.approx(0.25)
 
 
 def test_sensitivities_are_measured_once_when_only_the_budget_differs(monkeypatch: pytest.MonkeyPatch) -> None:

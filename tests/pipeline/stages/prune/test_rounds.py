@@ -13,6 +13,7 @@ from pipeline.models.capture import count_macs
 from pipeline.models.load import from_module
 from pipeline.recipe import PruneConfig, TeacherConfig, parse_recipe
 from pipeline.stages.prune import prune
+from pipeline.tasks.lookup import suggested_for
 from tests.networks.architectures import ARCHITECTURES
 from tests.networks.structures import IMAGE, build
 from tests.pipeline.conftest import Project
@@ -66,7 +67,7 @@ class KilledError(Exception):
 class Dying:
     """A source that can be read so many times; ``seen`` tells what."""
 
-    labelled = False
+    labelled, labels_where = False, "labels"
 
     def __init__(self, source: Source, reads: int) -> None:
         self.where, self.reads, self._source = source.where, reads, source
@@ -99,13 +100,15 @@ def test_prune_ends_in_the_same_bits_when_its_recovery_is_killed_and_resumed(
     before, samples = architecture.model(), architecture.samples(64)  # 4 steps in each round
     recover = RECOVER.model_copy(update={"checkpoint_minutes": 0.0})
     config = PruneConfig(macs_ratio=0.4, round_to=1, iterations=2, recover=recover)
-    whole = prune(before, config, train=samples, seed=5)
+    task = suggested_for(before.reference, samples)
+    whole = prune(before, config, task=task, train=samples, seed=5)
     killed = replace(samples, source=Dying(samples.source, killed_at))
     with pytest.raises(KilledError):
-        prune(before, config, train=killed, seed=5, checkpoint=tmp_path / ".state")
+        prune(before, config, task=task, train=killed, seed=5, checkpoint=tmp_path / ".state")
     assert {path.name for path in tmp_path.iterdir()} == left
     resuming = Dying(samples.source, 8 - 4 * (killed_at // 4))  # finished rounds read nothing again
-    resumed = prune(before, config, train=replace(samples, source=resuming), seed=5, checkpoint=tmp_path / ".state")
+    again = replace(samples, source=resuming)
+    resumed = prune(before, config, task=task, train=again, seed=5, checkpoint=tmp_path / ".state")
     assert resumed.history[-1].details == whole.history[-1].details
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(resumed.module.state_dict()[name], tensor), name
@@ -117,10 +120,11 @@ def test_recovery_draws_samples_in_another_order_in_every_round_and_for_every_se
     architecture = ARCHITECTURES["resnet"]
     samples = architecture.samples(64)  # 4 steps in each round
     config = PruneConfig(macs_ratio=0.4, round_to=1, iterations=2, recover=RECOVER)
+    task = suggested_for(architecture.model().reference, samples)
     orders = set()
     for seed in (0, 10):
         source = Dying(samples.source, 8)
-        prune(architecture.model(), config, train=replace(samples, source=source), seed=seed)
+        prune(architecture.model(), config, task=task, train=replace(samples, source=source), seed=seed)
         orders |= {tuple(source.seen[:4]), tuple(source.seen[4:])}
     assert len(orders) == 4
 

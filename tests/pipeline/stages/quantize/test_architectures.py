@@ -53,7 +53,7 @@ def test_int8_program_follows_the_float_network(name: str, capsys: pytest.Captur
     annotating = time.process_time() - annotating
     seconds = time.process_time() - started
     share = integer_share(program, architecture.inputs)
-    compared = Comparison()
+    compared = Comparison(class_axis=1)
     for batch in architecture.samples(64, seed=2).batches(64):
         compared.update(predictor(program)(batch.inputs), predictor(model.module)(batch.inputs))
     with capsys.disabled():

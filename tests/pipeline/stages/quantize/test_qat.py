@@ -27,8 +27,10 @@ from pipeline.stages.quantize.scales.sums import sums_of, tie_free
 from pipeline.stages.quantize.simulation import convert
 from pipeline.tasks.comparison import Comparison, sqnr_db
 from pipeline.tasks.evaluation import evaluate
+from pipeline.tasks.lookup import suggested_for
 from pipeline.tasks.prediction import predictor, session_predictor
 from tests.pipeline.stages.quantize.prepared import prepare
+from tests.tasks import follows
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def test_ranges_stay_where_they_are_when_frozen(
     trained = copy.deepcopy(prepared)
     before = {name: tensor.clone() for name, tensor in trained.named_parameters()}
     config = QatConfig(batch_size=32, freeze_ratio=freeze_ratio)
-    train(trained, teacher, images, config, seed=0)
+    train(trained, teacher, images, suggested_for(teacher, images), config, seed=0)
     assert (scales(trained) != scales(prepared)) == moves
     assert any(not torch.equal(before[name], tensor) for name, tensor in trained.named_parameters())
 
@@ -134,7 +136,15 @@ def test_ranges_move_no_more_when_the_share_of_steps_is_reached(
     def note_scales(student: nn.Module) -> None:
         after_epochs.append([grid.scale.item() for grid in student.modules() if isinstance(grid, LearnedGrid)])
 
-    train(trained, teacher, images, QatConfig(epochs=3, batch_size=48), seed=0, validate=note_scales)
+    train(
+        trained,
+        teacher,
+        images,
+        suggested_for(teacher, images),
+        QatConfig(epochs=3, batch_size=48),
+        seed=0,
+        validate=note_scales,
+    )
     first, second, third = after_epochs  # three of the six steps are done in the middle of the second epoch
     assert first != second == third == scales(trained)
 
@@ -145,7 +155,14 @@ def test_learned_scales_are_such_that_every_runtime_rounds_alike(
 ) -> None:
     teacher, prepared = silu_and_gates
     trained = copy.deepcopy(prepared)
-    train(trained, teacher, images, QatConfig(batch_size=32, freeze_ratio=freeze_ratio), seed=0)
+    train(
+        trained,
+        teacher,
+        images,
+        suggested_for(teacher, images),
+        QatConfig(batch_size=32, freeze_ratio=freeze_ratio),
+        seed=0,
+    )
     found = scales(trained)
     assert found != scales(prepared)
     assert [float(np.float16(scale)) for scale in found] == found
@@ -164,7 +181,15 @@ def test_conversion_gives_the_students_outputs_when_training_has_moved_everythin
     teacher, prepared = silu_and_gates
     trained = copy.deepcopy(prepared)
     students: list[nn.Module] = []
-    train(trained, teacher, images, QatConfig(batch_size=32), seed=0, validate=students.append)
+    train(
+        trained,
+        teacher,
+        images,
+        suggested_for(teacher, images),
+        QatConfig(batch_size=32),
+        seed=0,
+        validate=students.append,
+    )
     (batch,) = images.batches(len(images))
     learned = predictor(students[0])(batch.inputs)[0]
     program = convert_pt2e(trained, fold_quantize=False)
@@ -185,7 +210,7 @@ def test_training_is_refused_when_the_models_code_fixes_the_batch() -> None:
     model = Model(module=module, reference=module, inputs=(TensorSpec(name="x", shape=(4,)),))
     prepared = canonical_graph(model)
     with pytest.raises(StageError, match="fixes its batch size"):
-        train(prepared, module, samples, QatConfig(), seed=0)
+        train(prepared, module, samples, follows(torch.zeros(1, 2)), QatConfig(), seed=0)
 
 
 def test_quantize_is_refused_when_qat_has_nothing_to_train_on(images: SampleSet) -> None:
@@ -212,7 +237,7 @@ def test_qat_ends_in_a_program_that_onnx_runs_alike_when_a_trained_network_is_qu
     target = targets.get("onnx")
     lowered = target.lower(result, tmp_path, name="qat")
     run, program = session_predictor(target.load(lowered, threads=1)), predictor(result.module)
-    parity = Comparison()
+    parity = Comparison(class_axis=1)
     for batch in test.batches(250):
         parity.update(run(batch.inputs), program(batch.inputs))
     assert parity.agreement is not None

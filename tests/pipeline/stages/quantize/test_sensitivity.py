@@ -11,13 +11,14 @@ from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.stages.quantize.choice import fewer_float_layers
 from pipeline.stages.quantize.graph.canonical import canonical_graph
-from pipeline.stages.quantize.judge import Judge
+from pipeline.stages.quantize.judge import Judge, Score
 from pipeline.stages.quantize.ranges.calibration import Calibration, calibrate
 from pipeline.stages.quantize.scales.grids import grids_of, simulate
 from pipeline.stages.quantize.sensitivity import Sensitivity, sensitivities
 from pipeline.stages.quantize.simulation import convert
 from pipeline.stages.quantize.trials import CalibrationConfig, better, search
 from pipeline.tasks.comparison import sqnr_db
+from pipeline.tasks.lookup import suggested_for
 from tests.networks.architectures import ARCHITECTURES, Architecture
 from tests.pipeline.stages.quantize.prepared import prepare
 
@@ -61,7 +62,9 @@ def test_one_quantized_layer_is_as_bad_as_rounding_that_weight_by_hand() -> None
     model = fragile()
     prepared = prepare(calibrated(model, FRAGILE), method="minmax", bias_correction="none")
     samples = FRAGILE.samples(32, seed=3)
-    ranking = sensitivities(prepared, Judge(model.module, samples, Budget(metric="agreement"), 32))
+    ranking = sensitivities(
+        prepared, Judge(model.module, samples, suggested_for(model.module, samples), (Budget(metric="agreement"),), 32)
+    )
     assert ranking[0].layer == "2"
     assert ranking[0].without_db == max(entry.without_db for entry in ranking)
 
@@ -97,13 +100,16 @@ def test_fragile_layer_is_left_in_float_when_the_budget_asks() -> None:
     ]
 
 
+def scored(metric: float, sqnr_db: float, max_drop: float) -> Score:
+    """Of a float network that reaches 0.9."""
+    return Score(metric, (0.9 - metric) / max_drop, sqnr_db)
+
+
 def outcome(results: dict[str, tuple[float, float]], *, max_drop: float, stop: bool) -> tuple[str, list[str]]:
     found = search(
         [CalibrationConfig(name) for name in results],
         build=lambda config: config.method,  # type: ignore[arg-type, return-value]  # a name stands for a program
-        judge=lambda program: results[str(program)],
-        baseline=0.9,
-        max_drop=max_drop,
+        judge=lambda program: scored(*results[str(program)], max_drop),
         stop_when_met=stop,
     )
     return found.chosen.method, [trial.method for trial in found.trials]
@@ -129,9 +135,7 @@ def test_better_keeps_the_trials_of_both_searches() -> None:
         return search(
             [CalibrationConfig(name)],
             build=lambda config: config.method,  # type: ignore[arg-type, return-value]
-            judge=lambda program: (metric, 10.0),  # noqa: ARG005
-            baseline=0.9,
-            max_drop=0.0,
+            judge=lambda program: scored(metric, 10.0, 1e-6),  # noqa: ARG005
             stop_when_met=False,
         )
 

@@ -16,6 +16,7 @@ from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
 from pipeline.stages.quantize.judge import Judge
 from pipeline.tasks.comparison import sqnr_db
+from pipeline.tasks.lookup import suggested_for
 from tests.networks.architectures import ARCHITECTURES
 
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
@@ -97,8 +98,13 @@ def test_record_tells_trials_choice_and_share_of_integer_macs(resnet: tuple[Mode
 def test_budget_is_one_sample_at_least_when_few_are_held_out() -> None:
     model = linear()
     data = from_dataset([(torch.randn(4),) for _ in range(20)], model.inputs)
-    few, coarse = (Judge(model.module, data, Budget(metric="agreement", max_drop=drop), 20) for drop in (0.01, 0.1))
-    assert (few.max_drop, coarse.max_drop) == (1 / 20, 0.1)
+    task = suggested_for(model.module, data)
+    wrong = copy.deepcopy(model.module)
+    for drop, allowed in ((0.01, 1 / 20), (0.1, 0.1)):
+        judge = Judge(model.module, data, task, (Budget(metric="agreement", max_drop=drop),), 20)
+        next(wrong.parameters()).data += 0.1
+        score = judge(wrong)
+        assert score.used == pytest.approx((1 - score.metric) / allowed)
 
 
 def test_named_modules_stay_in_float_and_are_listed() -> None:

@@ -32,7 +32,7 @@ def comparison(tested: Target, reference: Target, model: Model, folder: Path) ->
     for target in (tested, reference):
         lowered = target.lower(model, folder, name="model")
         outputs.append(tuple(torch.from_numpy(array) for array in target.load(lowered, threads=1).run(inputs)))
-    result = Comparison()
+    result = Comparison(class_axis=1)
     result.update(*outputs)
     return result
 
@@ -70,7 +70,7 @@ def test_int8_cnn_equals_the_program_and_fp16_costs_less_than_int8(name: str, tm
     images, answers = (tuple(tensor[steady] for tensor in tensors) for tensors in (batch.inputs, program))
     assert sqnr(exact, int8, images, answers, tmp_path) >= 100
     half = sqnr(CoremlTarget(), int8, batch.inputs, program, tmp_path)
-    cost_of_int8 = Comparison()
+    cost_of_int8 = Comparison(class_axis=1)
     cost_of_int8.update(program, predictor(int8.reference)(batch.inputs))
     assert half >= cost_of_int8.sqnr_db
 
@@ -106,7 +106,7 @@ def test_trained_int8_network_follows_the_program_as_far_as_fp16_allows(tmp_path
     assert isinstance(int8.module, GraphModule)
     program = predictor(int8.module)(batch.inputs)
     with torch.no_grad():
-        rounded = Comparison()
+        rounded = Comparison(class_axis=1)
         rounded.update((RoundedToHalf(int8.module).run(*batch.inputs),), program)
     assert sqnr(CoremlTarget(CoremlConfig(precision="float32")), int8, batch.inputs, program, tmp_path) >= 50
     assert sqnr(CoremlTarget(), int8, batch.inputs, program, tmp_path) >= rounded.sqnr_db - 1
@@ -114,7 +114,7 @@ def test_trained_int8_network_follows_the_program_as_far_as_fp16_allows(tmp_path
     target = CoremlTarget()
     (in_fp32,) = target.cross_checks(target.lower(int8, tmp_path, name="model"), (batch.inputs[0][:1].numpy(),))
     assert not isinstance(in_fp32, Skipped)
-    compared = Comparison()
+    compared = Comparison(class_axis=1)
     compared.update((torch.from_numpy(in_fp32.run((batch.inputs[0].numpy(),))[0]),), program)
     assert compared.sqnr_db >= 40
 
@@ -129,7 +129,7 @@ def sqnr(
     """In dB, of a package's outputs against expected ones."""
     session = target.load(target.lower(model, folder, name="model"), threads=1)
     outputs = session.run(tuple(tensor.numpy() for tensor in inputs))
-    compared = Comparison()
+    compared = Comparison(class_axis=1)
     compared.update(tuple(torch.from_numpy(array) for array in outputs), expected)
     return compared.sqnr_db
 
@@ -148,7 +148,7 @@ def test_float_network_equals_apples_core_ai_runtime(name: str, tmp_path: Path) 
     (ours,) = target.load(lowered, threads=1).run(tuple(tensor.numpy() for tensor in batch.inputs))
     with np.load(CORE_AI / f"{name}.npz") as stored:
         theirs = stored["outputs"]
-    compared = Comparison()
+    compared = Comparison(class_axis=1)
     compared.update((torch.from_numpy(ours),), (torch.from_numpy(theirs),))
     assert compared.sqnr_db >= 60
     np.testing.assert_array_equal(ours.argmax(1), theirs.argmax(1))

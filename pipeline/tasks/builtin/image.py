@@ -1,0 +1,48 @@
+"""Image to image, such as denoising and super-resolution: the first output is an image, and so is a label."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import Metric
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from pipeline.core import MetricInfo
+from pipeline.data.labels import numbers
+from pipeline.tasks.losses import relative_errors
+from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
+
+SSIM_WINDOW = 11
+
+
+def task(example: Example) -> Task:
+    """PSNR and SSIM, averaged over images, whose values reach from 0 to 1 or from 0 to 255."""
+    first = example.first
+    if first.ndim != 4 or not first.is_floating_point():
+        raise misfit("image needs images (N, C, H, W) as the first output", first)
+    top = 1.0 if first.abs().max() < 2 else 255.0
+
+    def update(metric: Metric, images: Tensor, labels: Tensor) -> None:
+        metric.update(images, labels)
+
+    def label_loss(outputs: Tensors, labels: Tensor) -> Tensor:
+        return functional.mse_loss(outputs[0] / top, labels / top)
+
+    psnr = partial(PeakSignalNoiseRatio, (0.0, top), reduction="elementwise_mean", dim=(1, 2, 3), sync_on_compute=False)
+    ssim = partial(StructuralSimilarityIndexMeasure, data_range=(0.0, top), sync_on_compute=False)
+    metrics = [
+        MetricSpec(info=MetricInfo(name="psnr", title="PSNR", unit="dB"), make=psnr, update=update),
+    ]
+    if min(first.shape[2:]) >= SSIM_WINDOW:
+        metrics.append(MetricSpec(info=MetricInfo(name="ssim", title="SSIM", unit=""), make=ssim, update=update))
+    return Task(
+        name="image",
+        labels=numbers(tuple(first.shape[1:])),
+        metrics=tuple(metrics),
+        predict=lambda outputs, _: outputs[0],
+        terms=relative_errors,
+        label_loss=label_loss,
+        moves=True,
+    )

@@ -1,0 +1,53 @@
+"""Semantic segmentation: the first output holds one logit per class and pixel; a label is a mask of class indices."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from pipeline.core import MetricInfo
+from pipeline.data.labels import IGNORED, mask
+from pipeline.tasks.losses import divergence_of_first
+from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
+
+
+def task(example: Example) -> Task:
+    """Mean intersection over union of the classes that occur, and the share of right pixels."""
+    first = example.first
+    if first.ndim != 4 or first.shape[1] < 2 or not first.is_floating_point():
+        raise misfit("segmentation needs logits (N, classes, H, W) as the first output", first)
+    _, classes, height, width = first.shape
+
+    def update(metric: Metric, found: Tensor, labels: Tensor) -> None:
+        metric.update(found, labels)
+
+    def label_loss(outputs: Tensors, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs[0], labels, ignore_index=IGNORED)
+
+    settings: dict[str, Any] = {"num_classes": classes, "ignore_index": IGNORED, "sync_on_compute": False}
+    return Task(
+        name="segmentation",
+        labels=mask(classes, height, width),
+        metrics=(
+            MetricSpec(
+                info=MetricInfo(name="miou", title="Mean IoU"),
+                make=partial(MulticlassJaccardIndex, average="macro", **settings),
+                update=update,
+            ),
+            MetricSpec(
+                info=MetricInfo(name="pixel_accuracy", title="Pixel accuracy"),
+                make=partial(MulticlassAccuracy, average="micro", **settings),
+                update=update,
+            ),
+        ),
+        predict=lambda outputs, _: outputs[0].argmax(1),
+        terms=divergence_of_first(1),
+        label_loss=label_loss,
+        class_axis=1,
+        moves=True,
+    )

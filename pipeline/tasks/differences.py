@@ -1,0 +1,218 @@
+"""How sure a difference is: each metric of two models on the same samples, with a 95 % interval.
+
+A share of samples is compared by Tango's score interval (1998, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8),
+beside the exact McNemar test; any other metric by a bootstrap over blocks of samples, of which each resample draws the
+same ones for both models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from scipy.stats import binomtest, bootstrap, norm
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_sum
+
+from pipeline.core.arrays import Array
+from pipeline.data.labels import Labels
+from pipeline.tasks.task import MetricSpec, Predictions, Task, Tensors
+
+CONFIDENCE = 0.95
+BLOCKS = 200
+"""The bootstrap's units, at most: enough for an interval, and few enough to keep."""
+RESAMPLES, FEW_RESAMPLES = 999, 99
+"""Of metrics whose states add up, which takes an instant, and of others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Optimized minus original, in the metric's unit.
+
+    Attributes:
+        p_value: Of "both are equally good", two-sided; for shares of samples.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    samples: int
+    method: str
+    p_value: float | None = None
+
+
+def tango_interval(gained: int, lost: int, samples: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Tango's score interval of the difference of two paired shares.
+
+    Args:
+        gained: Samples that only the second model has right.
+        lost: Samples that only the first has right.
+
+    >>> low, high = tango_interval(gained=0, lost=0, samples=30)
+    >>> round(low, 4), round(high, 4)
+    (-0.1135, 0.1135)
+    """
+    difference, limit = (gained - lost) / samples, norm.ppf(0.5 + confidence / 2)
+
+    def score(delta: float) -> float:
+        """The score statistic of a true difference of ``delta``, with the constrained estimate of losses."""
+        a, b = 2 * samples, -gained - lost + (2 * samples - gained + lost) * delta
+        c = -lost * delta * (1 - delta)
+        constrained = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+        variance = samples * (2 * constrained + delta * (1 - delta))
+        return (gained - lost - samples * delta) / math.sqrt(max(variance, 1e-300))
+
+    def crossing(end: float, target: float) -> float:
+        """Where the statistic, which falls as ``delta`` grows, passes ``target`` between the estimate and an end."""
+        inside = difference + math.copysign(1e-9, end)
+        if abs(inside) >= 1 or (score(end * (1 - 1e-9)) - target) * (score(inside) - target) > 0:
+            return end
+        return float(brentq(lambda delta: score(delta) - target, inside, end * (1 - 1e-9), xtol=1e-10))
+
+    return crossing(-1.0, limit), crossing(1.0, -limit)
+
+
+class Paired:
+    """What one model did on each block of samples, so that it can be compared with another on the same ones.
+
+    Args:
+        samples: In the whole set.
+    """
+
+    def __init__(self, task: Task, samples: int, *, labelled: bool) -> None:
+        self._task, self._block, self.samples = task, max(1, math.ceil(samples / BLOCKS)), samples
+        self.specs = [spec for spec in task.metrics if labelled or spec.against == "original"]
+        self.right: dict[str, list[Tensor]] = {spec.name: [] for spec in self.specs if spec.right is not None}
+        self.blocks: dict[Callable[[], Metric], list[Metric]] = {
+            spec.make: [] for spec in self.specs if spec.right is None
+        }
+        self._in_block = 0
+
+    @torch.no_grad()
+    def update(self, inputs: Tensors, outputs: Tensors, original: Tensors, labels: Labels | None) -> None:
+        """Add a batch, cut into blocks at the same samples for every model."""
+        found = self._task.predict(outputs, inputs)
+        expected = found if outputs is original else self._task.predict(original, inputs)
+        given = {"labels": labels, "original": expected}
+        for spec in self.specs:
+            if spec.right is not None:
+                self.right[spec.name].append(spec.right(found, given[spec.against]))
+        count, start = len(inputs[0]), 0
+        while start < count and self.blocks:
+            stop = min(count, start + self._block - self._in_block)
+            self._add(_part(found, start, stop), {name: _part(each, start, stop) for name, each in given.items()})
+            self._in_block = (self._in_block + stop - start) % self._block
+            start = stop
+
+    def _add(self, predictions: Predictions, given: dict[str, Any]) -> None:
+        for make, blocks in self.blocks.items():
+            spec = next(spec for spec in self.specs if spec.make is make)
+            if self._in_block == 0:
+                blocks.append(make())
+            spec.update(blocks[-1], predictions, given[spec.against])
+
+
+def _part(values: Any, start: int, stop: int) -> Any:
+    """These samples of a batch: of a tensor, a list, or a tuple of tensors."""
+    if values is None:
+        return None
+    return tuple(value[start:stop] for value in values) if isinstance(values, tuple) else values[start:stop]
+
+
+def differences(original: Paired, optimized: Paired) -> list[Difference]:
+    """The difference in every metric."""
+    return [_difference(spec, original, optimized, original.samples) for spec in original.specs]
+
+
+def _difference(spec: MetricSpec, original: Paired, optimized: Paired, samples: int) -> Difference:
+    if spec.right is not None:
+        before, after = (torch.cat(each.right[spec.name]) for each in (original, optimized))
+        gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+        low, high = tango_interval(gained, lost, samples)
+        test = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+        return Difference(
+            metric=spec.name,
+            value=(gained - lost) / samples,
+            low=low,
+            high=high,
+            samples=samples,
+            method="Tango's score interval; exact McNemar test",
+            p_value=float(test),
+        )
+    before, after = (_Blocks(each.blocks[spec.make]) for each in (original, optimized))
+    count = len(original.blocks[spec.make])
+
+    def between(chosen: Array) -> float:
+        drawn = np.bincount(chosen, minlength=count)
+        return spec.pick(after.computed(drawn)) - spec.pick(before.computed(drawn))
+
+    every = np.arange(count)
+    value = low = high = between(every)
+    resamples = RESAMPLES if before.adds_up else FEW_RESAMPLES
+    if count > 1:
+        found = bootstrap(
+            (every,),
+            between,
+            vectorized=False,
+            n_resamples=resamples,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        )
+        low, high = float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return Difference(
+        metric=spec.name,
+        value=value,
+        low=min(low, value),
+        high=max(high, value),
+        samples=samples,
+        method=f"bootstrap over {count} blocks of samples, {resamples} resamples",
+    )
+
+
+class _Blocks:
+    """One metric of each block, and what they give together, each taken so many times.
+
+    Attributes:
+        adds_up: All states are sums, as most are: a resample then takes one product, and no merging.
+    """
+
+    def __init__(self, blocks: Sequence[Metric]) -> None:
+        self._blocks, self._whole = blocks, deepcopy(blocks[0])
+        reductions = self._whole._reductions  # the one place where torchmetrics says how states are put together
+        self.adds_up = bool(reductions) and all(each is dim_zero_sum for each in reductions.values())
+        names = list(reductions) if self.adds_up else []
+        self._sums = {name: torch.stack([getattr(block, name) for block in blocks]) for name in names}
+
+    def computed(self, times: Array) -> Any:
+        """The metric over the samples of all blocks, block ``i`` taken ``times[i]`` times."""
+        if self.adds_up:
+            for name, each in self._sums.items():
+                total = torch.tensordot(torch.from_numpy(times).double(), each.double(), dims=1)
+                setattr(self._whole, name, total.to(each.dtype))
+            self._whole._computed = None
+            self._whole._update_count = len(times)
+            return self._whole.compute()
+        drawn = [block for block, count in zip(self._blocks, times, strict=True) for _ in range(count)]
+        whole = deepcopy(drawn[0])
+        for block in drawn[1:]:
+            whole.merge_state(block)
+        return whole.compute()
+
+
+def samples_to_tell(difference: Difference, drop: float, allowed: float) -> int | None:
+    """About how many samples would tell a drop from the one that is allowed: an interval shrinks as their root.
+
+    None where no number of samples would, as both are equal.
+    """
+    if (distance := abs(drop - allowed)) < 1e-9:
+        return None
+    width = max(difference.high - difference.value, difference.value - difference.low)
+    return math.ceil(difference.samples * (width / distance) ** 2)

@@ -1,0 +1,149 @@
+"""A task: what a model is for, as data. Everything that depends on it asks the task, and nothing else.
+
+Each file of `pipeline.tasks.builtin` makes one; `pipeline.tasks.lookup` finds them, and makes the user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+from torchmetrics import Metric
+
+from pipeline.core import MetricInfo, RecipeError
+from pipeline.data.labels import LabelForm
+
+Tensors = tuple[Tensor, ...]
+"""All inputs, or all outputs, of a batch: each ``(N, …)``."""
+Predictions = Any
+"""What metrics compare with labels: a tensor ``(N, …)``, a tuple of such, or one entry per sample."""
+
+
+Update = Callable[[Metric, Predictions, Any], None]
+"""Gives a metric a batch: predictions, and labels or the original's predictions."""
+
+
+def only_or_all(outputs: Tensors, _inputs: Tensors) -> Predictions:
+    """The outputs as they are: a tensor where there is one, else the tuple."""
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def compare(metric: Metric, predictions: Predictions, labels: Any) -> None:
+    """Most metrics take both as they are."""
+    metric.update(predictions, labels)
+
+
+def itself(result: Any) -> float:
+    """Most metrics compute one number."""
+    return float(result)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSpec:
+    """One number that says how well a model does its task.
+
+    Attributes:
+        info: Its name, unit and direction, as recipes and reports have them.
+        make: A new torchmetrics object. Metrics of one object share ``make``, and it is computed once.
+        update: Gives it a batch: predictions, and labels or the original's predictions.
+        pick: The number among what the object computes.
+        against: Whether it compares with labels or with the original.
+        of_itself: Its value for the original, where it compares with that.
+        right: For a share of samples: which samples count, ``(N,) bool``, from predictions and labels.
+    """
+
+    info: MetricInfo
+    make: Callable[[], Metric]
+    update: Update = compare
+    pick: Callable[[Any], float] = itself
+    against: Literal["labels", "original"] = "labels"
+    of_itself: float | None = None
+    right: Callable[[Predictions, Any], Tensor] | None = None
+
+    @property
+    def name(self) -> str:
+        """As budgets and reports call it."""
+        return self.info.name
+
+
+Terms = Callable[[Tensors, Tensors, float], list[Tensor]]
+"""The student's outputs, the teacher's, and a temperature: one scalar per output, each of a size near one or below."""
+LabelLoss = Callable[[Tensors, Any], Tensor]
+"""Outputs and labels of a batch: the mean loss, a scalar."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What a model is for.
+
+    Attributes:
+        labels: The form of its labels; None where it has none.
+        metrics: The first is the budget's default.
+        predict: Turns outputs into predictions, in float, the same way for every target.
+        terms: The distillation loss, output by output.
+        label_loss: The loss against labels, which takes part in the first term; None where there is none.
+        class_axis: The axis of the first output with one score per class; None where it holds no class scores.
+        moves: Whether the labels have places in the image, so that augmentations must move them, too.
+    """
+
+    name: str
+    labels: LabelForm | None
+    metrics: tuple[MetricSpec, ...]
+    predict: Callable[[Tensors, Tensors], Predictions] = only_or_all
+    terms: Terms
+    label_loss: LabelLoss | None = None
+    class_axis: int | None = None
+    moves: bool = False
+
+    def metric(self, name: str) -> MetricSpec:
+        """The metric of this name; `KeyError` where there is none."""
+        return {spec.name: spec for spec in self.metrics}[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """What a task is made for: a few real samples, and what the original answers.
+
+    Attributes:
+        alphabet: The characters of symbols 1, 2, …, for tasks that read text; may be empty.
+    """
+
+    inputs: Tensors
+    outputs: Tensors
+    alphabet: str = ""
+
+    @property
+    def first(self) -> Tensor:
+        """The first output."""
+        return self.outputs[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the first input.
+
+        Raises:
+            RecipeError: It is no image.
+        """
+        if self.inputs[0].ndim != 4:
+            raise misfit("needs images (N, C, H, W) as the first input", self.inputs[0])
+        height, width = self.inputs[0].shape[2:]
+        return int(height), int(width)
+
+
+def misfit(needs: str, found: Tensor) -> RecipeError:
+    """The refusal of a model whose tensors do not suit the task."""
+    shape = ["N", *found.shape[1:]]
+    return RecipeError(
+        f"{needs}, and the model's is {shape} {str(found.dtype).removeprefix('torch.')}", where="task", fix=FIX
+    )
+
+
+FIX = "name another task, or give metrics and a postprocess of your own (task.metrics, task.postprocess)"
+
+
+def probabilities(scores: Tensor) -> Callable[[Tensor], Tensor]:
+    """How scores become probabilities: as they are where real ones lie in [0, 1], else by a sigmoid."""
+    inside = bool(((scores >= 0) & (scores <= 1)).all())
+    return (lambda values: values.float().clamp(0, 1)) if inside else (lambda values: values.float().sigmoid())

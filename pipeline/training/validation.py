@@ -1,0 +1,28 @@
+"""Validation: how good a student is after each epoch, by its task's first metric that the samples allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from pipeline.data.samples import SampleSet
+from pipeline.tasks.evaluation import evaluate
+from pipeline.tasks.task import Task
+
+
+def validation(task: Task, teacher: nn.Module, held_out: SampleSet) -> Callable[[nn.Module], float | None]:
+    """The first metric on held-out samples: against their labels where they have some, else against the teacher."""
+
+    def validate(student: nn.Module) -> float | None:
+        found = evaluate(student, held_out, task, reference=teacher)
+        return next(iter(found.values()), None)
+
+    return validate
+
+
+def higher_is_better(task: Task, held_out: SampleSet | None) -> bool:
+    """The direction of the metric that `validation` returns."""
+    against = "labels" if held_out is not None and held_out.labelled else "original"
+    usable = (spec for spec in task.metrics if spec.against in ("original", against))
+    return next((spec.info.higher_is_better for spec in usable), True)
