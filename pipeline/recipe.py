@@ -519,6 +519,8 @@ class TargetStep(OneOf):
 
 
 def _listed(value: Any) -> Any:
+    if isinstance(value, list) and not value:
+        raise ValueError("is empty: list at least one budget, or remove it")
     return value if isinstance(value, list | tuple) else (value,)
 
 
@@ -535,7 +537,7 @@ class Recipe(Setting):
     )
     budget: Annotated[
         tuple[Budget, ...], BeforeValidator(_listed, json_schema_input_type=Budget | tuple[Budget, ...])
-    ] = Field((Budget(),), min_length=1, description="one, or a list of them: every one has to be kept")
+    ] = Field((Budget(),), description="one, or a list of them: every one has to be kept")
     seed: Integer = Field(0, ge=0, le=2**32 - 1)
 
     @field_serializer("budget")
@@ -600,21 +602,19 @@ def parse_recipe(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        listed = isinstance(values.get("budget"), list)
-        problems = [f"{where}: {_problem(problem)}" for problem in _as_written(error, listed)[:_SHOWN_PROBLEMS]]
+        one_budget = not isinstance(values.get("budget"), list)
+        problems = [
+            f"{where}: {_problem(problem, _location(problem, one_budget))}"
+            for problem in error.errors()[:_SHOWN_PROBLEMS]
+        ]
         text = "\n".join(problems).removeprefix(f"{where}: ")
         raise RecipeError(text, where=where, fix="'edgewright schema recipe' prints every key") from None
 
 
-def _as_written(error: ValidationError, listed: bool) -> list[ErrorDetails]:
-    """Pydantic's errors, where one budget stands for a list of one."""
-    found = error.errors()
-    if listed:
-        return found
-    own = [
-        {**each, "loc": ("budget", *each["loc"][2:])} if each["loc"][:2] == ("budget", 0) else each for each in found
-    ]
-    return [each for each in own if not (each["loc"] == ("budget",) and each["type"] == "too_short")]
+def _location(error: ErrorDetails, one_budget: bool) -> tuple[int | str, ...]:
+    """Where a problem is in the YAML file, in which one budget stands for a list of one."""
+    location = error["loc"]
+    return ("budget", *location[2:]) if one_budget and location[:2] == ("budget", 0) else location
 
 
 _SHOWN_PROBLEMS = 10
@@ -632,17 +632,17 @@ _EXPECTED = {
 """What pydantic's errors mean in YAML."""
 
 
-def _problem(error: ErrorDetails) -> str:
+def _problem(error: ErrorDetails, location: tuple[int | str, ...]) -> str:
     """One error of pydantic's, in terms of the YAML file.
 
     A validator names a field inside its own as ``shape: …``.
     """
     if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == FACTORY:
-        return f"{_field(error['loc'])}must be module:callable, such as my_models:resnet"
+        return f"{_field(location)}must be module:callable, such as my_models:resnet"
     text = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and (inner := re.match(r"([a-z_.]+(\[\d+\])?[a-z_.]*): ", text)):
-        return f"{_field((*error['loc'], inner[1]))}{text[inner.end() :]}"
-    return f"{_field(error['loc'])}{_EXPECTED.get(error['type'], text)}"
+        return f"{_field((*location, inner[1]))}{text[inner.end() :]}"
+    return f"{_field(location)}{_EXPECTED.get(error['type'], text)}"
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -85,7 +85,6 @@ def test_every_searched_value_is_one_that_the_recipe_takes(stage: str, key: str)
 def test_every_task_has_a_file_a_test_and_a_line_in_the_docs() -> None:
     tested = (ROOT / "tests" / "pipeline" / "tasks" / "test_builtin.py").read_text()
     docs = (ROOT / "docs" / "tasks.md").read_text()
-    assert len(names()) == 14
     for name in names():
         assert f'"{name}"' in tested
         assert f"`{name}`" in docs

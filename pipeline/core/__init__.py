@@ -130,12 +130,15 @@ class MetricInfo(Record):
     Attributes:
         title: For headings: ``Top-1 accuracy``.
         unit: ``ratio`` is printed in percent; any other unit stands behind the number; ``""`` is a bare number.
+        original_value: The original's value of a metric that compares with the original: its agreement with itself
+            is 1. None for a metric that compares with labels.
     """
 
     name: str
     title: str
     unit: str = "ratio"
     higher_is_better: bool = True
+    original_value: float | None = None
 
     def drop(self, original: float, value: float) -> float:
         """How much worse a value is than the original's, in the metric's unit; negative where it is better.

@@ -186,8 +186,8 @@ def _budget(prepared: Prepared, original: dict[str, float], records: tuple[Targe
 
 def _baseline(metric: str, prepared: Prepared, original: dict[str, float]) -> tuple[MetricInfo, float]:
     """What a metric is, and the original's value."""
-    spec = prepared.task.metric(metric)
-    return spec.info, original.get(metric, spec.of_itself or 0.0)
+    info = prepared.task.metric(metric).info
+    return info, original.get(metric, info.original_value or 0.0)
 
 
 def _environment() -> Environment:

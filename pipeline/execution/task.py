@@ -61,7 +61,7 @@ def settle_budgets(recipe: Recipe, task: Task, evaluation: SampleSet) -> tuple[B
     Raises:
         RecipeError: A budget's metric is not the task's, or needs labels that the evaluation set does not have.
     """
-    usable = [spec.name for spec in task.metrics if evaluation.labelled or spec.against == "original"]
+    usable = [spec.name for spec in task.usable(labelled=evaluation.labelled)]
     known = [spec.name for spec in task.metrics]
     if not usable:
         raise RecipeError(

@@ -10,9 +10,6 @@ from pipeline.core import MetricInfo
 from pipeline.report.model import Parity, Report, Sureness, TargetRecord, budgets, metric_info
 from pipeline.target import Estimated, Latency, Measured
 
-FOLLOWING = ("agreement", "signal", "cosine")
-"""Metrics that compare with the original, which follows itself with 1."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
@@ -104,10 +101,10 @@ def main_metric(report: Report) -> MetricInfo:
     return metric_info(report, budgets(report)[0].metric)
 
 
-def original_metric(report: Report, name: str | None = None) -> float | None:
-    """The original's value of a metric, the headline's by default; see `FOLLOWING`."""
-    wanted = name or main_metric(report).name
-    return report.original.metrics.get(wanted, 1.0 if wanted in FOLLOWING else None)
+def original_metric(report: Report) -> float | None:
+    """The original's value of the headline's metric."""
+    info = main_metric(report)
+    return report.original.metrics.get(info.name, info.original_value)
 
 
 def variant(report: Report) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.core import Model, first_line
+from pipeline.core import MetricInfo, Model, first_line
 from pipeline.core.arrays import Array
 from pipeline.data.samples import Batch, SampleSet, with_examples
 from pipeline.machine.memory import affordable_batch, footprint
@@ -49,7 +49,7 @@ from pipeline.tasks.differences import Difference, Paired, differences, samples_
 from pipeline.tasks.lookup import for_task, task_of
 from pipeline.tasks.prediction import SetPredictor, predictor, session_predictor
 from pipeline.tasks.scores import Scores
-from pipeline.tasks.task import MetricSpec, Task
+from pipeline.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -414,23 +414,21 @@ def _variant(name: Variant, made: Lowered | str, run: _Run | None, root: Path) -
 def _differences(before: _Original, after: _Run) -> tuple[DifferenceRecord, ...]:
     """Each metric's difference to the original, and what its interval says of the budget."""
     assert after.paired is not None
-    return tuple(
-        _difference(spec, found, before)
-        for spec, found in zip(before.paired.specs, differences(before.paired, after.paired), strict=True)
-    )
+    infos = {spec.name: spec.info for spec in before.paired.specs}
+    return tuple(_difference(infos[found.metric], found, before) for found in differences(before.paired, after.paired))
 
 
-def _difference(spec: MetricSpec, found: Difference, before: _Original) -> DifferenceRecord:
+def _difference(info: MetricInfo, found: Difference, before: _Original) -> DifferenceRecord:
     """One metric's; a budget is met where even the worse end of the interval is within it."""
     record = DifferenceRecord(**asdict(found))
-    budget = next((each for each in before.budgets if each.metric == spec.name), None)
+    budget = next((each for each in before.budgets if each.metric == info.name), None)
     if budget is None:
         return record
-    baseline = before.metrics.get(spec.name, spec.of_itself or 0.0)
-    allowed = spec.info.allowed(baseline, budget.max_drop, budget.max_drop_relative)
-    best, worst = sorted(spec.info.drop(0.0, end) for end in (found.low, found.high))
+    baseline = before.metrics.get(info.name, info.original_value or 0.0)
+    allowed = info.allowed(baseline, budget.max_drop, budget.max_drop_relative)
+    best, worst = sorted(info.drop(0.0, end) for end in (found.low, found.high))
     verdict: Sureness = "met" if worst <= allowed else "exceeded" if best > allowed else "unsure"
-    enough = samples_to_tell(found, spec.info.drop(0.0, found.value), allowed) if verdict == "unsure" else None
+    enough = samples_to_tell(found, info.drop(0.0, found.value), allowed) if verdict == "unsure" else None
     return record.model_copy(update={"verdict": verdict, "enough_samples": enough})
 
 

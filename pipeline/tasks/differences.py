@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ class Paired:
 
     def __init__(self, task: Task, samples: int, *, labelled: bool) -> None:
         self._task, self._block, self.samples = task, max(1, math.ceil(samples / BLOCKS)), samples
-        self.specs = [spec for spec in task.metrics if labelled or spec.against == "original"]
+        self.specs = task.usable(labelled=labelled)
         self.right: dict[str, list[Tensor]] = {spec.name: [] for spec in self.specs if spec.right is not None}
         self.blocks: dict[Callable[[], Metric], list[Metric]] = {
             spec.make: [] for spec in self.specs if spec.right is None
@@ -101,23 +101,23 @@ class Paired:
         """Add a batch, cut into blocks at the same samples for every model."""
         found = self._task.predict(outputs, inputs)
         expected = found if outputs is original else self._task.predict(original, inputs)
-        given = {"labels": labels, "original": expected}
+        given = {True: labels, False: expected}
         for spec in self.specs:
             if spec.right is not None:
-                self.right[spec.name].append(spec.right(found, given[spec.against]))
+                self.right[spec.name].append(spec.right(found, given[spec.needs_labels]))
         count, start = len(inputs[0]), 0
         while start < count and self.blocks:
             stop = min(count, start + self._block - self._in_block)
-            self._add(_part(found, start, stop), {name: _part(each, start, stop) for name, each in given.items()})
+            self._add(_part(found, start, stop), {kind: _part(each, start, stop) for kind, each in given.items()})
             self._in_block = (self._in_block + stop - start) % self._block
             start = stop
 
-    def _add(self, predictions: Predictions, given: dict[str, Any]) -> None:
+    def _add(self, predictions: Predictions, given: dict[bool, Any]) -> None:
         for make, blocks in self.blocks.items():
             spec = next(spec for spec in self.specs if spec.make is make)
             if self._in_block == 0:
                 blocks.append(make())
-            spec.update(blocks[-1], predictions, given[spec.against])
+            spec.update(blocks[-1], predictions, given[spec.needs_labels])
 
 
 def _part(values: Any, start: int, stop: int) -> Any:
@@ -129,24 +129,29 @@ def _part(values: Any, start: int, stop: int) -> Any:
 
 def differences(original: Paired, optimized: Paired) -> list[Difference]:
     """The difference in every metric."""
-    return [_difference(spec, original, optimized, original.samples) for spec in original.specs]
+    return [
+        _bootstrapped(spec, original, optimized) if spec.right is None else _of_shares(spec, original, optimized)
+        for spec in original.specs
+    ]
 
 
-def _difference(spec: MetricSpec, original: Paired, optimized: Paired, samples: int) -> Difference:
-    if spec.right is not None:
-        before, after = (torch.cat(each.right[spec.name]) for each in (original, optimized))
-        gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
-        low, high = tango_interval(gained, lost, samples)
-        test = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-        return Difference(
-            metric=spec.name,
-            value=(gained - lost) / samples,
-            low=low,
-            high=high,
-            samples=samples,
-            method="Tango's score interval; exact McNemar test",
-            p_value=float(test),
-        )
+def _of_shares(spec: MetricSpec, original: Paired, optimized: Paired) -> Difference:
+    before, after = (torch.cat(each.right[spec.name]) for each in (original, optimized))
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    low, high = tango_interval(gained, lost, original.samples)
+    test = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    return Difference(
+        metric=spec.name,
+        value=(gained - lost) / original.samples,
+        low=low,
+        high=high,
+        samples=original.samples,
+        method="Tango's score interval; exact McNemar test",
+        p_value=float(test),
+    )
+
+
+def _bootstrapped(spec: MetricSpec, original: Paired, optimized: Paired) -> Difference:
     before, after = (_Blocks(each.blocks[spec.make]) for each in (original, optimized))
     count = len(original.blocks[spec.make])
 
@@ -155,24 +160,29 @@ def _difference(spec: MetricSpec, original: Paired, optimized: Paired, samples: 
         return spec.pick(after.computed(drawn)) - spec.pick(before.computed(drawn))
 
     every = np.arange(count)
-    value = low = high = between(every)
-    resamples = RESAMPLES if before.adds_up else FEW_RESAMPLES
-    if count > 1:
-        found = bootstrap(
-            (every,),
-            between,
-            vectorized=False,
-            n_resamples=resamples,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        )
-        low, high = float(found.confidence_interval.low), float(found.confidence_interval.high)
-    return Difference(
+    value, resamples = between(every), RESAMPLES if before.adds_up else FEW_RESAMPLES
+    difference = Difference(
         metric=spec.name,
         value=value,
-        low=min(low, value),
-        high=max(high, value),
-        samples=samples,
+        low=value,
+        high=value,
+        samples=original.samples,
+        method="one sample, which gives no interval",
+    )
+    if count < 2:
+        return difference
+    interval = bootstrap(
+        (every,),
+        between,
+        vectorized=False,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return replace(
+        difference,
+        low=min(float(interval.low), value),
+        high=max(float(interval.high), value),
         method=f"bootstrap over {count} blocks of samples, {resamples} resamples",
     )
 

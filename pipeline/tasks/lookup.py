@@ -52,8 +52,8 @@ def suggested_for(module: nn.Module, samples: SampleSet) -> Task:
 
 def suggested(example: Example, *, labelled: bool) -> Task:
     """Classification where the first output is class scores and there are labels; else fidelity to the original."""
-    chosen = classification if labelled and classification.classifies(example.outputs) else fidelity
-    return chosen.task(example)
+    chosen = classification.task if labelled and classification.classifies(example.outputs) else fidelity.task
+    return chosen(example)
 
 
 def own(
@@ -79,12 +79,9 @@ def own(
     """
     made = base
     if metrics:
-        found = tuple(_metric(name, root) for name in metrics)
-        made = replace(
-            made, name=base.name if base.name != "fidelity" else "own", metrics=found, labels=base.labels or ANY
-        )
+        made = replace(base, metrics=tuple(_metric(name, root) for name in metrics))
         if base.name == "fidelity":
-            made = replace(made, labels=ANY, label_loss=None, predict=only_or_all)
+            made = replace(made, name="own", labels=ANY, label_loss=None, predict=only_or_all)
     if postprocess is not None:
         made = replace(made, predict=_postprocess(postprocess, root))
         _tried(postprocess, lambda: made.predict(example.outputs, example.inputs))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.tasks.task import Tensors, Terms
+from pipeline.tasks.task import BinaryScores, Tensors, Terms
 
 TINY = 1e-12
 
@@ -55,10 +55,14 @@ def binary_divergence(student: Tensor, teacher: Tensor, temperature: float) -> T
     return (cross - entropy) * temperature**2
 
 
-def binary_divergences(student: Tensors, teacher: Tensors, temperature: float) -> list[Tensor]:
+def binary_divergence_of_first(scores: BinaryScores) -> Terms:
     """`binary_divergence` of the first output, and `relative_error` of the others."""
-    rest = relative_errors(student[1:], teacher[1:], temperature)
-    return [binary_divergence(student[0], teacher[0], temperature), *rest]
+
+    def terms(student: Tensors, teacher: Tensors, temperature: float) -> list[Tensor]:
+        ours, theirs = scores.logits(student[0]), scores.logits(teacher[0])
+        return [binary_divergence(ours, theirs, temperature), *relative_errors(student[1:], teacher[1:], temperature)]
+
+    return terms
 
 
 def angles(student: Tensors, teacher: Tensors, _temperature: float) -> list[Tensor]:

@@ -24,8 +24,7 @@ class Scores:
 
     def __init__(self, task: Task, *, labelled: bool, compared: bool = True) -> None:
         self._task, self._samples = task, 0
-        usable = {"labels": labelled, "original": compared}
-        self._specs = [spec for spec in task.metrics if usable[spec.against]]
+        self._specs = [spec for spec in task.usable(labelled=labelled) if compared or spec.needs_labels]
         self._metrics: dict[Callable[[], Metric], Metric] = {spec.make: spec.make() for spec in self._specs}
 
     @torch.no_grad()
@@ -35,17 +34,16 @@ class Scores:
             return
         found = self._task.predict(outputs, inputs)
         expected = self._task.predict(original, inputs) if self._compared else None
-        given = {"labels": labels, "original": expected}
         seen: set[Callable[[], Metric]] = set()
         for spec in self._specs:
             if spec.make not in seen:
                 seen.add(spec.make)
-                spec.update(self._metrics[spec.make], found, given[spec.against])
+                spec.update(self._metrics[spec.make], found, labels if spec.needs_labels else expected)
         self._samples += len(inputs[0])
 
     @property
     def _compared(self) -> bool:
-        return any(spec.against == "original" for spec in self._specs)
+        return any(not spec.needs_labels for spec in self._specs)
 
     def values(self) -> dict[str, float]:
         """Each metric's value, in the task's order; nothing before the first batch."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Self
 
 from torch import Tensor
 from torchmetrics import Metric
@@ -49,8 +49,6 @@ class MetricSpec:
         make: A new torchmetrics object. Metrics of one object share ``make``, and it is computed once.
         update: Gives it a batch: predictions, and labels or the original's predictions.
         pick: The number among what the object computes.
-        against: Whether it compares with labels or with the original.
-        of_itself: Its value for the original, where it compares with that.
         right: For a share of samples: which samples count, ``(N,) bool``, from predictions and labels.
     """
 
@@ -58,14 +56,17 @@ class MetricSpec:
     make: Callable[[], Metric]
     update: Update = compare
     pick: Callable[[Any], float] = itself
-    against: Literal["labels", "original"] = "labels"
-    of_itself: float | None = None
     right: Callable[[Predictions, Any], Tensor] | None = None
 
     @property
     def name(self) -> str:
         """As budgets and reports call it."""
         return self.info.name
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it compares with labels, and not with the original."""
+        return self.info.original_value is None
 
 
 Terms = Callable[[Tensors, Tensors, float], list[Tensor]]
@@ -100,6 +101,10 @@ class Task:
     def metric(self, name: str) -> MetricSpec:
         """The metric of this name; `KeyError` where there is none."""
         return {spec.name: spec for spec in self.metrics}[name]
+
+    def usable(self, *, labelled: bool) -> tuple[MetricSpec, ...]:
+        """The metrics that samples with or without labels allow."""
+        return tuple(spec for spec in self.metrics if labelled or not spec.needs_labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +148,21 @@ def misfit(needs: str, found: Tensor) -> RecipeError:
 FIX = "name another task, or give metrics and a postprocess of your own (task.metrics, task.postprocess)"
 
 
-def probabilities(scores: Tensor) -> Callable[[Tensor], Tensor]:
-    """How scores become probabilities: as they are where real ones lie in [0, 1], else by a sigmoid."""
-    inside = bool(((scores >= 0) & (scores <= 1)).all())
-    return (lambda values: values.float().clamp(0, 1)) if inside else (lambda values: values.float().sigmoid())
+@dataclass(frozen=True, slots=True)
+class BinaryScores:
+    """Independent yes-or-no scores: probabilities where the original's lie in [0, 1], else logits."""
+
+    are_probabilities: bool
+
+    @classmethod
+    def like(cls, scores: Tensor) -> Self:
+        """The reading of an original's scores of a few real samples."""
+        return cls(bool(((scores >= 0) & (scores <= 1)).all()))
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Between 0 and 1."""
+        return scores.float().clamp(0, 1) if self.are_probabilities else scores.float().sigmoid()
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """Any real number, up to about 14 for a probability of one."""
+        return scores.logit(1e-6) if self.are_probabilities else scores

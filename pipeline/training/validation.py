@@ -23,6 +23,5 @@ def validation(task: Task, teacher: nn.Module, held_out: SampleSet) -> Callable[
 
 def higher_is_better(task: Task, held_out: SampleSet | None) -> bool:
     """The direction of the metric that `validation` returns."""
-    against = "labels" if held_out is not None and held_out.labelled else "original"
-    usable = (spec for spec in task.metrics if spec.against in ("original", against))
-    return next((spec.info.higher_is_better for spec in usable), True)
+    usable = task.usable(labelled=held_out is not None and held_out.labelled)
+    return usable[0].info.higher_is_better if usable else True

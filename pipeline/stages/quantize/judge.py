@@ -91,7 +91,7 @@ class Judge:
 
     def _budgets(self) -> list[tuple[MetricSpec, Budget]]:
         """Each budget's metric; where held-out samples have no labels, the task's first one that needs none."""
-        usable = [spec for spec in self._task.metrics if self.samples.labelled or spec.against == "original"]
+        usable = self._task.usable(labelled=self.samples.labelled)
         if not usable:
             fix = "label the training samples, or remove the task"
             raise StageError(f"the held-out samples have no labels for {self._task.name}", where="quantize", fix=fix)

@@ -11,8 +11,8 @@ from torchmetrics.classification import BinaryAUROC, BinaryF1Score
 
 from pipeline.core import MetricInfo
 from pipeline.data.labels import yes_or_no
-from pipeline.tasks.losses import binary_divergences
-from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit, probabilities
+from pipeline.tasks.losses import binary_divergence_of_first
+from pipeline.tasks.task import BinaryScores, Example, MetricSpec, Task, Tensors, misfit
 
 
 def task(example: Example) -> Task:
@@ -20,13 +20,13 @@ def task(example: Example) -> Task:
     first = example.first
     if first.ndim > 3 or not first.is_floating_point():
         raise misfit("binary needs one score per sample (N,) or per frame (N, T) as the first output", first)
-    probability, shape = probabilities(first), tuple(size for size in first.shape[1:] if size != 1)
+    reading, shape = BinaryScores.like(first), tuple(size for size in first.shape[1:] if size != 1)
 
     def update(metric: Metric, scores: Tensor, labels: Tensor) -> None:
         metric.update(scores.flatten(), labels.flatten().long())
 
     def label_loss(outputs: Tensors, labels: Tensor) -> Tensor:
-        return functional.binary_cross_entropy(probability(outputs[0]).reshape(labels.shape), labels)
+        return functional.binary_cross_entropy_with_logits(reading.logits(outputs[0]).reshape(labels.shape), labels)
 
     return Task(
         name="binary",
@@ -43,7 +43,7 @@ def task(example: Example) -> Task:
                 update=update,
             ),
         ),
-        predict=lambda outputs, _: probability(outputs[0]),
-        terms=binary_divergences,
+        predict=lambda outputs, _: reading.probabilities(outputs[0]),
+        terms=binary_divergence_of_first(reading),
         label_loss=label_loss,
     )

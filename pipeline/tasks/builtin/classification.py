@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from pipeline.core import MetricInfo
 from pipeline.data.labels import class_indices
 from pipeline.tasks.losses import divergence_of_first
-from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
+from pipeline.tasks.task import Example, MetricSpec, Predictions, Task, Tensors, misfit
 
 TOP_K = 5
 
@@ -44,19 +45,21 @@ def cross_entropy(outputs: Tensors, labels: Tensor) -> Tensor:
     return functional.cross_entropy(outputs[0], labels)
 
 
-def agreement(classes: int) -> MetricSpec:
-    """The share of samples with the same largest score as the original's."""
+def agreement(classes: int, scores: Callable[[Predictions], Tensor] = lambda predictions: predictions) -> MetricSpec:
+    """The share of samples with the same largest score as the original's.
 
-    def update(metric: Metric, scores: Tensor, expected: Tensor) -> None:
-        metric.update(scores, expected.argmax(1))
+    Args:
+        scores: Where predictions have the scores of the classes ``(N, classes)``.
+    """
+
+    def update(metric: Metric, found: Predictions, expected: Predictions) -> None:
+        metric.update(scores(found), scores(expected).argmax(1))
 
     return MetricSpec(
-        info=MetricInfo(name="agreement", title="Agreement with the original"),
+        info=MetricInfo(name="agreement", title="Agreement with the original", original_value=1.0),
         make=partial(MulticlassAccuracy, num_classes=classes, average="micro", sync_on_compute=False),
         update=update,
-        against="original",
-        of_itself=1.0,
-        right=lambda scores, expected: scores.argmax(1) == expected.argmax(1),
+        right=lambda found, expected: scores(found).argmax(1) == scores(expected).argmax(1),
     )
 
 

@@ -16,8 +16,8 @@ from torch.nn import functional
 from pipeline.core import MetricInfo
 from pipeline.data.labels import boxes
 from pipeline.tasks.coco import BoxPrecision
-from pipeline.tasks.losses import TINY, binary_divergence, relative_errors
-from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit, probabilities
+from pipeline.tasks.losses import TINY, binary_divergence, relative_error, relative_errors
+from pipeline.tasks.task import BinaryScores, Example, MetricSpec, Task, Tensors, misfit
 
 LEAST_SCORE = 0.01
 OVERLAP = 0.6
@@ -32,7 +32,7 @@ def task(example: Example) -> Task:
     together = len(example.outputs) == 1
     _require_heads(example)
     raw = example.first[:, 4:] if together else example.outputs[1]
-    probability = probabilities(raw)
+    reading = BinaryScores.like(raw)
     classes = raw.shape[1 if together else 2]
 
     def heads(outputs: Tensors) -> tuple[Tensor, Tensor]:
@@ -46,20 +46,20 @@ def task(example: Example) -> Task:
         corners = _corners(places) if together else places
         limit = torch.tensor([width, height, width, height])
         corners = torch.minimum(corners.float().clamp_min(0), limit)
-        return [_detections(one, other) for one, other in zip(corners, probability(scores), strict=True)]
+        return [_detections(one, other) for one, other in zip(corners, reading.probabilities(scores), strict=True)]
 
     def terms(student: Tensors, teacher: Tensors, temperature: float) -> list[Tensor]:
         """Boxes count as much as the teacher is sure of an object there; scores are compared one by one."""
         (places, scores), (expected_places, expected) = heads(student), heads(teacher)
-        sure = probability(expected).amax(2, keepdim=True)
+        sure = reading.probabilities(expected).amax(2, keepdim=True)
         distances = functional.smooth_l1_loss(places, expected_places, reduction="none", beta=1.0) * sure
         located = distances.sum() / (4 * sure.sum()).clamp_min(TINY) / (0.05 * max(height, width))
         rest = relative_errors(student[2:], teacher[2:], temperature)
-        return [_scored(scores, expected, temperature), located, *rest]
+        return [scored(scores, expected, temperature), located, *rest]
 
-    def _scored(scores: Tensor, expected: Tensor, temperature: float) -> Tensor:
-        if probability(expected) is expected or bool(((expected >= 0) & (expected <= 1)).all()):
-            return (scores - expected).square().sum() / expected.square().sum().clamp_min(TINY)
+    def scored(scores: Tensor, expected: Tensor, temperature: float) -> Tensor:
+        if reading.are_probabilities:
+            return relative_error(scores, expected)
         return binary_divergence(scores, expected, temperature)
 
     precision = partial(BoxPrecision, classes=classes, sync_on_compute=False)

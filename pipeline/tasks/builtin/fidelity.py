@@ -14,7 +14,7 @@ from pipeline.data.labels import class_indices
 from pipeline.tasks.builtin.classification import agreement, classifies, cross_entropy
 from pipeline.tasks.comparison import cosines
 from pipeline.tasks.losses import TINY, divergence_of_first, relative_errors
-from pipeline.tasks.task import Example, MetricSpec, Predictions, Task, Tensors
+from pipeline.tasks.task import Example, MetricSpec, Predictions, Task
 
 
 def task(example: Example) -> Task:
@@ -23,7 +23,11 @@ def task(example: Example) -> Task:
     return Task(
         name="fidelity",
         labels=class_indices(example.first.shape[1]) if scores else None,
-        metrics=(*([_agreement(example.first.shape[1])] if scores else []), signal(), cosine()),
+        metrics=(
+            *([agreement(example.first.shape[1], lambda outputs: outputs[0])] if scores else []),
+            signal(),
+            cosine(),
+        ),
         predict=lambda outputs, _: outputs,
         terms=divergence_of_first(1) if scores else relative_errors,
         label_loss=cross_entropy if scores else None,
@@ -31,29 +35,11 @@ def task(example: Example) -> Task:
     )
 
 
-def _agreement(classes: int) -> MetricSpec:
-    spec = agreement(classes)
-
-    def update(metric: Metric, outputs: Tensors, expected: Tensors) -> None:
-        spec.update(metric, outputs[0], expected[0])
-
-    return MetricSpec(
-        info=spec.info,
-        make=spec.make,
-        update=update,
-        against="original",
-        of_itself=1.0,
-        right=lambda outputs, expected: outputs[0].argmax(1) == expected[0].argmax(1),
-    )
-
-
 def signal() -> MetricSpec:
     """``1 - noise power / signal power`` of the output that has the least; 0.99 is 20 dB."""
     return MetricSpec(
-        info=MetricInfo(name="signal", title="Signal kept"),
+        info=MetricInfo(name="signal", title="Signal kept", original_value=1.0),
         make=partial(LeastSignal, sync_on_compute=False),
-        against="original",
-        of_itself=1.0,
     )
 
 
@@ -84,10 +70,8 @@ class LeastSignal(Metric):
 def cosine() -> MetricSpec:
     """The cosine between a sample's output and the original's, averaged over samples; the least of all outputs."""
     return MetricSpec(
-        info=MetricInfo(name="cosine", title="Cosine to the original", unit=""),
+        info=MetricInfo(name="cosine", title="Cosine to the original", unit="", original_value=1.0),
         make=partial(LeastCosine, sync_on_compute=False),
-        against="original",
-        of_itself=1.0,
     )
 
 

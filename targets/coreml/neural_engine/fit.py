@@ -80,7 +80,7 @@ def unpack(logarithms: Array, chips: tuple[str, ...]) -> Fitted:
 
 def fit(rows: list[PublishedLatency], operators: dict[str, Counter[Work]]) -> Fitted:
     """The constants that make the rows most likely; each model weighs as one, however often it was measured."""
-    from scipy.optimize import least_squares  # type: ignore[import-untyped]  # has no types
+    from scipy.optimize import least_squares
 
     chips = tuple(sorted({row.chip for row in rows}))
     loads = [row_workload(row, operators) for row in rows]
@@ -120,7 +120,7 @@ def median_error(predicted: Array, published: Array) -> float:
 
 def spearman(predicted: Array, published: Array) -> float:
     """Rank correlation; equal values share their mean rank."""
-    from scipy.stats import spearmanr  # type: ignore[import-untyped]  # has no types
+    from scipy.stats import spearmanr
 
     return float(cast(Any, spearmanr(predicted, published)).statistic)
 
