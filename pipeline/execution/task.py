@@ -59,38 +59,41 @@ def settle_budgets(recipe: Recipe, task: Task, evaluation: SampleSet) -> tuple[B
     """The budgets, each with the name of its metric.
 
     Raises:
-        RecipeError: A budget's metric is not the task's, or needs labels that the evaluation set does not have.
+        RecipeError: A budget's metric is not the task's, or needs labels that the evaluation set does not have, or two
+            budgets are of one metric.
     """
     usable = [spec.name for spec in task.usable(labelled=evaluation.labelled)]
-    known = [spec.name for spec in task.metrics]
     if not usable:
         raise RecipeError(
             f"the task {task.name} needs labels, and the evaluation set has none",
             where="data.evaluation",
             fix="name its labels (data.evaluation.labels), or remove the task to measure fidelity",
         )
-    for budget in recipe.budget:
-        if budget.metric in usable or budget.metric is None:
-            continue
-        if budget.metric in known or budget.metric == "top1":
-            raise RecipeError(
-                f"{budget.metric} needs labels, and the evaluation set has none"
-                if not evaluation.labelled
-                else f"metric {budget.metric!r} needs class scores (N, classes) as the first output",
-                where="budget.metric",
-                fix="name its labels array (data.evaluation.labels)"
-                if not evaluation.labelled
-                else f"use one of {', '.join(usable)}, or name the model's task",
-            )
-        raise RecipeError(
-            f"there is no metric {budget.metric!r} in the task {task.name}; {did_you_mean(budget.metric, known)}",
-            where="budget.metric",
-            fix=f"use one of {', '.join(usable)}",
-        )
-    for index, budget in enumerate(recipe.budget):
-        spec = task.metric(budget.metric or usable[0])
-        if spec.info.unit == "ratio" and budget.max_drop is not None and budget.max_drop > 1:
-            where = "budget.max_drop" if len(recipe.budget) == 1 else f"budget[{index}].max_drop"
+    settled = [budget.model_copy(update={"metric": budget.metric or usable[0]}) for budget in recipe.budget]
+    names = [str(budget.metric) for budget in settled]
+    for index, (budget, name) in enumerate(zip(settled, names, strict=True)):
+        where = "budget" if len(settled) == 1 else f"budget[{index}]"
+        if name not in usable:
+            raise _unusable(name, task, usable, where)
+        if name in names[:index]:
+            raise RecipeError(f"{name} has a budget already", where=f"{where}.metric", fix="keep one of them")
+        if task.metric(name).info.unit == "ratio" and budget.max_drop is not None and budget.max_drop > 1:
             fix = "0.01 is one percentage point"
-            raise RecipeError(f"{budget.max_drop:g} is more than a ratio can fall", where=where, fix=fix)
-    return tuple(budget.model_copy(update={"metric": budget.metric or usable[0]}) for budget in recipe.budget)
+            raise RecipeError(f"{budget.max_drop:g} is more than a ratio can fall", where=f"{where}.max_drop", fix=fix)
+    return tuple(settled)
+
+
+def _unusable(name: str, task: Task, usable: list[str], where: str) -> RecipeError:
+    """The refusal of a budget on a metric that the task does not have, or that needs labels."""
+    known, classifies = [spec.name for spec in task.metrics], task.class_axis is not None
+    asked_for = name == "top1" and task.name == "fidelity"  # and no task is named in the recipe
+    if name in known or (asked_for and classifies):
+        problem = f"{name} needs labels, and the evaluation set has none"
+        fix = "name its labels (data.evaluation.labels)"
+    elif asked_for:
+        problem = f"metric {name!r} needs class scores (N, classes) as the first output"
+        fix = f"use one of {', '.join(usable)}, or name the model's task"
+    else:
+        problem = f"there is no metric {name!r} in the task {task.name}; {did_you_mean(name, known)}"
+        fix = f"use one of {', '.join(usable)}"
+    return RecipeError(problem, where=f"{where}.metric", fix=fix)

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from pipeline.report import units
 from pipeline.report.details import details
 from pipeline.report.headline import headline, main_metric, reasons, variant
-from pipeline.report.model import Report, budgets, metric_info
+from pipeline.report.model import Report, budgets, metric_info, stage_metric
 from pipeline.report.noise import NOISY, spread, unstable
 from pipeline.report.pictures import pictures, training_curve
 from pipeline.report.verdict import TITLES, verdict
@@ -40,6 +40,7 @@ def render(report: Report) -> str:
         info=partial(metric_info, report),
         variant=variant(report),
         pictures=pictures(report),
+        stage_metric=partial(stage_metric, report),
         training=training_curve,
         details=details,
     )

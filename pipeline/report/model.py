@@ -236,6 +236,13 @@ def metric_info(report: Report, name: str) -> MetricInfo:
     return named.get(name, MetricInfo(name=name, title=name))
 
 
+def stage_metric(report: Report, stage: StageRecord) -> MetricInfo:
+    """The metric that a stage has chosen by, as its details name it; a ratio where they do not."""
+    held_out = stage.details.get("held_out")
+    named = held_out.get("metric") if isinstance(held_out, dict) else stage.details.get("metric")
+    return metric_info(report, named if isinstance(named, str) else "metric")
+
+
 OLD_METRICS = (
     MetricInfo(name="top1", title="Top-1 accuracy"),
     MetricInfo(name="agreement", title="Agreement with the original", original_value=1.0),

@@ -109,7 +109,7 @@ def _latency_row(label: str, latency: Latency, kind: Side) -> charts.Row:
     return charts.Row(label=where, value=None, text=reason if fits else "skipped, reason above", kind="none")
 
 
-def training_curve(stage: StageRecord, index: int) -> Markup | None:
+def training_curve(stage: StageRecord, index: int, info: MetricInfo) -> Markup | None:
     """Loss, and the metric where there is one, over the epochs that a stage recorded; None where it did not train."""
     for log in stage.details.values():
         if not (isinstance(log, list | tuple) and log and all(isinstance(e, dict) and "loss" in e for e in log)):
@@ -117,9 +117,11 @@ def training_curve(stage: StageRecord, index: int) -> Markup | None:
         epochs = [float(entry.get("epoch", position)) for position, entry in enumerate(log, start=1)]
         series = [("Loss", epochs, [float(entry["loss"]) for entry in log])]
         metrics = [(epoch, entry.get("metric")) for epoch, entry in zip(epochs, log, strict=True)]
-        known = [(epoch, 100 * value) for epoch, value in metrics if value is not None]
+        scale, unit = (100, "%") if info.unit == "ratio" else (1, info.unit)
+        known = [(epoch, scale * value) for epoch, value in metrics if value is not None]
         if known:
-            series.append(("Held-out metric, %", [epoch for epoch, _ in known], [value for _, value in known]))
+            title = ", ".join(filter(None, (f"Held-out {info.name}", unit)))
+            series.append((title, [epoch for epoch, _ in known], [value for _, value in known]))
         alt = f"Training of {stage.stage} over {len(log)} epochs; the table below has the same figures."
         return Markup(charts.curves(series, x_label="epoch", name=f"training-{index}", alt=alt))
     return None

@@ -104,11 +104,12 @@ def _details(
     loss: StepLoss,
 ) -> dict[str, Any]:
     """What the record says of the training."""
+    usable = () if held_out is None else task.usable(labelled=held_out.labelled)
     return {
         "samples": len(data),
         "held_out": 0 if held_out is None else len(held_out),
         "epochs": [{"epoch": epoch.epoch, "loss": epoch.loss, "metric": epoch.metric} for epoch in logs],
-        "metric": task.metrics[0].name,
+        "metric": next((spec.name for spec in usable), None),
         "kept_epoch": logs[-1].epoch
         if config.early_stop is None
         else best_epoch(logs, higher_is_better(task, held_out)),

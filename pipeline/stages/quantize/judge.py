@@ -26,21 +26,21 @@ class Score:
 
     Attributes:
         metric: The first budget's metric, in its own unit.
-        used: The largest share of any budget that is used up: 1 is all of it, and below 0 the network is better than
-            the float one.
+        budget_used: The largest share of any budget that is used up: 1 is all of it, and below 0 the network is better
+            than the float one.
         sqnr_db: Of all outputs together.
         outputs_db: Of each output.
     """
 
     metric: float
-    used: float
+    budget_used: float
     sqnr_db: float
     outputs_db: tuple[float, ...] = ()
 
     @property
     def within_budget(self) -> bool:
         """Whether every budget is kept."""
-        return self.used <= 1 + 1e-9  # binary fractions
+        return self.budget_used <= 1 + 1e-9  # binary fractions
 
 
 class Judge:

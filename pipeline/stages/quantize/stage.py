@@ -137,7 +137,7 @@ def _converted(prepared: GraphModule, judge: Judge) -> _Judged:
 
 def _better(before: _Judged, after: _Judged, epochs: list[EpochLog], samples: int) -> tuple[_Judged, dict[str, Any]]:
     """The program after training unless it is worse than before, and the training's part of the record."""
-    kept = after.score.used <= before.score.used
+    kept = after.score.budget_used <= before.score.budget_used
     record = {
         "samples": samples,
         "epochs": [asdict(epoch) for epoch in epochs],
@@ -161,7 +161,7 @@ def _with_settled_batch_norms(
     follows = Judge(model.reference, held_out, task, budgets, config.batch_size)
     settled = reestimated(model.module, data, batch_size=config.batch_size)
     before, after = follows(model.module), follows(settled)
-    better = (after.used, -after.sqnr_db) < (before.used, -before.sqnr_db)
+    better = (after.budget_used, -after.sqnr_db) < (before.budget_used, -before.sqnr_db)
     record = {"before": before.metric, "after": after.metric, "kept": better}
     return settled if better else model.module, record
 

@@ -78,7 +78,7 @@ class Trial:
     equalised: bool
     adaround: bool
     metric: float
-    used: float
+    budget_used: float
     sqnr_db: float
     outputs_db: tuple[float, ...]
     within_budget: bool
@@ -119,7 +119,7 @@ def search(
     for index, config in enumerate(loader, start=1):
         started = time.perf_counter()
         score = judge(build(config))
-        monitor.add_trial_result(index, 1 - _LOSS * score.used, config)
+        monitor.add_trial_result(index, 1 - _LOSS * score.budget_used, config)
         trial = Trial(
             config.method,
             config.bias_correction,
@@ -127,7 +127,7 @@ def search(
             config.equalised,
             config.adaround,
             score.metric,
-            score.used,
+            score.budget_used,
             score.sqnr_db,
             score.outputs_db,
             within_budget=score.within_budget,
@@ -149,4 +149,4 @@ def better(first: Found, second: Found) -> Found:
 
 
 def _rank(trial: Trial) -> tuple[bool, float, float]:
-    return trial.within_budget, trial.sqnr_db if trial.within_budget else -trial.used, trial.sqnr_db
+    return trial.within_budget, trial.sqnr_db if trial.within_budget else -trial.budget_used, trial.sqnr_db

@@ -104,7 +104,7 @@ def test_budget_is_one_sample_at_least_when_few_are_held_out() -> None:
         judge = Judge(model.module, data, task, (Budget(metric="agreement", max_drop=drop),), 20)
         next(wrong.parameters()).data += 0.1
         score = judge(wrong)
-        assert score.used == pytest.approx((1 - score.metric) / allowed)
+        assert score.budget_used == pytest.approx((1 - score.metric) / allowed)
 
 
 def test_named_modules_stay_in_float_and_are_listed() -> None:
