@@ -14,7 +14,7 @@ from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
 
 
 def task(example: Example) -> Task:
-    """Mean absolute error, root mean squared error and R2, over all values."""
+    """Mean absolute error and root mean squared error over all values; R2, averaged over the numbers of a vector."""
     first = example.first
     if not first.is_floating_point():
         raise misfit("regression needs real numbers as the first output", first)
@@ -22,6 +22,10 @@ def task(example: Example) -> Task:
 
     def update(metric: Metric, values: Tensor, labels: Tensor) -> None:
         metric.update(values.flatten(), labels.flatten())
+
+    def explained(metric: Metric, values: Tensor, labels: Tensor) -> None:
+        rows = (len(labels), -1) if len(shape) == 1 else (-1,)
+        metric.update(values.reshape(rows), labels.reshape(rows))
 
     def label_loss(outputs: Tensors, labels: Tensor) -> Tensor:
         return relative_error(outputs[0].reshape(labels.shape), labels)
@@ -43,7 +47,7 @@ def task(example: Example) -> Task:
             MetricSpec(
                 info=MetricInfo(name="r2", title="R2", unit=""),
                 make=partial(R2Score, sync_on_compute=False),
-                update=update,
+                update=explained,
             ),
         ),
         predict=lambda outputs, _: outputs[0],

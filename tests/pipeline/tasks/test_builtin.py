@@ -76,6 +76,12 @@ def test_regression_equals_numpy() -> None:
     assert found["r2"] == pytest.approx(1 - 5 / 2)
 
 
+def test_regression_averages_r2_over_the_numbers_of_a_vector() -> None:
+    outputs, labels = torch.tensor([[1.0, 10.0], [2.0, 20.0]]), np.array([[1.0, 0.0], [3.0, 20.0]])
+    found = values(task("regression", outputs), (outputs,), labels)
+    assert found["r2"] == pytest.approx(((1 - 1 / 2) + (1 - 100 / 200)) / 2)
+
+
 def test_depth_leaves_out_pixels_without_a_measurement() -> None:
     outputs, labels = torch.tensor([[[[1.0, 2.0], [3.0, 9.0]]]]), np.array([[[1.0, 4.0], [2.5, 0.0]]])
     found = values(task("depth", outputs), (outputs,), labels)
