@@ -149,7 +149,7 @@ def _fill_less(node: Node, softmax: Node, seen: dict[Node, _Seen]) -> int:
 
 
 def _out_of_reach(softmax: Node, seen: dict[Node, _Seen]) -> float:
-    """A number so far below the scores of a softmax that it counts as a mask, also where they lie twice as far apart."""
+    """A number so far below the scores of a softmax that it masks, also where they lie twice as far apart."""
     moved = (*CARRIES, *SUMS, *MASKS)
     scores = [
         seen[each] for each in _sources(softmax) if each in seen and each.target not in moved and _is_scores(each)

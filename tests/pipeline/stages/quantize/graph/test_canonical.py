@@ -139,5 +139,5 @@ def test_batch_norm_whose_folding_would_show_is_refused_by_name() -> None:
     with torch.no_grad():
         mean = network[0](x).mean((0, 2, 3))
     network[1].load_state_dict({"running_mean": mean, "running_var": torch.zeros(4)}, strict=False)
-    with pytest.raises(StageError, match="^1: batch norms cannot be folded"):
+    with pytest.raises(StageError, match=r"^1: batch norms cannot be folded"):
         canonical_graph(from_module(network, [TensorSpec(name="x", shape=(4, 6, 6))]), inputs=(x,))
