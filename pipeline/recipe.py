@@ -42,6 +42,7 @@ from pipeline.data.source import FACTORY, DataSource, Factory
 
 logger = logging.getLogger(__name__)
 
+NotNegative = Annotated[Integer, Field(ge=0)]
 Ratio = Annotated[Number, Field(gt=0, le=1)]
 TargetName = Literal["onnx", "tflite", "coreml"]
 Observer = Literal["minmax", "moving_average", "percentile", "mse", "entropy", "output_mse"]
@@ -430,6 +431,9 @@ class TaskConfig(Setting):
     alphabet: str = Field(
         "", description="the characters of symbols 1, 2, …, for ctc; with a space, words are counted too"
     )
+    swap: tuple[tuple[NotNegative, NotNegative], ...] | None = Field(
+        None, description="pairs of keypoints, from 0, that change places when an image is flipped; [] where none do"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -442,6 +446,11 @@ class TaskConfig(Setting):
             raise ValueError("give the name of a built-in task, or metrics of your own")
         if self.alphabet and self.name != "ctc":
             raise ValueError("alphabet belongs to the task ctc: remove it")
+        if self.swap is not None and self.name != "keypoints":
+            raise ValueError("swap belongs to the task keypoints: remove it")
+        points = [point for pair in self.swap or () for point in pair]
+        if len(points) != len(set(points)):
+            raise ValueError("swap: a keypoint changes places with one other, and is named once")
         return self
 
 

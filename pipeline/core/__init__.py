@@ -192,6 +192,9 @@ class Preprocessing(Setting):
 
     layout: Literal["auto", "nchw", "nhwc"] = "auto"
     resize: tuple[Side, Side] | None = Field(None, description="height, width; bilinear, antialiased")
+    letterbox: Number | None = Field(
+        None, description="resize keeps an image's proportions, and the rest is filled with this stored value"
+    )
     crop: tuple[Side, Side] | None = Field(None, description="height, width; taken from the centre")
     scale: Number = 1.0
     mean: tuple[Number, ...] = ()
@@ -201,6 +204,8 @@ class Preprocessing(Setting):
     def _keeps_the_samples(self) -> Preprocessing:
         if self.scale == 0:
             raise ValueError("scale: 0 makes all samples equal: leave it out, or use 1/255 as 0.00392156862745098")
+        if self.letterbox is not None and self.resize is None:
+            raise ValueError("letterbox: says how resize works: add resize")
         for axis, name in enumerate(("height", "width")):
             if self.resize is not None and self.crop is not None and self.crop[axis] > self.resize[axis]:
                 raise ValueError(f"crop: its {name} is {self.crop[axis]}, and resize leaves {self.resize[axis]}")

@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipeline.core import DataError, EdgewrightError
 from pipeline.core.arrays import Array
 from pipeline.core.callables import failure_of
+from pipeline.data.labels import numpy_of
+from pipeline.data.samples import Source
 
 _RETURN = "return (input, label) from __getitem__, or the input alone"
 _LABELS = ("label", "labels", "target")
 """Where a sample that is a mapping has its label."""
 
 
-class DatasetSource:
+class DatasetSource(Source):
     """A user's own map-style torch Dataset, whose items are ``inputs`` or ``(inputs, label)``.
 
     Args:
@@ -94,7 +94,7 @@ class DatasetSource:
         if any(len(array) != len(items) for array in inputs):
             problem = f"collate gives {len(inputs[0])} samples for {len(items)} items"
             raise DataError(problem, where=self.where, fix="return one row per item")
-        return inputs, labels
+        return inputs, _per_sample(labels, len(items), self.where)
 
     def _parts(self, item: Any, index: int) -> tuple[tuple[Array, ...], Any]:
         """Inputs and label, or None, of a sample or a batch: ``inputs``, ``(inputs, label)`` or flat."""
@@ -117,18 +117,26 @@ class DatasetSource:
         return tuple(self._array(inputs[name], index) for name in self._inputs)
 
     def _array(self, part: Any, index: int) -> Array:
-        """A tensor or array as NumPy holds it, which has no bfloat16."""
-        if isinstance(part, Tensor):
-            part = part.detach().cpu()
-            part = part.float() if part.dtype == torch.bfloat16 else part
+        """A tensor or array as NumPy holds it."""
         try:
-            array = np.asarray(part)
+            array = numpy_of(part)
         except (TypeError, ValueError):  # a sparse tensor, or a list of lists of different lengths
             array = np.asarray(None)
         if array.dtype.kind not in "biuf":
             what = array.dtype if isinstance(part, np.ndarray | str) else f"a {type(part).__name__}"
             raise DataError(f"sample {index} holds {what}, not numbers of one size", where=self.where, fix=_RETURN)
         return array
+
+
+def _per_sample(labels: Any, count: int, where: str) -> Any:
+    """A batch's labels, sample by sample where ``collate`` has put the parts of all samples together."""
+    if isinstance(labels, Mapping):
+        parts = {name: _per_sample(part, count, where) for name, part in labels.items()}
+        return [{name: part[index] for name, part in parts.items()} for index in range(count)]
+    if labels is not None and len(labels) != count:
+        problem = f"collate gives {len(labels)} labels for {count} items"
+        raise DataError(problem, where=where, fix="return one entry per item, or a mapping of such")
+    return labels
 
 
 def _some_labels(where: str) -> DataError:

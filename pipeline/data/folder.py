@@ -11,9 +11,12 @@ import numpy as np
 from pipeline.core import DataError
 from pipeline.core.arrays import Array
 from pipeline.data.images import EXTENSIONS, read_image
+from pipeline.data.samples import Source
+
+_ADD = "correct it; paths are relative to the recipe"
 
 
-class FolderSource:
+class FolderSource(Source):
     """Images under one subfolder per class; classes are numbered in sorted order. Decoded on demand.
 
     Names that begin with a dot are passed over.
@@ -21,9 +24,8 @@ class FolderSource:
 
     def __init__(self, path: Path, channels: int) -> None:
         self.where = self.labels_where = str(path)
-        self.labelled = True
-        if not path.is_dir():
-            raise DataError("no such folder", where=self.where, fix="correct it; paths are relative to the recipe")
+        self.labelled, self.one_by_one = True, True
+        require_folder(path)
         try:
             folders = sorted(entry for entry in _visible(path) if entry.is_dir())
             images = {folder.name: _images(folder) for folder in folders}
@@ -43,21 +45,34 @@ class FolderSource:
                 fix="add images, or remove the folder: classes are numbered in the order of their folders",
             )
         self.classes = tuple(images)
-        self._mode: Literal["L", "RGB"] = "L" if channels == 1 else "RGB"
+        self._mode = mode_of(channels)
         self._files = [(file, label) for label, files in enumerate(images.values()) for file in files]
 
     def __len__(self) -> int:
         return len(self._files)
 
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Array | None]:
-        images, labels = [], []
-        for index in indices:
-            file, label = self._files[index]
-            images.append(read_image(file, self._mode))
-            labels.append(label)
-        stacked = np.empty(len(images), dtype=object)  # sizes may differ until they are resized
-        stacked[:] = images
-        return (stacked,), np.asarray(labels)
+        images = [read_image(self._files[index][0], self._mode) for index in indices]
+        return (stacked(images),), np.asarray([self._files[index][1] for index in indices])
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a path of a recipe that is no folder."""
+    if not path.is_dir():
+        problem = "is a file, not a folder" if path.exists() else "no such folder"
+        raise DataError(problem, where=str(path), fix=_ADD)
+
+
+def mode_of(channels: int) -> Literal["L", "RGB"]:
+    """How images are decoded for an input of so many channels."""
+    return "L" if channels == 1 else "RGB"
+
+
+def stacked(images: Sequence[Array]) -> Array:
+    """Images as one array ``(N,)`` of arrays: sizes may differ until they are resized."""
+    found = np.empty(len(images), dtype=object)
+    found[:] = images
+    return found
 
 
 def _visible(folder: Path) -> list[Path]:

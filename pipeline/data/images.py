@@ -1,10 +1,13 @@
 """Image files: only the raster formats that are named here are decoded, into greyscale or RGB.
 
 Pillow alone picks a decoder by a file's content: for PostScript it starts Ghostscript, whatever the file is called.
+Masks of class values are read as they are stored.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,56 +31,88 @@ _REPAIR = "write the image again, or remove the file"
 _ORIENTATION = 0x0112  # the tag of EXIF
 
 
-def read_image(path: Path, mode: Literal["L", "RGB"]) -> Array:
+def read_image(file: Path | bytes, mode: Literal["L", "RGB"], where: str | None = None) -> Array:
     """Decode an image as a person sees it: turned as its EXIF orientation says.
 
     Samples of 16 bits keep their upper 8 bits. Transparency is dropped, and the stored colours stay, as torchvision's
     loader does it.
 
     Args:
-        path: PNG, JPEG, BMP, WebP, GIF or TIFF, whatever its name says.
+        file: PNG, JPEG, BMP, WebP, GIF or TIFF, whatever its name says; or its content.
         mode: Greyscale ``(H, W) uint8``, or RGB ``(H, W, 3) uint8``.
+        where: What messages call it; by default its path.
 
     Raises:
         DataError: No such file, another format, damaged or truncated, too large, several frames or pages, or samples
             that are no 8-bit or 16-bit colours.
     """
+    return _decoded(file, where or str(file), lambda image: _with_bytes(_upright(image)).convert(mode))
+
+
+def read_mask(file: Path | bytes, where: str | None = None) -> Array:
+    """Decode a mask ``(H, W)`` of class values: the numbers that an image stores, or its palette's positions.
+
+    Raises:
+        DataError: As `read_image`; or it has several channels, or is of a format that may change values.
+    """
+    place = where or str(file)
+
+    def values(image: Image) -> Image:
+        if image.format in _LOSSY:
+            problem = f"is a {image.format}, which may change the values of a mask"
+            raise DataError(problem, where=place, fix="store masks as PNG")
+        if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
+            problem = f"holds colours (Pillow's mode {image.mode!r}), not one class value for each pixel"
+            raise DataError(problem, where=place, fix="store the index of each pixel's class as a greyscale PNG")
+        return _upright(image)
+
+    found = _decoded(file, place, values, of="mask")
+    return found.astype(np.uint8) if found.dtype == bool else found
+
+
+_LOSSY = ("JPEG", "MPO", "WEBP")
+
+
+def _decoded(
+    file: Path | bytes, where: str, turned: Callable[[Image], Image], of: Literal["image", "mask"] = "image"
+) -> Array:
+    """The pixels of an image file, after the checks that every file passes."""
     from PIL import Image, UnidentifiedImageError
 
-    if not path.is_file():  # a named pipe would be waited for
-        raise DataError("is not a file" if path.exists() else "no such file", where=str(path), fix=_REPAIR)
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise DataError(f"has more than {MAX_FILE_BYTES >> 20} MiB", where=str(path), fix="make it smaller first")
+    if isinstance(file, Path) and not file.is_file():  # a named pipe would be waited for
+        raise DataError("is not a file" if file.exists() else "no such file", where=where, fix=_REPAIR)
+    if (len(file) if isinstance(file, bytes) else file.stat().st_size) > MAX_FILE_BYTES:
+        raise DataError(f"has more than {MAX_FILE_BYTES >> 20} MiB", where=where, fix="make it smaller first")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            _check(image, path)
-            return np.array(_with_bytes(_upright(image)).convert(mode))
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
+            _check(image, where, of)
+            return np.array(turned(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_large("it", path) from None
+        raise _too_large("it", where) from None
     except UnidentifiedImageError:
         problem = f"is no image of a known format: {', '.join(FORMATS)}"
-        raise DataError(problem, where=str(path), fix=_REPAIR) from None
+        raise DataError(problem, where=where, fix=_REPAIR) from None
     except DataError:
         raise
     except Exception as error:  # each of Pillow's decoders fails in its own ways
-        raise DataError(f"is not a readable image: {first_line(error)}", where=str(path), fix=_REPAIR) from None
+        raise DataError(f"is not a readable image: {first_line(error)}", where=where, fix=_REPAIR) from None
 
 
-def _too_large(what: str, path: Path) -> DataError:
-    return DataError(f"{what} has more than {MAX_PIXELS} pixels", where=str(path), fix="make it smaller first")
+def _too_large(what: str, where: str) -> DataError:
+    return DataError(f"{what} has more than {MAX_PIXELS} pixels", where=where, fix="make it smaller first")
 
 
-def _check(image: Image, path: Path) -> None:
+def _check(image: Image, where: str, of: Literal["image", "mask"]) -> None:
     """Refuse what would be decoded into something else than one picture."""
     if image.width * image.height > MAX_PIXELS:
-        raise _too_large(f"the image of {image.width}x{image.height}", path)
+        raise _too_large(f"the image of {image.width}x{image.height}", where)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with previews, whose first picture is the photograph
-        raise DataError(f"holds {frames} frames or pages, not one image", where=str(path), fix="extract them first")
-    if image.mode in ("I", "F", "LAB"):
+        raise DataError(f"holds {frames} frames or pages, not one image", where=where, fix="extract them first")
+    if of == "image" and image.mode in ("I", "F", "LAB"):
         raise DataError(
             f"holds samples of Pillow's mode {image.mode!r}, not 8-bit or 16-bit colours",
-            where=str(path),
+            where=where,
             fix="store the values in an npz",
         )
 

@@ -6,6 +6,7 @@ a batch into tensors, and refuses what cannot be meant, naming the sample and th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,10 @@ from torch import Tensor
 
 from pipeline.core import DataError
 from pipeline.core.arrays import Array
+from pipeline.data.places import IGNORED, NOWHERE, Frame, Places, Size, follow, in_order
 
 Labels = Any
 """Of a batch: a tensor ``(N, …)``, or a list with an entry per sample where their sizes differ."""
-IGNORED = 255
-"""A mask's value for pixels that count for nothing."""
 IGNORED_TOKEN = -100
 """A label for tokens that count for nothing, as PyTorch's losses have it."""
 
@@ -32,29 +32,85 @@ class LabelForm:
     Attributes:
         expected: In words, for messages: ``one class index for each sample``.
         convert: Turns the stored labels of a batch into tensors; raises `MisfitError`.
+        places: What they say about places in the image, and so how they follow it.
+        texts: Whether a label is a text, so that one of digits is no number.
+        classes: How many classes they tell apart; None where they name none, or none that the model knows.
     """
 
     expected: str
     convert: Callable[[Any], Labels]
+    places: Places = NOWHERE
+    texts: bool = False
+    classes: int | None = None
 
-    def read(self, stored: Any, where: str, indices: Sequence[int]) -> Labels:
-        """The labels of a batch.
+    def read(
+        self,
+        stored: Any,
+        where: str,
+        indices: Sequence[int],
+        *,
+        frames: Sequence[Frame] | None = None,
+        place_of: Callable[[int], str] | None = None,
+    ) -> Labels:
+        """The labels of a batch, in the coordinates of the model's input.
 
         Args:
             stored: As a source gives them.
             where: The file and the field, for messages.
             indices: Which samples of the source they belong to.
+            frames: Where each sample's image lies in the input; None where it stays as it is stored.
+            place_of: The file and the line of a sample's label, where each has its own.
 
         Raises:
             DataError: They are not what the task expects.
         """
         try:
-            return self.convert(stored)
+            if not self.texts and _has_text(stored):
+                stored = [value_of(entry) for entry in stored]
+            if frames is not None:
+                stored = [self._followed(label, frame, i) for i, (label, frame) in enumerate(_pairs(stored, frames))]
+            labels = self.convert(stored)
+            if len(labels) != len(indices):
+                raise MisfitError(f"are {len(labels)} for {len(indices)} samples")
+            return labels
         except MisfitError as misfit:
             sample = "" if misfit.sample is None else f"sample {indices[misfit.sample]} "
+            if misfit.sample is not None and place_of is not None:
+                where = place_of(indices[misfit.sample])
             place = f"{where}.{misfit.field}" if misfit.field else where
             fix = misfit.fix or f"store {self.expected}; or name the task that these labels are for"
             raise DataError(f"{sample}{misfit}", where=place, fix=fix) from None
+
+    def _followed(self, label: Any, frame: Frame, sample: int) -> Any:
+        if self.places.kind == "boxes":
+            label = checked_boxes(label, sample, frame.stored)
+        elif isinstance(label, Tensor):
+            label = numpy_of(label)
+        return follow(self.places.kind, label, frame)
+
+
+def _pairs(stored: Any, frames: Sequence[Frame]) -> Iterator[tuple[Any, Frame]]:
+    if len(stored) != len(frames):
+        raise MisfitError(f"are {len(stored)} for {len(frames)} samples")
+    return zip(stored, frames, strict=True)
+
+
+def _has_text(stored: Any) -> bool:
+    return any(isinstance(entry, str) for entry in stored) if not isinstance(stored, Tensor) else False
+
+
+def value_of(text: Any) -> Any:
+    """A number, a truth value or a list that a table's cell holds as text; anything else as it is.
+
+    >>> value_of("3"), value_of("[1, 2.5]"), value_of("cat"), value_of("007"), value_of(4)
+    (3, [1, 2.5], 'cat', '007', 4)
+    """
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return str(text)
 
 
 class MisfitError(ValueError):
@@ -73,12 +129,25 @@ class MisfitError(ValueError):
         self.sample, self.field, self.fix = sample, field, fix
 
 
+def numpy_of(value: Any) -> Array:
+    """A tensor, an array, a number or a list as NumPy holds it, which has no bfloat16."""
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    found: Array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return found
+
+
 def array_of(stored: Any) -> Array:
     """Labels of one size each, as one array of numbers ``(N, …)``."""
     if isinstance(stored, np.ndarray) and stored.dtype != object:
         array = stored
     else:
-        entries = [entry.detach().cpu().numpy() if isinstance(entry, Tensor) else np.asarray(entry) for entry in stored]
+        entries = [numpy_of(entry) for entry in stored]
+        text = next((i for i, entry in enumerate(entries) if entry.dtype.kind not in "biuf"), None)
+        if text is not None:
+            fix = "store numbers; in a table, names of classes will do where model.classes lists them"
+            raise MisfitError(f"has the label {stored[text]!r:.80}, which is no number", text, fix=fix)
         odd = next((i for i, entry in enumerate(entries) if entry.shape != entries[0].shape), None)
         if odd is not None:
             raise MisfitError(f"has a label of shape {entries[odd].shape}, an earlier one {entries[0].shape}", odd)
@@ -129,14 +198,14 @@ def class_indices(classes: int | None = None) -> LabelForm:
             _refuse((found < 0) | (found >= classes), lambda i: f"has label {found[i]}, {_range(classes)}")
         return torch.from_numpy(found)
 
-    return LabelForm("one integer for each sample, the index of its class", convert)
+    return LabelForm("one integer for each sample, the index of its class", convert, classes=classes)
 
 
 def _range(classes: int) -> str:
     return f"but the model has {classes} classes (0 to {classes - 1})"
 
 
-def yes_or_no(shape: tuple[int, ...]) -> LabelForm:
+def yes_or_no(shape: tuple[int, ...], places: Places = NOWHERE) -> LabelForm:
     """Independent truth values for each sample: ``(N, *shape) float32`` of zeros and ones."""
 
     def convert(stored: Any) -> Tensor:
@@ -144,10 +213,10 @@ def yes_or_no(shape: tuple[int, ...]) -> LabelForm:
         _refuse((found != 0) & (found != 1), lambda _: "has a value other than 0 and 1")
         return torch.from_numpy(found.astype(np.float32))
 
-    return LabelForm(f"{_many(shape)} 0 or 1 for each sample", convert)
+    return LabelForm(f"{_many(shape)} 0 or 1 for each sample", convert, places)
 
 
-def numbers(shape: tuple[int, ...]) -> LabelForm:
+def numbers(shape: tuple[int, ...], places: Places) -> LabelForm:
     """Real numbers for each sample: ``(N, *shape) float32``."""
 
     def convert(stored: Any) -> Tensor:
@@ -155,7 +224,7 @@ def numbers(shape: tuple[int, ...]) -> LabelForm:
         _refuse(~np.isfinite(found), lambda _: "has a label that is NaN or infinite")
         return torch.from_numpy(found.astype(np.float32))
 
-    return LabelForm(f"{_many(shape)} numbers for each sample", convert)
+    return LabelForm(f"{_many(shape)} numbers for each sample", convert, places)
 
 
 def _many(shape: tuple[int, ...]) -> str:
@@ -189,7 +258,10 @@ def mask(classes: int, height: int, width: int) -> LabelForm:
         return torch.from_numpy(found)
 
     return LabelForm(
-        f"a mask {height} x {width} of class indices for each sample, {IGNORED} where none counts", convert
+        f"a mask {height} x {width} of class indices for each sample, {IGNORED} where none counts",
+        convert,
+        Places(kind="mask"),
+        classes=classes,
     )
 
 
@@ -202,67 +274,127 @@ def token_classes(classes: int, length: int) -> LabelForm:
         _refuse(wrong, lambda i: f"has the token label {found[i][wrong[i]][0]}, {_range(classes)}")
         return torch.from_numpy(found)
 
-    return LabelForm(f"{length} class indices for each sample, {IGNORED_TOKEN} where none counts", convert)
+    return LabelForm(
+        f"{length} class indices for each sample, {IGNORED_TOKEN} where none counts",
+        convert,
+        in_order("tokens"),
+        classes=classes,
+    )
 
 
-def sequences(symbols: int) -> LabelForm:
-    """A text as numbers of symbols, of any length: a list of ``(L,) int64``; 0, the blank, is no symbol of a text."""
+def sequences(symbols: int, alphabet: str = "") -> LabelForm:
+    """A text of any length: a list of ``(L,) int64``, the numbers of its symbols.
+
+    Args:
+        symbols: How many the model knows; 0 is the blank, and no symbol of a text.
+        alphabet: The characters of symbols 1, 2, …, so that labels may be texts.
+    """
 
     def convert(stored: Any) -> list[Tensor]:
-        found = []
-        for sample, entry in enumerate(stored):
-            text = np.asarray(entry.cpu() if isinstance(entry, Tensor) else entry)
-            if text.size == 0:
-                raise MisfitError("has an empty text", sample)
-            if text.ndim != 1 or text.dtype.kind not in "iu":
-                raise MisfitError(
-                    f"has a label of shape {text.shape} and type {text.dtype}, not a list of integers", sample
-                )
-            text = text[text >= 0]  # padding
-            if ((text < 1) | (text >= symbols)).any():
-                raise MisfitError(
-                    f"has the symbol {text[(text < 1) | (text >= symbols)][0]}, not one from 1 to {symbols - 1}", sample
-                )
-            found.append(torch.from_numpy(text.astype(np.int64)))
-        return found
+        return [torch.from_numpy(_text(entry, sample)) for sample, entry in enumerate(stored)]
 
-    return LabelForm(f"a list of symbols from 1 to {symbols - 1} for each sample", convert)
+    def _text(entry: Any, sample: int) -> Array:
+        text = _spelled(entry, alphabet, sample) if isinstance(entry, str) else entry
+        text = numpy_of(text)
+        if text.size == 0:
+            raise MisfitError("has an empty text", sample)
+        if text.ndim != 1 or text.dtype.kind not in "iu":
+            raise MisfitError(
+                f"has a label of shape {text.shape} and type {text.dtype}, not a list of integers", sample
+            )
+        text = text[text >= 0]  # padding
+        if text.size == 0:
+            raise MisfitError("has an empty text", sample)
+        wrong = (text < 1) | (text >= symbols)
+        if wrong.any():
+            raise MisfitError(f"has the symbol {text[wrong][0]}, not one from 1 to {symbols - 1}", sample)
+        return text.astype(np.int64)
+
+    expected = f"a list of symbols from 1 to {symbols - 1} for each sample"
+    return LabelForm(expected, convert, in_order("text"), texts=True)
+
+
+def _spelled(text: str, alphabet: str, sample: int) -> list[int]:
+    unknown = next((character for character in text if character not in alphabet), None)
+    if unknown is not None:
+        fix = "name the characters of symbols 1, 2, … in task.alphabet" if not alphabet else "add it to task.alphabet"
+        raise MisfitError(f"has the text {text!r}, and {unknown!r} is not in the alphabet", sample, fix=fix)
+    return [alphabet.index(character) + 1 for character in text]
 
 
 def boxes(classes: int, height: int, width: int) -> LabelForm:
-    """Boxes ``(M, 4) float32`` as corners x1, y1, x2, y2 in pixels, and their classes ``(M,) int64``, per sample."""
+    """Boxes ``(M, 4) float32`` as corners x1, y1, x2, y2 in pixels, and their classes ``(M,) int64``, per sample.
+
+    ``crowd`` ``(M,) bool``, where it is there, marks boxes around many objects, which count for nothing (COCO).
+    """
 
     def convert(stored: Any) -> list[dict[str, Tensor]]:
-        return [_boxes(entry, sample) for sample, entry in enumerate(stored)]
+        return [
+            _tensors_of(checked_boxes(entry, sample, (height, width)), sample) for sample, entry in enumerate(stored)
+        ]
 
-    def _boxes(entry: Any, sample: int) -> dict[str, Tensor]:
-        if not isinstance(entry, Mapping) or not {"boxes", "labels"} <= set(entry):
-            raise MisfitError(
-                "has no boxes and labels", sample, fix="store {boxes: (M, 4), labels: (M,)} for each sample"
-            )
-        corners = np.asarray(entry["boxes"], dtype=np.float32).reshape(-1, 4)
-        kinds = np.asarray(entry["labels"]).reshape(-1)
-        if len(kinds) != len(corners):
-            raise MisfitError(f"has {len(corners)} boxes and {len(kinds)} labels", sample)
+    def _tensors_of(entry: Mapping[str, Array], sample: int) -> dict[str, Tensor]:
+        kinds = entry["labels"]
         if len(kinds) and (kinds.dtype.kind not in "iu" or kinds.min() < 0 or kinds.max() >= classes):
             bad = kinds[(kinds < 0) | (kinds >= classes)] if kinds.dtype.kind in "iu" else kinds
             raise MisfitError(f"has label {bad[0]}, {_range(classes)}", sample, "labels")
-        inverted = (corners[:, 2:] <= corners[:, :2]).any(1)
-        outside = (corners[:, :2] < 0).any(1) | (corners[:, 2:] > np.array([width, height]) + 1e-3).any(1)
-        for wrong, what in (
-            (~np.isfinite(corners).all(1), "is not finite"),
-            (inverted, "is empty or inverted"),
-            (outside, f"is outside the image of {width} x {height}"),
-        ):
-            if wrong.any():
-                raise MisfitError(f"has the box {corners[wrong.argmax()].tolist()}, which {what}", sample, "boxes")
-        return {"boxes": torch.from_numpy(corners), "labels": torch.from_numpy(kinds.astype(np.int64))}
+        found = {"boxes": torch.from_numpy(entry["boxes"]), "labels": torch.from_numpy(kinds.astype(np.int64))}
+        return found | ({"crowd": torch.from_numpy(entry["crowd"])} if "crowd" in entry else {})
 
-    return LabelForm("boxes (M, 4) as x1, y1, x2, y2 in pixels, and labels (M,), for each sample", convert)
+    return LabelForm(
+        "boxes (M, 4) as x1, y1, x2, y2 in pixels, and labels (M,), for each sample",
+        convert,
+        Places(kind="boxes"),
+        classes=classes,
+    )
 
 
-def keypoints(count: int) -> LabelForm:
-    """Places ``(N, K, 3) float32``: x, y in pixels, and whether the point is labelled; without it, all are."""
+def checked_boxes(entry: Any, sample: int, size: Size) -> dict[str, Array]:
+    """A sample's boxes ``(M, 4) float32``, labels and, where it is there, crowd.
+
+    Args:
+        size: Height and width of the image that they lie in.
+
+    Raises:
+        MisfitError: There are none of them, or not as many of each, or a box is empty, inverted or outside the image.
+    """
+    if not isinstance(entry, Mapping) or not {"boxes", "labels"} <= set(entry):
+        raise MisfitError("has no boxes and labels", sample, fix="store {boxes: (M, 4), labels: (M,)} for each sample")
+    try:
+        corners = numpy_of(entry["boxes"]).astype(np.float32)
+    except (TypeError, ValueError):
+        raise MisfitError("has boxes that are not four numbers each", sample, "boxes") from None
+    if corners.size % 4 or (corners.size and corners.shape[-1] != 4):
+        raise MisfitError("has boxes that are not four numbers each", sample, "boxes")
+    corners, kinds = corners.reshape(-1, 4), numpy_of(entry["labels"]).reshape(-1)
+    crowd = numpy_of(entry.get("crowd", np.zeros(len(kinds), bool))).reshape(-1).astype(bool)
+    if not len(kinds) == len(corners) == len(crowd):
+        raise MisfitError(f"has {len(corners)} boxes and {len(kinds)} labels", sample)
+    height, width = size
+    cut = np.clip(corners, 0, np.array([width, height] * 2)).astype(np.float32)
+    inverted = (corners[:, 2:] <= corners[:, :2]).any(1)
+    outside = (np.abs(cut - corners) > EDGE).any(1) | (cut[:, 2:] <= cut[:, :2]).any(1)
+    for wrong, what in (
+        (~np.isfinite(corners).all(1), "is not finite"),
+        (inverted, "is empty or inverted"),
+        (outside, f"is outside the image of {width} x {height}"),
+    ):
+        if wrong.any():
+            raise MisfitError(f"has the box {corners[wrong.argmax()].tolist()}, which {what}", sample, "boxes")
+    kinds = kinds if len(kinds) else kinds.astype(np.int64)
+    return {"boxes": cut, "labels": kinds} | ({"crowd": crowd} if "crowd" in entry else {})
+
+
+EDGE = 0.02
+"""Pixels that a box may reach beyond the image: what rounding to two decimals may add to both coordinates."""
+
+
+def keypoints(count: int, swap: tuple[tuple[int, int], ...] | None = None) -> LabelForm:
+    """Places ``(N, K, 3) float32``: x, y in pixels, and whether the point is labelled; without it, all are.
+
+    Args:
+        swap: Pairs that change places when the image is mirrored; None where it is not known.
+    """
 
     def convert(stored: Any) -> Tensor:
         found = array_of(stored)
@@ -272,7 +404,11 @@ def keypoints(count: int) -> LabelForm:
         _refuse(~np.isfinite(found), lambda _: "has a keypoint that is NaN or infinite")
         return torch.from_numpy(found.astype(np.float32))
 
-    return LabelForm(f"{count} keypoints (x, y) or (x, y, visible) for each sample", convert)
+    places = Places(kind="points", swap=swap or (), refused={} if swap is not None else {"horizontal_flip": _UNPAIRED})
+    return LabelForm(f"{count} keypoints (x, y) or (x, y, visible) for each sample", convert, places)
+
+
+_UNPAIRED = "left and right keypoints would change places; say which do in task.swap, with [] where none do"
 
 
 def _as_they_are(stored: Any) -> Labels:
@@ -313,5 +449,5 @@ def tensors_in(labels: Labels | None) -> Iterator[Tensor]:
             yield from tensors_in(entry)
 
 
-ANY = LabelForm("whatever the metrics take", _as_they_are)
+ANY = LabelForm("whatever the metrics take", _as_they_are, Places(kind="unknown"))
 """For tasks of the user's own: only their metrics know what is right."""

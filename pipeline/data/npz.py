@@ -13,13 +13,14 @@ from pipeline.core import DataError, did_you_mean, first_line
 from pipeline.core.arrays import Array
 from pipeline.core.files import require_file
 from pipeline.data.archive import stated_arrays
+from pipeline.data.samples import Source
 from pipeline.data.source import DataSource
 
 _WRITE = "write it with numpy.savez_compressed(path, images=…, labels=…)"
 _DEFAULT_LABELS = DataSource.model_fields["labels"].default
 
 
-class NpzSource:
+class NpzSource(Source):
     """Arrays of a NumPy archive, in the dtype they are stored in."""
 
     def __init__(self, path: Path, inputs: Sequence[str], labels: str | Mapping[str, str] | None) -> None:
@@ -63,6 +64,9 @@ class NpzSource:
         offsets = parts.pop("offsets", None)
         if offsets is None:
             return None
+        if not parts:
+            problem = "names where rows begin, and no array of rows"
+            raise DataError(problem, where=f"{self.where}: labels.offsets", fix="name it: labels: {values: …}")
         wrong = (
             offsets.ndim != 1
             or offsets.dtype.kind not in "iu"
@@ -114,4 +118,7 @@ class NpzSource:
         if self._offsets is None:
             return [{part: array[index] for part, array in self._parts.items()} for index in chosen]
         ranges = [slice(self._offsets[index], self._offsets[index + 1]) for index in chosen]
+        if len(self._parts) == 1:  # such as texts of different lengths
+            (array,) = self._parts.values()
+            return [array[rows] for rows in ranges]
         return [{part: array[rows] for part, array in self._parts.items()} for rows in ranges]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import DataError, Preprocessing, TensorSpec
 from pipeline.core.callables import call, import_callable
+from pipeline.data.coco import CocoSource
 from pipeline.data.dataset import DatasetSource
 from pipeline.data.folder import FolderSource
+from pipeline.data.huggingface import HuggingFaceSource
+from pipeline.data.masks import MaskSource
 from pipeline.data.npz import NpzSource
 from pipeline.data.samples import SampleSet, Source
 from pipeline.data.source import DataSource
+from pipeline.data.table import TableSource
 
 MAX_SAMPLES = 10**9
 
@@ -26,8 +31,13 @@ def open_samples(
     *,
     name: str,
     root: Path = Path(),
+    classes: Sequence[str] = (),
 ) -> SampleSet:
-    """Open the samples that a recipe names; ``root`` is what relative paths start from.
+    """Open the samples that a recipe names.
+
+    Args:
+        root: What relative paths start from.
+        classes: The names of the model's classes, where they are known.
 
     Raises:
         DataError: The source is missing, unreadable, empty, or has the wrong arrays.
@@ -36,16 +46,40 @@ def open_samples(
     if source.npz is not None:
         opened = NpzSource(root / source.npz, source.inputs, source.labels)
     elif source.folder is not None:
-        opened = FolderSource(root / source.folder, channels=inputs[0].shape[0])
+        opened = _folder(source, source.folder, inputs, classes, root)
+    elif source.table is not None:
+        opened = TableSource(root / source.table, inputs, source.inputs, source.labels, classes)
+    elif source.huggingface is not None:
+        path = root / source.huggingface
+        opened = HuggingFaceSource(path, source.split, inputs, source.inputs, source.labels, classes)
     else:
-        assert source.factory is not None  # the recipe has checked that one of the three is there
+        assert source.factory is not None  # the recipe has checked that one of them is there
         dataset = call(source.factory, source.kwargs, root, field=f"data.{name}.kwargs", refusal=DataError)
         collate = None if source.collate is None else import_callable(source.collate, root)
         opened = DatasetSource(dataset, source.factory, [spec.name for spec in inputs], collate)
+    if source.labels is None:
+        opened.labelled = False
     samples = from_source(opened, inputs, preprocessing, name=name)
     samples = samples if source.limit is None else samples.take(source.limit)
     logger.debug("opened %s: %d of %d samples of %s", name, len(samples), len(opened), opened.where)
     return samples
+
+
+def _folder(
+    source: DataSource, folder: Path, inputs: tuple[TensorSpec, ...], classes: Sequence[str], root: Path
+) -> Source:
+    """Images with masks, with boxes, or in one subfolder per class."""
+    if len(inputs[0].shape) != 3 or not inputs[0].dtype.startswith("float"):
+        problem = (
+            f"images are for inputs [channels, height, width] of floats, and {inputs[0].name!r} is {inputs[0].dtype}"
+        )
+        raise DataError(f"{problem} {list(inputs[0].shape)}", where=str(root / folder), fix="name another source")
+    channels = inputs[0].shape[0]
+    if source.masks is not None:
+        return MaskSource(root / folder, root / source.masks, channels, source.ignore)
+    if source.coco is not None:
+        return CocoSource(root / source.coco, root / folder, channels, classes)
+    return FolderSource(root / folder, channels)
 
 
 def from_source(

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from pipeline.core import DataError, Preprocessing, TensorSpec
 from pipeline.core.arrays import Array
+from pipeline.data.places import Frame, Size, frame_of
 
 
 def prepare(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> Tensor:
@@ -31,6 +32,33 @@ def prepare(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> Te
     if stored.dtype == object:
         return torch.cat([_prepare_floats(sample[None], spec, preprocessing) for sample in stored])
     return _prepare_floats(stored, spec, preprocessing)
+
+
+def frames(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> list[Frame] | None:
+    """Where each stored image lies in the model's input; None where all stay as they are, or are no images.
+
+    Args:
+        stored: As for `prepare`.
+    """
+    if preprocessing.resize is None and preprocessing.crop is None:
+        return None
+    sizes = [_size(stored, spec, preprocessing)] * len(stored) if stored.dtype != object else []
+    sizes = sizes or [_size(sample[None], spec, preprocessing) for sample in stored]
+    found = [_frame(size, preprocessing) for size in sizes]
+    return None if all(frame.keeps for frame in found) else found
+
+
+def _size(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> Size:
+    """Height and width of stored images ``(N, …)``."""
+    height, width = (
+        stored.shape[1:3] if stored.ndim == 4 and _is_nhwc(stored, spec, preprocessing) else stored.shape[-2:]
+    )
+    return height, width
+
+
+def _frame(stored: Size, preprocessing: Preprocessing) -> Frame:
+    letterbox = preprocessing.letterbox is not None
+    return frame_of(stored, resize=preprocessing.resize, crop=preprocessing.crop, letterbox=letterbox)
 
 
 def normalise(values: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -76,13 +104,19 @@ def _prepare_floats(stored: Array, spec: TensorSpec, preprocessing: Preprocessin
     elif tensor.ndim == 4 and _is_nhwc(tensor, spec, preprocessing):
         tensor = tensor.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)  # one channel, too
     _require_sizes(tensor, spec, preprocessing)
-    if preprocessing.resize is not None:
-        tensor = functional.interpolate(tensor, preprocessing.resize, mode="bilinear", antialias=True)
-    if preprocessing.crop is not None:
-        height, width = preprocessing.crop
-        top, left = (tensor.shape[-2] - height) // 2, (tensor.shape[-1] - width) // 2
-        tensor = tensor[..., top : top + height, left : left + width]
+    if preprocessing.resize is not None or preprocessing.crop is not None:
+        tensor = _framed(tensor, preprocessing)
     return normalise(tensor, preprocessing)
+
+
+def _framed(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Images ``(N, C, H, W)`` where their frame says; a negative padding crops."""
+    frame = _frame((images.shape[-2], images.shape[-1]), preprocessing)
+    if preprocessing.resize is not None:
+        images = functional.interpolate(images, frame.resized, mode="bilinear", antialias=True)
+    (top, left), (height, width) = frame.offset, frame.size
+    bottom, right = height - top - frame.resized[0], width - left - frame.resized[1]
+    return functional.pad(images, (left, right, top, bottom), value=preprocessing.letterbox or 0.0)
 
 
 def _require_sizes(images: Tensor, spec: TensorSpec, preprocessing: Preprocessing) -> None:
@@ -104,7 +138,7 @@ def _require_sizes(images: Tensor, spec: TensorSpec, preprocessing: Preprocessin
         )
 
 
-def _is_nhwc(tensor: Tensor, spec: TensorSpec, preprocessing: Preprocessing) -> bool:
+def _is_nhwc(tensor: Tensor | Array, spec: TensorSpec, preprocessing: Preprocessing) -> bool:
     if preprocessing.layout != "auto":
         return preprocessing.layout == "nhwc"
     return tensor.shape[1] != spec.shape[0] and tensor.shape[-1] == spec.shape[0]

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from pipeline.core import DataError, Model, Preprocessing, TensorSpec
 from pipeline.core.arrays import Array
 from pipeline.data.labels import ANY, LabelForm, Labels, tensors_in
-from pipeline.data.preprocessing import prepare
+from pipeline.data.places import Kind, Places
+from pipeline.data.preprocessing import frames, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +35,33 @@ class Batch(NamedTuple):
 
 
 class Source(Protocol):
-    """Stored samples, before preprocessing."""
+    """Stored samples, before preprocessing.
+
+    Attributes:
+        where: The file or folder, for messages.
+        labelled: Whether `read` gives labels.
+        labels_where: The file and the field of the labels, for messages.
+        classes: What the labels' numbers stand for, where the source names its classes.
+        kind: What the labels say about places, where that is known without a task.
+        one_by_one: Whether a sample takes so much memory before preprocessing that one is read at a time.
+    """
 
     where: str
     labelled: bool
     labels_where: str
+    classes: tuple[str, ...] = ()
+    kind: Kind = "unknown"
+    one_by_one: bool = False
 
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
         """Arrays ``(N, …)``, one per model input, and labels: an array ``(N, …)``, an entry per sample, or None."""
         ...
+
+    def place_of(self, _index: int) -> str:
+        """The file and the field of one sample's label, for messages."""
+        return self.labels_where
 
 
 @dataclass(frozen=True)
@@ -75,11 +92,23 @@ class SampleSet:
     def __getitems__(self, positions: Sequence[int]) -> Batch:
         """The samples at these positions as one preprocessed batch (torch's batched fetch)."""
         chosen = [self.indices[position] for position in positions]
+        if not self.source.one_by_one or len(chosen) == 1:
+            return self._batch(chosen)
+        return _joined([self._batch([index]) for index in chosen])
+
+    def _batch(self, chosen: list[int]) -> Batch:
         arrays, labels = self.source.read(chosen)
         inputs = tuple(self._tensor(array, spec, chosen) for array, spec in zip(arrays, self.inputs, strict=True))
-        if labels is None or self.form is None:
+        if labels is None or self.form is None or not self.source.labelled:
             return Batch(inputs, None)
-        return Batch(inputs, self.form.read(labels, self.source.labels_where, chosen))
+        moved = frames(arrays[0], self.inputs[0], self.preprocessing)
+        form = (
+            self.form
+            if self.form.places.kind != "unknown"
+            else replace(self.form, places=Places(kind=self.source.kind))
+        )
+        place_of = self.source.place_of
+        return Batch(inputs, form.read(labels, self.source.labels_where, chosen, frames=moved, place_of=place_of))
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All samples in order; the last batch may be smaller."""
@@ -156,6 +185,17 @@ class SampleSet:
                 fix="set data.preprocessing (layout, resize, crop), or model.inputs",
             )
         return tensor.contiguous()
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    """Batches of one sample as one batch."""
+    inputs = tuple(torch.cat(tensors) for tensors in zip(*(batch.inputs for batch in batches), strict=True))
+    labels: list[Any] = [batch.labels for batch in batches if batch.labels is not None]
+    if not labels:
+        return Batch(inputs, None)
+    if all(isinstance(label, Tensor) and label.shape[1:] == labels[0].shape[1:] for label in labels):
+        return Batch(inputs, torch.cat(labels))
+    return Batch(inputs, [entry for label in labels for entry in label])
 
 
 def with_examples(model: Model, samples: SampleSet) -> Model:

@@ -7,39 +7,63 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from pipeline.core import Distinct, FilePath, PositiveInt, Setting
+from pipeline.core import Distinct, FilePath, Integer, PositiveInt, Setting
 
 FACTORY = r"^\w+(\.\w+)*:\w+$"
 Factory = Annotated[str, Field(pattern=FACTORY)]
 """A callable of a user's, as ``module:callable``."""
 
+FORMATS = ("npz", "folder", "table", "huggingface", "factory")
+PATHS = ("npz", "folder", "masks", "coco", "table", "huggingface")
+"""Keys whose values are paths."""
+_ONLY_WITH = {
+    "inputs": ("npz", "table", "huggingface"),
+    "labels": ("npz", "table", "huggingface"),
+    "masks": ("folder",),
+    "coco": ("folder",),
+    "ignore": ("masks",),
+    "split": ("huggingface",),
+    "kwargs": ("factory",),
+    "collate": ("factory",),
+}
+"""Keys that say more about another one."""
+
 
 class DataSource(Setting):
-    """One set of samples: exactly one of ``npz``, ``folder`` and ``factory``."""
+    """One set of samples: exactly one of ``npz``, ``folder``, ``table``, ``huggingface`` and ``factory``."""
 
     npz: FilePath | None = Field(None, description="compressed or plain NumPy archive")
-    folder: Path | None = Field(None, description="image folder with one subfolder per class")
+    folder: Path | None = Field(None, description="images: one subfolder per class, unless masks or coco is given")
+    masks: Path | None = Field(None, description="folder of masks (PNG of class values), named as the images")
+    coco: FilePath | None = Field(None, description="JSON file in COCO's format with the boxes of the folder's images")
+    table: FilePath | None = Field(None, description=".csv or .jsonl with values, texts, and paths of images and .npy")
+    huggingface: Path | None = Field(None, description="what a Hugging Face data set's save_to_disk has written")
     factory: Factory | None = Field(None, description="module:callable -> torch Dataset")
     kwargs: dict[str, Any] = {}
+    collate: Factory | None = Field(None, description="module:callable that makes a batch of a factory's items")
     inputs: Annotated[tuple[str, ...], Distinct] = Field(
-        ("images",), min_length=1, description="arrays in the npz, one per model input"
+        ("images",), min_length=1, description="arrays in the npz, or columns, one per model input"
     )
     labels: str | dict[str, str] | None = Field(
         "labels",
-        description="array in the npz, or {part: array} for labels of several parts; with a part 'offsets' (N + 1), "
-        "sample i has rows offsets[i] to offsets[i + 1] of the others; null, or absent, means unlabelled",
+        description="array in the npz, or column, or {part: array} for labels of several parts; with a part 'offsets' "
+        "(N + 1) in an npz, sample i has rows offsets[i] to offsets[i + 1] of the others; null means unlabelled, in "
+        "every format, and so does an npz or a table that has no labels",
     )
-    collate: Factory | None = Field(None, description="module:callable that makes a batch of a factory's items")
+    ignore: Annotated[tuple[Integer, ...], Distinct] = Field(
+        (), description="values of masks that count for nothing, beside 255"
+    )
+    split: str | None = Field(None, description="which data set, where several were saved together")
     limit: PositiveInt | None = Field(None, description="use this many samples, evenly spaced over the set")
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> DataSource:
-        if sum(source is not None for source in (self.npz, self.folder, self.factory)) != 1:
-            raise ValueError("name exactly one of npz, folder and factory")
-        if self.npz is None and (unread := {"inputs", "labels"} & self.model_fields_set):
-            raise ValueError(f"{min(unread)} names arrays of an npz, and none is given: remove it")
-        if self.factory is None and self.kwargs:
-            raise ValueError("kwargs are for a factory, and none is given: remove them")
-        if self.factory is None and self.collate is not None:
-            raise ValueError("collate is for a factory's items, and none is given: remove it")
+        if sum(getattr(self, name) is not None for name in FORMATS) != 1:
+            raise ValueError(f"name exactly one of {', '.join(FORMATS[:-1])} and {FORMATS[-1]}")
+        for key, others in _ONLY_WITH.items():
+            written = key in self.model_fields_set and getattr(self, key) not in (None, {}, ())
+            if written and all(getattr(self, other) is None for other in others):
+                raise ValueError(f"{key} goes with {' or '.join(others)}, and none is given: remove it")
+        if self.masks is not None and self.coco is not None:
+            raise ValueError("a folder has either masks or coco")
         return self

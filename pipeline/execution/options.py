@@ -15,6 +15,7 @@ from pipeline.core.callables import parents
 from pipeline.data.folder import FolderSource
 from pipeline.data.samples import SampleSet
 from pipeline.recipe import Augmentation, OnnxConfig, Recipe, StageStep, TrainingConfig
+from pipeline.training.augmentation import require_followed
 
 
 def check_skipped(step: StageStep, module: nn.Module, index: int) -> None:
@@ -50,22 +51,28 @@ def _modules(module: nn.Module) -> Iterator[tuple[str, bool]]:
 
 
 def check_classes(recipe: Recipe, sets: Mapping[str, SampleSet]) -> None:
-    """Refuse class folders that stand for other numbers than ``model.classes`` says.
+    """Refuse classes that stand for other numbers than ``model.classes`` says, or than in another set.
 
     Raises:
-        DataError: Names the first such folder.
+        DataError: Names the first such class.
     """
-    names = recipe.model.classes
+    known = {name: (number, "model.classes") for number, name in enumerate(recipe.model.classes)}
     for role, samples in sets.items():
-        folders = samples.source.classes if isinstance(samples.source, FolderSource) else ()
-        for number, name in enumerate(folders):
-            if name in names and names[number : number + 1] != (name,):
+        found = samples.source.classes if samples.labelled else ()
+        for number, name in enumerate(found):
+            other, said = known.setdefault(name, (number, samples.source.where))
+            if other != number:
                 raise DataError(
-                    f"folder {name!r} is class {number}, in sorted order, and class {names.index(name)} "
-                    "in model.classes",
+                    f"class {name!r} is number {number}, in the order of its classes, and {other} in {said}",
                     where=samples.source.where,
-                    fix=f"name the folders so that they sort as model.classes, or give data.{role} as npz or factory",
+                    fix=f"{_order(samples)}, or give data.{role} as npz or factory",
                 )
+
+
+def _order(samples: SampleSet) -> str:
+    if isinstance(samples.source, FolderSource):
+        return "name the folders so that they sort as the classes"
+    return "list all classes in model.classes, which then says their numbers"
 
 
 def check_options(recipe: Recipe, model: Model) -> None:
@@ -108,6 +115,18 @@ def dynamic_axes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Per input, the axes besides the batch whose size onnxruntime's files keep variable."""
     configs = (step.config for step in recipe.targets if isinstance(step.config, OnnxConfig))
     return {name: axes for config in configs for name, axes in config.dynamic.items()}
+
+
+def check_augmentations(recipe: Recipe, train: SampleSet | None) -> None:
+    """Refuse augmentations that the labels of the training samples cannot follow.
+
+    Raises:
+        RecipeError: Names the option, and says why.
+    """
+    if train is None or not train.labelled or train.form is None:
+        return
+    for where, training in _trainings(recipe):
+        require_followed(training.augment, train.form.places, where=f"{where}.augment", refusal=RecipeError)
 
 
 def _check_dynamic(config: OnnxConfig, model: Model, where: str) -> None:

@@ -14,7 +14,13 @@ from pipeline.data.archive import stored_bytes
 from pipeline.data.open import open_samples
 from pipeline.data.samples import SampleSet, examples_of
 from pipeline.data.source import DataSource
-from pipeline.execution.options import check_classes, check_options, check_skipped, dynamic_axes
+from pipeline.execution.options import (
+    check_augmentations,
+    check_classes,
+    check_options,
+    check_skipped,
+    dynamic_axes,
+)
 from pipeline.execution.processes import processes
 from pipeline.execution.stages import STAGES
 from pipeline.execution.task import settle_budgets, settle_task
@@ -76,6 +82,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     model = _model(recipe, module, inputs, sets, root)
     require_function(model.module, model.examples)
     task, sets = settle_task(recipe, model, sets, root)
+    check_augmentations(recipe, sets.get("train"))
     budgets = settle_budgets(recipe, task, sets["evaluation"])
     for samples in sets.values():
         _ = samples.sha256  # reads every sample, so that a bad one is found now and not after an hour of training
@@ -146,7 +153,9 @@ def _open_sets(recipe: Recipe, inputs: tuple[TensorSpec, ...], root: Path) -> di
     for role, source in sources.items():
         _require_memory(source, role, root)
     return {
-        role: open_samples(source, inputs, recipe.data.preprocessing, name=role, root=root)
+        role: open_samples(
+            source, inputs, recipe.data.preprocessing, name=role, root=root, classes=recipe.model.classes
+        )
         for role, source in sources.items()
     }
 

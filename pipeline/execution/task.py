@@ -30,6 +30,7 @@ def settle_task(
         inputs=model.examples,
         outputs=outputs_of(model.module, model.examples),
         alphabet="" if recipe.task is None else recipe.task.alphabet,
+        swap=None if recipe.task is None else recipe.task.swap,
     )
     if not all(output.isfinite().all() for output in example.outputs if output.is_floating_point()):
         raise StageError(
@@ -38,6 +39,7 @@ def settle_task(
             fix="give the weights of a trained model, and the preprocessing that it was trained with",
         )
     task = _task(recipe.task, example, labelled=sets["evaluation"].labelled, root=root)
+    _require_class_names(recipe, task, example)
     return task, {role: for_task(samples, task) for role, samples in sets.items()}
 
 
@@ -53,6 +55,18 @@ def _task(config: TaskConfig | None, example: Example, *, labelled: bool, root: 
         example=example,
         root=root,
     )
+
+
+def _require_class_names(recipe: Recipe, task: Task, example: Example) -> None:
+    """Refuse names of other classes than the task tells apart, and Core ML's classifier for other models."""
+    names, known = recipe.model.classes, None if task.labels is None else task.labels.classes
+    if names and known is not None and len(names) != known:
+        problem = f"names {len(names)} classes, and the task {task.name} finds {known} in the model's outputs"
+        raise RecipeError(problem, where="model.classes", fix="name every class of the model, in order")
+    for index, step in enumerate(recipe.targets):
+        if getattr(step.config, "classifier", False) and example.first.ndim != 2:
+            where = f"targets[{index}].{step.name}.classifier"
+            raise RecipeError("the first output is not (N, classes)", where=where, fix="remove it")
 
 
 def settle_budgets(recipe: Recipe, task: Task, evaluation: SampleSet) -> tuple[Budget, ...]:

@@ -59,7 +59,7 @@ def checked_model(
     for note in (*changes, *notes):
         logger.info("%s: %s", where, note)
     logits = _run_on_all(module, examples or example_inputs(inputs), inputs, where, made_up=not examples)[0]
-    if classes and logits.shape[-1] != len(classes):
+    if classes and logits.ndim <= 2 and logits.shape[-1] != len(classes):  # of other outputs, the task knows
         raise CheckpointError(
             f"the model has {logits.shape[-1]} logits, but {len(classes)} classes are named",
             where=where,

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from pipeline.core.files import write_text
 from pipeline.core.strict_yaml import dump_yaml
+from pipeline.data.source import PATHS
 from pipeline.recipe import Recipe
 from pipeline.search.objectives import Objective
 from pipeline.search.trials import CHOOSING_SHARE, as_written
@@ -61,7 +62,7 @@ def recipe_of(settings: dict[str, Any], recipe: Recipe, root: Path, folder: Path
     students = [stage.get("distill", {}).get("student") or {} for stage in values["stages"]]
     sources: Iterable[dict[str, Any]] = (values["model"], *values["data"].values(), *students)
     for source in sources:
-        for key in ("checkpoint", "npz", "folder"):
+        for key in ("checkpoint", *PATHS):
             if source.get(key) is not None:
                 source[key] = os.path.relpath((root / source[key]).resolve(), folder.resolve())
     return values

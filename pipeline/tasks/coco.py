@@ -35,7 +35,7 @@ class BoxPrecision(Metric):
         """Add a batch: boxes, scores and labels, and the labelled boxes and their labels, of each image."""
         for one, other in zip(found, labels, strict=True):
             self.detections.append(_rows(one["boxes"], one["labels"], one["scores"]))
-            self.objects.append(_rows(other["boxes"], other["labels"]))
+            self.objects.append(_rows(other["boxes"], other["labels"], crowd=other.get("crowd")))
 
     def merge_state(self, incoming_state: Any) -> None:
         """Add the images of another."""
@@ -67,17 +67,18 @@ class BoxPrecision(Metric):
         return {"map": max(0.0, float(evaluation.stats[0])), "map50": max(0.0, float(evaluation.stats[1]))}
 
 
-def _rows(corners: Tensor, kinds: Tensor, scores: Tensor | None = None) -> Array:
-    """``(M, 6)``: x, y, width, height, class, score."""
+def _rows(corners: Tensor, kinds: Tensor, scores: Tensor | None = None, crowd: Tensor | None = None) -> Array:
+    """``(M, 7)``: x, y, width, height, class, score, and whether it is a crowd."""
     low, high = corners[:, :2].double().cpu(), corners[:, 2:].double().cpu()
     last = np.ones(len(corners)) if scores is None else scores.double().cpu().numpy()
-    return np.column_stack([low.numpy(), (high - low).numpy(), kinds.double().cpu().numpy(), last])
+    many = np.zeros(len(corners)) if crowd is None else crowd.double().cpu().numpy()
+    return np.column_stack([low.numpy(), (high - low).numpy(), kinds.double().cpu().numpy(), last, many])
 
 
 def _annotations(rows: list[Array]) -> Any:
     number = 0
     for image, boxes in enumerate(rows):
-        for x, y, width, height, kind, score in boxes.tolist():
+        for x, y, width, height, kind, score, crowd in boxes.tolist():
             number += 1
             yield {
                 "id": number,
@@ -85,6 +86,6 @@ def _annotations(rows: list[Array]) -> Any:
                 "category_id": int(kind),
                 "bbox": [x, y, width, height],
                 "area": width * height,
-                "iscrowd": 0,
+                "iscrowd": int(crowd),
                 "score": score,
             }

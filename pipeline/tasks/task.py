@@ -86,7 +86,6 @@ class Task:
         terms: The distillation loss, output by output.
         label_loss: The loss against labels, which takes part in the first term; None where there is none.
         class_axis: The axis of the first output with one score per class; None where it holds no class scores.
-        moves: Whether the labels have places in the image, so that augmentations must move them, too.
     """
 
     name: str
@@ -96,7 +95,6 @@ class Task:
     terms: Terms
     label_loss: LabelLoss | None = None
     class_axis: int | None = None
-    moves: bool = False
 
     def metric(self, name: str) -> MetricSpec:
         """The metric of this name; `KeyError` where there is none."""
@@ -113,11 +111,13 @@ class Example:
 
     Attributes:
         alphabet: The characters of symbols 1, 2, …, for tasks that read text; may be empty.
+        swap: Pairs of keypoints that change places in a mirrored image; None where it is not known.
     """
 
     inputs: Tensors
     outputs: Tensors
     alphabet: str = ""
+    swap: tuple[tuple[int, int], ...] | None = None
 
     @property
     def first(self) -> Tensor:

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.core import StageError
 from pipeline.core.files import read_sealed, write_sealed
+from pipeline.data.places import NOWHERE
 from pipeline.data.samples import Batch, SampleSet
 from pipeline.machine.memory import footprint, require_batch
 from pipeline.progress import Progress
@@ -172,7 +173,8 @@ class _Training:
         self._bare = self._accelerator.unwrap_model(self._module)
         self._average = None if config.ema is None else _moving_average(self._bare, config.ema)
         self._scored = self._bare if self._average is None else self._average.module
-        self._augment = augmentation(config.augment, samples.preprocessing)
+        places = NOWHERE if samples.form is None else samples.form.places
+        self._augment = augmentation(config.augment, samples.preprocessing, places)
         self._parts: dict[str, Any] = {
             "module": self._bare,
             "optimizer": self._optimizer,

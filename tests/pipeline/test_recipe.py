@@ -58,7 +58,11 @@ def test_recipe_parses_and_survives_a_round_trip_when_every_part_is_given() -> N
         ),
         pytest.param({**MINIMAL, "stages": [{"prnue": {}}]}, "did you mean 'prune'?", id="a stage's name"),
         pytest.param({**MINIMAL, "targets": ["onxx"]}, "did you mean 'onnx'?", id="a target's name"),
-        pytest.param(with_value("data.evaluation.npz", None), "exactly one of npz, folder and factory", id="no source"),
+        pytest.param(
+            with_value("data.evaluation.npz", None),
+            "exactly one of npz, folder, table, huggingface and factory",
+            id="no source",
+        ),
         pytest.param(with_value("model.factory", None), "add factory", id="weights without a factory"),
         pytest.param({**MINIMAL, "stages": [{"prune": {"macs_ratio": 3}}]}, "stages[0].prune.macs_ratio", id="range"),
         pytest.param({**MINIMAL, "stages": [{"prune": {}}]}, "give a budget", id="pruning without a budget"),

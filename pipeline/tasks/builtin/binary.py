@@ -11,6 +11,7 @@ from torchmetrics.classification import BinaryAUROC, BinaryF1Score
 
 from pipeline.core import MetricInfo
 from pipeline.data.labels import yes_or_no
+from pipeline.data.places import NOWHERE, in_order
 from pipeline.tasks.losses import binary_divergence_of_first
 from pipeline.tasks.task import BinaryScores, Example, MetricSpec, Task, Tensors, misfit
 
@@ -30,7 +31,7 @@ def task(example: Example) -> Task:
 
     return Task(
         name="binary",
-        labels=yes_or_no(shape),
+        labels=yes_or_no(shape, in_order("frames") if shape else NOWHERE),
         metrics=(
             MetricSpec(
                 info=MetricInfo(name="auroc", title="Area under the ROC curve"),

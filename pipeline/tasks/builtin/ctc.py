@@ -35,7 +35,7 @@ def task(example: Example) -> Task:
         metrics.append(_rate("wer", "Word error rate", WordErrorRate, update))
     return Task(
         name="ctc",
-        labels=sequences(symbols),
+        labels=sequences(symbols, example.alphabet),
         metrics=tuple(metrics),
         predict=lambda outputs, _: [text(greedy(frames)) for frames in outputs[0]],
         terms=divergence_of_first(2),

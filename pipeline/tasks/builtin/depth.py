@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric, Metric
 
 from pipeline.core import MetricInfo
 from pipeline.data.labels import numbers
+from pipeline.data.places import Places
 from pipeline.tasks.losses import TINY, relative_errors
 from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
 
@@ -38,7 +39,7 @@ def task(example: Example) -> Task:
 
     return Task(
         name="depth",
-        labels=numbers((height, width)),
+        labels=numbers((height, width), Places(kind="map")),
         metrics=(
             MetricSpec(
                 info=MetricInfo(name="abs_rel", title="Absolute relative error", higher_is_better=False),
@@ -54,5 +55,4 @@ def task(example: Example) -> Task:
         predict=lambda outputs, _: outputs[0].reshape(len(outputs[0]), height, width),
         terms=relative_errors,
         label_loss=label_loss,
-        moves=True,
     )

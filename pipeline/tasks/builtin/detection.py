@@ -72,7 +72,6 @@ def task(example: Example) -> Task:
         ),
         predict=predict,
         terms=terms,
-        moves=True,
     )
 
 

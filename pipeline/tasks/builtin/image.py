@@ -11,6 +11,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from pipeline.core import MetricInfo
 from pipeline.data.labels import numbers
+from pipeline.data.places import OTHER_IMAGE
 from pipeline.tasks.losses import relative_errors
 from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
 
@@ -39,10 +40,9 @@ def task(example: Example) -> Task:
         metrics.append(MetricSpec(info=MetricInfo(name="ssim", title="SSIM", unit=""), make=ssim, update=update))
     return Task(
         name="image",
-        labels=numbers(tuple(first.shape[1:])),
+        labels=numbers(tuple(first.shape[1:]), OTHER_IMAGE),
         metrics=tuple(metrics),
         predict=lambda outputs, _: outputs[0],
         terms=relative_errors,
         label_loss=label_loss,
-        moves=True,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
-from pipeline.core import MetricInfo
+from pipeline.core import MetricInfo, RecipeError
 from pipeline.data.labels import keypoints
 from pipeline.tasks.losses import TINY, relative_error, relative_errors
 from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
@@ -24,6 +24,9 @@ def task(example: Example) -> Task:
     first = example.first
     if not first.is_floating_point() or not (first.ndim == 4 or (first.ndim == 3 and first.shape[2] in (2, 3))):
         raise misfit("keypoints needs places (N, K, 2) or heat maps (N, K, H, W) as the first output", first)
+    if any(point >= first.shape[1] for pair in example.swap or () for point in pair):
+        problem = f"names a keypoint beyond the model's {first.shape[1]} (0 to {first.shape[1] - 1})"
+        raise RecipeError(problem, where="task.swap", fix="correct its number")
     maps = first.ndim == 4
     size = example.image_size if maps else (0, 0)
 
@@ -46,7 +49,7 @@ def task(example: Example) -> Task:
 
     return Task(
         name="keypoints",
-        labels=keypoints(first.shape[1]),
+        labels=keypoints(first.shape[1], example.swap),
         metrics=(
             MetricSpec(
                 info=MetricInfo(name="pck", title="PCK at 0.2"),
@@ -62,7 +65,6 @@ def task(example: Example) -> Task:
         predict=predict,
         terms=relative_errors,
         label_loss=None if maps else label_loss,
-        moves=True,
     )
 
 

@@ -9,6 +9,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
 from pipeline.core import MetricInfo
 from pipeline.data.labels import numbers
+from pipeline.data.places import MAY_BE_POSITIONS
 from pipeline.tasks.losses import relative_error, relative_errors
 from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
 
@@ -32,7 +33,7 @@ def task(example: Example) -> Task:
 
     return Task(
         name="regression",
-        labels=numbers(shape),
+        labels=numbers(shape, MAY_BE_POSITIONS),
         metrics=(
             MetricSpec(
                 info=MetricInfo(name="mae", title="Mean absolute error", unit="", higher_is_better=False),

@@ -11,7 +11,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from pipeline.core import MetricInfo
-from pipeline.data.labels import IGNORED, mask
+from pipeline.data.labels import mask
+from pipeline.data.places import IGNORED
 from pipeline.tasks.losses import divergence_of_first
 from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
 
@@ -49,5 +50,4 @@ def task(example: Example) -> Task:
         terms=divergence_of_first(1),
         label_loss=label_loss,
         class_axis=1,
-        moves=True,
     )

@@ -1,10 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import TensorDataset, default_collate
 
-from pipeline.data.open import from_dataset
+from pipeline.core import DataError, TensorSpec
+from pipeline.data.dataset import DatasetSource
+from pipeline.data.labels import ANY, LabelForm, boxes, class_indices
+from pipeline.data.open import from_dataset, from_source
 from pipeline.data.source import DataSource
 from tests.pipeline.data.opening import GREY, open_set
 
@@ -31,3 +36,100 @@ def test_factory_is_imported_from_the_working_directory_when_the_recipe_names_a_
     assert batch.inputs[0].flatten().tolist() == [2.0 * value for value in range(48)]
     assert batch.labels is not None
     assert batch.labels.tolist() == [0, 1, 2]
+
+
+class Items:
+    """A Dataset of these items."""
+
+    def __init__(self, *items: Any) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._items[index]
+
+
+TWO = (TensorSpec(name="image", shape=(1, 4, 4)), TensorSpec(name="age", shape=(1,)))
+PICTURE, AGE = torch.zeros(1, 4, 4), torch.ones(1)
+BOXES = {"boxes": torch.tensor([[0.0, 0, 2, 2]]), "labels": torch.tensor([1])}
+
+
+def labels_of(dataset: Any, form: LabelForm, specs: Any = GREY, collate: Any = None) -> Any:
+    samples = from_source(DatasetSource(dataset, "mine", [spec.name for spec in specs], collate), specs)
+    (batch,) = replace(samples, form=form).batches(len(dataset))
+    assert len(batch.inputs) == len(specs)
+    return batch.labels
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        (PICTURE, AGE, 1),
+        ((PICTURE, AGE), 1),
+        [[PICTURE, AGE], 1],
+        ({"age": AGE, "image": PICTURE}, 1),
+        {"age": AGE, "image": PICTURE, "label": 1},
+        {"age": AGE, "image": PICTURE, "target": torch.tensor(1)},
+    ],
+    ids=["flat", "tuple", "lists", "mapping and label", "mapping", "mapping of tensors"],
+)
+def test_items_of_every_structure_give_inputs_and_label(item: Any) -> None:
+    assert labels_of(Items(item, item), class_indices(2), TWO).tolist() == [1, 1]
+
+
+def test_targets_keep_any_structure_when_only_the_users_metrics_know_it() -> None:
+    target = ({"a": torch.ones(2), "b": [1, 2]}, "text", 3)
+    (found, again) = labels_of(Items((PICTURE, target), (PICTURE, target)), ANY)
+    assert found[0]["a"].tolist() == [1, 1]
+    assert found[0]["b"].tolist() == [1, 2]
+    assert found[1:] == ["text", again[2]]
+
+
+def test_boxes_of_a_dataset_are_read_in_the_tasks_form() -> None:
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}
+    first, second = labels_of(Items((PICTURE, BOXES), (PICTURE, none)), boxes(2, 4, 4))
+    assert first["labels"].tolist() == [1]
+    assert second["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "collate",
+    [
+        lambda items: (torch.stack([x for x, _ in items]), [label for _, label in items]),
+        lambda items: (torch.stack([x for x, _ in items]), tuple(label for _, label in items)),
+        lambda items: {"image": torch.stack([x for x, _ in items]), "labels": [label for _, label in items]},
+        lambda items: (
+            torch.stack([x for x, _ in items]),
+            {name: [label[name] for _, label in items] for name in ("boxes", "labels")},
+        ),
+    ],
+    ids=["list", "tuple", "mapping", "parts together"],
+)
+def test_own_collate_makes_the_batch(collate: Any) -> None:
+    found = labels_of(Items(*[(PICTURE, BOXES)] * 3), boxes(2, 4, 4), collate=collate)
+    assert [label["labels"].tolist() for label in found] == [[1]] * 3
+
+
+def test_parts_that_torchs_collate_puts_together_are_taken_apart() -> None:
+    items = Items(*[(PICTURE, {"kind": index, "size": torch.tensor([index, 2.0])}) for index in range(3)])
+    found = labels_of(items, ANY, collate=default_collate)
+    assert [(float(label["kind"]), label["size"].tolist()) for label in found] == [(i, [i, 2.0]) for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("items", "collate", "message"),
+    [
+        (((PICTURE, 0), (PICTURE, None)), None, "gives a label for some samples only"),
+        (((PICTURE, 0), (PICTURE, 9)), None, "sample 1 has label 9"),
+        (((PICTURE, 0), (PICTURE, "cat")), None, "sample 1 has the label 'cat'"),
+        (((PICTURE, 0),) * 2, lambda _: 1 / 0, "collate fails on samples 0 .*division by zero"),
+        (((PICTURE, 0),) * 2, lambda _: (PICTURE[None], [0]), "collate gives 1 samples for 2 items"),
+        (((PICTURE, 0),) * 2, lambda items: (torch.stack([PICTURE] * len(items)), [0]), "collate gives 1 labels for 2"),
+        (((PICTURE, [1, 2, 3]),) * 2, default_collate, "collate gives 3 labels for 1 items"),
+    ],
+)
+def test_wrong_items_are_one_error_that_names_the_sample(items: Any, collate: Any, message: str) -> None:
+    with pytest.raises(DataError, match=f"mine.*{message}"):
+        labels_of(Items(*items), class_indices(2), collate=collate)

@@ -12,7 +12,7 @@ from pipeline.core import EdgewrightError, Model, TensorSpec
 from pipeline.core.arrays import Array
 from pipeline.core.bounded import run_bounded
 from pipeline.data.open import from_dataset
-from pipeline.data.samples import SampleSet
+from pipeline.data.samples import SampleSet, Source
 from pipeline.machine import memory
 from pipeline.machine.memory import (
     Footprint,
@@ -250,7 +250,7 @@ def test_export_fails_one_target_with_the_figures_when_its_conversion_does_not_f
 def test_training_reads_no_sample_before_its_first_step() -> None:
     data, reads = samples(8), list[int]()
 
-    class Counting:
+    class Counting(Source):
         where, labelled, labels_where = data.source.where, True, "labels"
 
         def __len__(self) -> int:

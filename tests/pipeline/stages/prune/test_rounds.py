@@ -64,7 +64,7 @@ class KilledError(Exception):
     """Stands for kill -9: nothing after it runs."""
 
 
-class Dying:
+class Dying(Source):
     """A source that can be read so many times; ``seen`` tells what."""
 
     labelled, labels_where = False, "labels"

@@ -1,0 +1,107 @@
+"""Samples in a data set that Hugging Face ``datasets`` has saved on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import DataError, TensorSpec, did_you_mean, first_line
+from pipeline.data.folder import require_folder
+from pipeline.data.rows import RowSource
+
+logger = logging.getLogger(__name__)
+
+
+class HuggingFaceSource(RowSource):
+    """The rows of a saved data set, which stay on the disk until they are asked for.
+
+    Images are decoded as in any other source, not by ``datasets``. Columns of its type ``ClassLabel`` name classes.
+
+    Args:
+        path: What ``save_to_disk`` has written.
+        split: Which of several data sets that were saved together.
+
+    Raises:
+        DataError: The package is missing, or this is no saved data set, or there is no such split or column.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        split: str | None,
+        specs: Sequence[TensorSpec],
+        inputs: Sequence[str],
+        labels: str | Mapping[str, str] | None,
+        classes: Sequence[str] = (),
+    ) -> None:
+        self._rows = _opened(path, split)
+        where = str(path) if split is None else f"{path}: {split}"
+        super().__init__(
+            where, self._rows.column_names, specs=specs, inputs=inputs, labels=labels, classes=classes, folder=path
+        )
+        self._renumbered = self._numbers(labels)
+
+    def _numbers(self, labels: str | Mapping[str, str] | None) -> dict[str, list[str]]:
+        """The names of the classes that a column's numbers stand for, where it has any."""
+        found = {
+            name: list(feature.names)
+            for name, feature in self._rows.features.items()
+            if hasattr(feature, "names") and hasattr(feature, "int2str")
+        }
+        if not isinstance(labels, str) or labels not in found:
+            return {}
+        if not self.classes:
+            self.classes = tuple(found[labels])
+        return {labels: found[labels]}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row_name(self, index: int) -> str:
+        return f"{self.where}: row {index}"
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        try:
+            row: dict[str, Any] = self._rows[index]
+        except Exception as error:  # a damaged file fails in pyarrow in many ways
+            problem = f"cannot be read: {first_line(error)}"
+            raise DataError(problem, where=self.row_name(index), fix="save the data set again") from None
+        for column, names in self._renumbered.items():
+            number = row[column]
+            if isinstance(number, int) and 0 <= number < len(names):
+                row[column] = names[number]  # `classes` says which number this is
+        return row
+
+
+def _opened(path: Path, split: str | None) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            "reading it needs the package datasets", where=str(path), fix='pip install "edgewright[datasets]"'
+        ) from None
+    require_folder(path)
+    try:
+        stored = datasets.load_from_disk(str(path))
+    except Exception as error:  # a damaged file fails in pyarrow, json or datasets
+        problem = f"is no saved data set: {first_line(error)}"
+        raise DataError(problem, where=str(path), fix="write it with dataset.save_to_disk(path)") from None
+    if isinstance(stored, datasets.DatasetDict):
+        if split not in stored:
+            missing = "holds several data sets" if split is None else f"holds no data set {split!r}"
+            hint = did_you_mean(split or "", stored)
+            raise DataError(f"{missing}; {hint}", where=str(path), fix="name one of them: split: …")
+        stored = stored[split]
+    elif split is not None:
+        raise DataError("holds one data set, and no splits", where=str(path), fix="remove split")
+    return _undecoded(stored, datasets)
+
+
+def _undecoded(stored: Any, datasets: Any) -> Any:
+    """The same data set with images as they are stored, and all else as Python's own numbers, lists and texts."""
+    for name, feature in stored.features.items():
+        if isinstance(feature, datasets.Image):
+            stored = stored.cast_column(name, datasets.Image(decode=False))
+    return stored.with_format(None)

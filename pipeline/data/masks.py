@@ -1,0 +1,90 @@
+"""Samples in a folder of images and a folder of masks, paired by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core import DataError
+from pipeline.core.arrays import Array
+from pipeline.data.folder import mode_of, require_folder, stacked
+from pipeline.data.images import EXTENSIONS, read_image, read_mask
+from pipeline.data.places import IGNORED, Kind
+from pipeline.data.samples import Source
+
+
+class MaskSource(Source):
+    """Images, and for each a mask of class values of the same path and name but for its extension.
+
+    Names that begin with a dot are passed over.
+
+    Args:
+        ignored: Values of masks that count for nothing, beside 255.
+
+    Raises:
+        DataError: There are none, or an image or a mask has no partner, or has two.
+    """
+
+    kind: Kind = "mask"
+    one_by_one = True
+
+    def __init__(self, images: Path, masks: Path, channels: int, ignored: Sequence[int] = ()) -> None:
+        self.where, self.labels_where, self.labelled = str(images), str(masks), True
+        found, partners = _by_name(images), _by_name(masks)
+        _require_partners(found, partners, "mask", masks)
+        _require_partners(partners, found, "image", images)
+        self._pairs = [(file, partners[name]) for name, file in found.items()]
+        self._mode, self._ignored = mode_of(channels), tuple(ignored)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
+        images, masks = [], []
+        for index in indices:
+            file, partner = self._pairs[index]
+            image, mask = read_image(file, self._mode), read_mask(partner)
+            if image.shape[:2] != mask.shape:
+                (height, width), (rows, columns) = image.shape[:2], mask.shape
+                raise DataError(
+                    f"is {columns} x {rows} pixels, and its image {file} is {width} x {height}",
+                    where=str(partner),
+                    fix="make one mask for each image, of its size",
+                )
+            images.append(image)
+            masks.append(np.where(np.isin(mask, self._ignored), IGNORED, mask) if self._ignored else mask)
+        return (stacked(images),), masks
+
+    def place_of(self, index: int) -> str:
+        return str(self._pairs[index][1])
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """The image files below a folder by their paths without extension, in order."""
+    require_folder(folder)
+    found: dict[str, Path] = {}
+    for file in sorted(folder.rglob("*")):
+        parts = file.relative_to(folder)
+        if file.suffix.lower() not in EXTENSIONS or any(part.startswith(".") for part in parts.parts):
+            continue
+        name = parts.with_suffix("").as_posix()
+        if name in found:
+            raise DataError(f"has the name of {found[name]}", where=str(file), fix="remove or rename one of them")
+        found[name] = file
+    if not found:
+        raise DataError(f"holds no image ({', '.join(sorted(EXTENSIONS))})", where=str(folder), fix="add images")
+    return found
+
+
+def _require_partners(found: dict[str, Path], partners: dict[str, Path], what: str, folder: Path) -> None:
+    alone = [file for name, file in found.items() if name not in partners]
+    if alone:
+        more = f", nor have {len(alone) - 1} others" if len(alone) > 1 else ""
+        raise DataError(
+            f"has no {what} of its name in {folder}{more}",
+            where=str(alone[0]),
+            fix=f"add the {what}, or remove the file",
+        )

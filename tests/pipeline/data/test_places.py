@@ -1,0 +1,151 @@
+"""Labels follow an image that is resized, letterboxed and cropped; all values by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.core import DataError, Preprocessing, TensorSpec
+from pipeline.data.labels import boxes, keypoints, mask, numbers
+from pipeline.data.npz import NpzSource
+from pipeline.data.open import from_source
+from pipeline.data.places import Places, clipped
+from pipeline.data.samples import Batch, SampleSet
+from tests.pipeline.data.opening import npz
+
+SMALL, WIDE = (4, 4), (2, 4)
+"""Heights and widths."""
+
+
+def read(folder: Any, form: Any, stored: tuple[int, int], labels: Any, **preprocessing: Any) -> Batch:
+    """One grey image of this size with a label, as a model of 4 x 4 pixels sees both."""
+    images = np.arange(stored[0] * stored[1], dtype=np.float32).reshape(1, 1, *stored)
+    named = labels if isinstance(labels, dict) else {"": labels}
+    arrays = {name or "labels": array for name, array in named.items()}
+    npz(folder, images=images, **arrays)
+    names: Any = {name: name for name in labels} if isinstance(labels, dict) else "labels"
+    source = NpzSource(folder / "set.npz", ("images",), names)
+    specs = (TensorSpec(name="image", shape=(1, 4, 4)),)
+    samples = from_source(source, specs, Preprocessing(**preprocessing))
+    return SampleSet("test", source, specs, samples.preprocessing, (0,), form).__getitems__([0])
+
+
+def one_box(*corners: float) -> dict[str, np.ndarray]:
+    return {
+        "boxes": np.array([corners], np.float32),
+        "labels": np.array([0]),
+        "offsets": np.array([0, 1]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("stored", "preprocessing", "corners", "expected"),
+    [
+        pytest.param((2, 2), {"resize": (4, 4)}, (0, 1, 1, 2), [0, 2, 2, 4], id="twice as large"),
+        pytest.param((8, 4), {"resize": (4, 4)}, (1, 2, 3, 6), [1, 1, 3, 3], id="half as high"),
+        pytest.param((2, 4), {"resize": (4, 4), "letterbox": 0}, (0, 0, 2, 1), [0, 1, 2, 2], id="letterbox"),
+        pytest.param((8, 4), {"resize": (4, 4), "letterbox": 7}, (0, 0, 4, 8), [1, 0, 3, 4], id="narrow letterbox"),
+        pytest.param((6, 6), {"crop": (4, 4)}, (2, 0, 4, 4), [1, 0, 3, 3], id="cropped and cut"),
+    ],
+)
+def test_boxes_follow_when_images_are_resized(
+    tmp_path: Any, stored: tuple[int, int], preprocessing: Any, corners: Any, expected: list[float]
+) -> None:
+    batch = read(tmp_path, boxes(1, 4, 4), stored, one_box(*corners), **preprocessing)
+    assert batch.labels is not None
+    assert batch.labels[0]["boxes"].tolist() == [expected]
+
+
+def test_letterbox_keeps_proportions_and_fills_the_rest(tmp_path: Any) -> None:
+    batch = read(tmp_path, boxes(1, 4, 4), WIDE, one_box(0, 0, 1, 1), resize=(4, 4), letterbox=9, scale=2.0)
+    assert batch.inputs[0][0, 0].tolist() == [[18.0] * 4, [0, 2, 4, 6], [8, 10, 12, 14], [18.0] * 4]
+
+
+def test_boxes_that_a_crop_cuts_away_are_no_longer_labelled(tmp_path: Any) -> None:
+    batch = read(tmp_path, boxes(1, 4, 4), (8, 8), one_box(0, 0, 2, 2), crop=(4, 4))
+    assert batch.labels is not None
+    assert batch.labels[0]["boxes"].shape == (0, 4)
+    assert batch.labels[0]["labels"].tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("corners", "kept"),
+    [((-9, 0, 1, 4), True), ((-9.1, 0, 1, 4), False), ((0, 0, 0.5, 0.5), True), ((-1, 0, 0.5, 4), False)],
+)
+def test_box_stays_labelled_while_a_tenth_and_a_pixel_of_it_are_seen(corners: Any, kept: bool) -> None:
+    assert clipped(np.array([corners], np.float64), SMALL)[1].tolist() == [kept]
+
+
+def test_mask_follows_by_the_nearest_pixel_and_counts_for_nothing_beside_the_image(tmp_path: Any) -> None:
+    stored = np.array([[[0, 1], [2, 0]]], np.uint8)
+    batch = read(tmp_path, mask(3, 4, 4), (2, 2), stored, resize=(4, 4))
+    assert batch.labels is not None
+    assert batch.labels[0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 0, 0], [2, 2, 0, 0]]
+    wide = np.array([[[0, 1, 2, 0], [2, 0, 1, 1]]], np.uint8)
+    boxed = read(tmp_path, mask(3, 4, 4), WIDE, wide, resize=(4, 4), letterbox=0)
+    assert boxed.labels is not None
+    assert boxed.labels[0].tolist() == [[255] * 4, [0, 1, 2, 0], [2, 0, 1, 1], [255] * 4]
+
+
+def test_mask_of_the_models_size_stays_when_the_image_is_resized(tmp_path: Any) -> None:
+    stored = np.arange(16, dtype=np.uint8).reshape(1, 4, 4) % 3
+    batch = read(tmp_path, mask(3, 4, 4), (8, 8), stored, resize=(4, 4))
+    assert batch.labels is not None
+    assert batch.labels[0].tolist() == stored[0].tolist()
+
+
+def test_map_of_measurements_follows_and_has_none_beside_the_image(tmp_path: Any) -> None:
+    form = numbers((4, 4), Places(kind="map"))
+    batch = read(tmp_path, form, WIDE, np.full((1, 2, 4), 2.5), resize=(4, 4), letterbox=0)
+    assert batch.labels is not None
+    assert batch.labels[0].tolist() == [[0.0] * 4, [2.5] * 4, [2.5] * 4, [0.0] * 4]
+
+
+def test_keypoints_follow_and_are_unlabelled_when_cropped_away(tmp_path: Any) -> None:
+    points = np.array([[[0, 0, 2], [3, 3, 1], [3, 3, 0]]], np.float32)
+    batch = read(tmp_path, keypoints(3), (4, 4), points, resize=(8, 8), crop=(4, 4))
+    assert batch.labels is not None
+    # pixel 0's centre is at 0.5, after scaling at 1, which is pixel coordinate 0.5; the crop begins at 2
+    assert batch.labels[0].tolist() == [[-1.5, -1.5, 0.0], [4.5, 4.5, 0.0], [4.5, 4.5, 0.0]]
+    halved = read(tmp_path, keypoints(3), (8, 8), points, resize=(4, 4))
+    assert halved.labels is not None
+    assert halved.labels[0].tolist() == [[-0.25, -0.25, 2.0], [1.25, 1.25, 1.0], [1.25, 1.25, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("corners", "problem"),
+    [
+        ((0, 0, 3, 9), "is outside the image of 8 x 8"),
+        ((3, 0, 1, 2), "is empty or inverted"),
+        ((0, 0, np.nan, 2), "is not finite"),
+    ],
+)
+def test_boxes_are_checked_in_the_image_that_they_were_drawn_on(tmp_path: Any, corners: Any, problem: str) -> None:
+    with pytest.raises(DataError, match=f"labels.boxes: sample 0 has the box .* which {problem}"):
+        read(tmp_path, boxes(1, 4, 4), (8, 8), one_box(*corners), resize=(4, 4))
+
+
+def test_box_that_rounding_puts_beyond_the_edge_is_cut(tmp_path: Any) -> None:
+    batch = read(tmp_path, boxes(1, 4, 4), SMALL, one_box(0, -0.005, 4.01, 4))
+    assert batch.labels is not None
+    assert batch.labels[0]["boxes"].tolist() == [[0, 0, 4, 4]]
+
+
+def test_letterbox_without_resize_is_refused() -> None:
+    with pytest.raises(ValueError, match="letterbox: says how resize works"):
+        Preprocessing(letterbox=0)
+
+
+def test_batch_of_single_reads_is_the_batch_of_one_read(tmp_path: Any) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (5, 4, 4)).astype(np.uint8)
+    source = NpzSource(npz(tmp_path, images=images, labels=np.arange(5)).npz, ("images",), "labels")  # type: ignore[arg-type]
+    samples = from_source(source, (TensorSpec(name="image", shape=(1, 4, 4)),))
+    together = samples.__getitems__(range(5))
+    whole = samples.sha256
+    source.one_by_one = True
+    alone = samples.__getitems__(range(5))
+    assert torch.equal(alone.inputs[0], together.inputs[0])
+    assert alone.labels is not None
+    assert alone.labels.tolist() == [0, 1, 2, 3, 4]
+    assert from_source(source, samples.inputs).sha256 == whole

@@ -1,0 +1,36 @@
+"""What docs/data.md says is valid as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.data.labels import keypoints, numbers, sequences
+from pipeline.data.places import LEAST_SHARE, LEAST_SIDE, MAY_BE_POSITIONS, OTHER_IMAGE
+from pipeline.data.source import FORMATS, DataSource
+from pipeline.recipe import parse_recipe
+
+TEXT = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+SNIPPETS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippet_is_part_of_a_valid_recipe(snippet: str) -> None:
+    data = {"evaluation": {"npz": "test.npz"}, **yaml.safe_load(snippet)}
+    model = {"checkpoint": "model.pt2"}
+    parse_recipe({"name": "docs", "model": model, "data": data})
+
+
+def test_every_key_of_a_data_source_is_shown() -> None:
+    shown = {key for snippet in SNIPPETS for key in (yaml.safe_load(snippet).get("evaluation") or {})}
+    assert shown == set(DataSource.model_fields) - {"limit"}
+    assert set(FORMATS) < shown
+
+
+def test_figures_and_refusals_are_those_of_the_code() -> None:
+    assert (LEAST_SHARE, LEAST_SIDE) == (0.1, 1.0)
+    moves = {"horizontal_flip", "rotation", "shift"}
+    assert set(sequences(3).places.refused) == set(numbers((), MAY_BE_POSITIONS).places.refused) == moves
+    assert set(OTHER_IMAGE.refused) == {"rotation", "shift", "color_jitter", "erasing"}
+    assert set(keypoints(2).places.refused) == {"horizontal_flip"}
