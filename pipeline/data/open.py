@@ -55,14 +55,19 @@ def open_samples(
     else:
         assert source.factory is not None  # the recipe has checked that one of them is there
         dataset = call(source.factory, source.kwargs, root, field=f"data.{name}.kwargs", refusal=DataError)
-        collate = None if source.collate is None else import_callable(source.collate, root)
-        opened = DatasetSource(dataset, source.factory, [spec.name for spec in inputs], collate)
+        opened = dataset if isinstance(dataset, Source) else _dataset(dataset, source, inputs, root)
     if source.labels is None:
         opened.labelled = False
     samples = from_source(opened, inputs, preprocessing, name=name)
     samples = samples if source.limit is None else samples.take(source.limit)
     logger.debug("opened %s: %d of %d samples of %s", name, len(samples), len(opened), opened.where)
     return samples
+
+
+def _dataset(dataset: Any, source: DataSource, inputs: tuple[TensorSpec, ...], root: Path) -> Source:
+    assert source.factory is not None
+    collate = None if source.collate is None else import_callable(source.collate, root)
+    return DatasetSource(dataset, source.factory, [spec.name for spec in inputs], collate)
 
 
 def _folder(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
     labels: Labels | None
 
 
-class Source(Protocol):
+class Source(ABC):
     """Stored samples, before preprocessing.
 
     Attributes:
@@ -53,11 +54,12 @@ class Source(Protocol):
     kind: Kind = "unknown"
     one_by_one: bool = False
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
         """Arrays ``(N, …)``, one per model input, and labels: an array ``(N, …)``, an entry per sample, or None."""
-        ...
 
     def place_of(self, _index: int) -> str:
         """The file and the field of one sample's label, for messages."""

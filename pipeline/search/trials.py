@@ -14,8 +14,9 @@ from typing import Any, get_args
 from optuna.trial import Trial
 
 from pipeline.core import Preprocessing, TensorSpec
+from pipeline.core.arrays import Array
 from pipeline.data.open import open_samples
-from pipeline.data.samples import SampleSet
+from pipeline.data.samples import SampleSet, Source
 from pipeline.data.source import DataSource
 from pipeline.recipe import Importance, Recipe, parse_recipe
 
@@ -64,8 +65,9 @@ def judged_on_training_data(recipe: Recipe, root: Path) -> Recipe:
         name: DataSource(
             factory="pipeline.search.study:part_of_training_data",
             kwargs={
-                "source": train.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
+                "source": train.model_dump(mode="json", exclude_unset=True),
                 "inputs": [spec.model_dump(mode="json") for spec in recipe.model.inputs],
+                "classes": list(recipe.model.classes),
                 "root": str(root.resolve()),
                 "choosing": choosing,
                 "seed": recipe.seed,
@@ -78,25 +80,31 @@ def judged_on_training_data(recipe: Recipe, root: Path) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={**parts, "calibration": calibration})})
 
 
-class _Part:
-    """Some stored samples as a torch Dataset, before preprocessing."""
+class _Part(Source):
+    """Some samples of a source."""
 
     def __init__(self, samples: SampleSet) -> None:
-        self._samples = samples
+        source = samples.source
+        self.where, self.labelled, self.labels_where = source.where, source.labelled, source.labels_where
+        self.classes, self.kind, self.one_by_one = source.classes, source.kind, source.one_by_one
+        self._source, self._indices = source, samples.indices
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._indices)
 
-    def __getitem__(self, position: int) -> tuple[Any, ...]:
-        arrays, labels = self._samples.source.read([self._samples.indices[position]])
-        return (*(array[0] for array in arrays), *(() if labels is None else (int(labels[0]),)))
+    def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
+        return self._source.read([self._indices[index] for index in indices])
+
+    def place_of(self, index: int) -> str:
+        return self._source.place_of(self._indices[index])
 
 
 def part_of_training_data(
-    source: dict[str, Any], inputs: list[dict[str, Any]], root: str, choosing: bool, seed: int
+    source: dict[str, Any], inputs: list[dict[str, Any]], classes: list[str], root: str, choosing: bool, seed: int
 ) -> _Part:
     """The part of the training data that trials are judged on, or the rest; a recipe's data factory."""
     specs = tuple(TensorSpec.model_validate(spec) for spec in inputs)
-    samples = open_samples(DataSource.model_validate(source), specs, Preprocessing(), name="train", root=Path(root))
+    opened = DataSource.model_validate(source)
+    samples = open_samples(opened, specs, Preprocessing(), name="train", root=Path(root), classes=classes)
     kept, chosen_by = samples.split(round(len(samples) * CHOOSING_SHARE), seed)
     return _Part(chosen_by if choosing else kept)

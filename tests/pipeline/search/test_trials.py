@@ -1,5 +1,12 @@
-import optuna
+from dataclasses import replace
 
+import numpy as np
+import optuna
+from PIL import Image
+
+from pipeline.core import Preprocessing, TensorSpec
+from pipeline.data.labels import mask
+from pipeline.data.open import open_samples
 from pipeline.execution.prepare import check
 from pipeline.recipe import parse_recipe
 from pipeline.search.trials import judged_on_training_data, propose
@@ -26,3 +33,30 @@ def test_propose_replaces_only_what_is_searched_when_a_trial_suggests(project: P
     assert quantize.observers == ("output_mse",)
     assert distill.epochs == recipe.stages[1].config.epochs
     assert proposed.model_copy(update={"stages": recipe.stages}) == recipe
+
+
+def test_parts_of_training_data_keep_labels_of_any_form(project: Project) -> None:
+    random = np.random.default_rng(0)
+    (project.folder / "photos").mkdir()
+    (project.folder / "masks").mkdir()
+    for index in range(10):
+        size = (int(random.integers(9, 20)), int(random.integers(9, 20)))
+        Image.new("L", size, index).save(project.folder / f"photos/{index}.png")
+        Image.new("L", size, index % 3).save(project.folder / f"masks/{index}.png")
+    sets = {"folder": "photos", "masks": "masks"}
+    recipe = parse_recipe({**project.recipe, "data": {"evaluation": sets, "train": sets}})
+    data = judged_on_training_data(recipe, project.folder).data
+    spec = TensorSpec(name="image", shape=(1, 8, 8))
+    seen = []
+    for part in (data.train, data.evaluation):
+        assert part is not None
+        samples = open_samples(part, (spec,), Preprocessing(resize=(8, 8)), name="part")
+        batch = next(replace(samples, form=mask(3, 8, 8)).batches(10))
+        assert batch.labels is not None
+        seen += batch.inputs[0][:, 0, 0, 0].round().int().tolist()
+        assert batch.labels[:, 7, 7].tolist() == (batch.inputs[0][:, 0, 0, 0].round() % 3).tolist()
+    assert sorted(seen) == list(range(10))
+    unlabelled = parse_recipe({**project.recipe, "data": {"evaluation": sets, "train": {**sets, "labels": None}}})
+    train = judged_on_training_data(unlabelled, project.folder).data.train
+    assert train is not None
+    assert not open_samples(train, (spec,), Preprocessing(resize=(8, 8)), name="part").labelled
