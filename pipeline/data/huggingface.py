@@ -36,25 +36,15 @@ class HuggingFaceSource(RowSource):
         labels: str | Mapping[str, str] | None,
         classes: Sequence[str] = (),
     ) -> None:
-        self._rows = _opened(path, split)
+        stored = _opened(path, split)
+        self._rows, features = stored.with_format("arrow"), stored.features  # which decodes nothing
         where = str(path) if split is None else f"{path}: {split}"
         super().__init__(
             where, self._rows.column_names, specs=specs, inputs=inputs, labels=labels, classes=classes, folder=path
         )
-        self._renumbered = self._numbers(labels)
-
-    def _numbers(self, labels: str | Mapping[str, str] | None) -> dict[str, list[str]]:
-        """The names of the classes that a column's numbers stand for, where it has any."""
-        found = {
-            name: list(feature.names)
-            for name, feature in self._rows.features.items()
-            if hasattr(feature, "names") and hasattr(feature, "int2str")
-        }
-        if not isinstance(labels, str) or labels not in found:
-            return {}
+        self._names = {name: names for name in self.label_columns if (names := _class_names(features, name))}
         if not self.classes:
-            self.classes = tuple(found[labels])
-        return {labels: found[labels]}
+            self.classes = tuple(next(iter(self._names.values()), ()))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -64,15 +54,35 @@ class HuggingFaceSource(RowSource):
 
     def row(self, index: int) -> Mapping[str, Any]:
         try:
-            row: dict[str, Any] = self._rows[index]
+            row: dict[str, Any] = self._rows[index].to_pylist()[0]
         except Exception as error:  # a damaged file fails in pyarrow in many ways
             problem = f"cannot be read: {first_line(error)}"
             raise DataError(problem, where=self.row_name(index), fix="save the data set again") from None
-        for column, names in self._renumbered.items():
-            number = row[column]
-            if isinstance(number, int) and 0 <= number < len(names):
-                row[column] = names[number]  # `classes` says which number this is
         return row
+
+    def numbered(self, column: str, cell: Any, place: str) -> Any:
+        names = self._names.get(column)
+        if names is None or tuple(names) == self.classes:
+            return cell
+        if isinstance(cell, list):
+            return [self.numbered(column, each, place) for each in cell]
+        return self.class_of(names[cell], place) if isinstance(cell, int) and 0 <= cell < len(names) else cell
+
+
+def _class_names(features: Any, column: str) -> list[str]:
+    """What the numbers of a column stand for, also of lists and inside another column; empty where nothing says it."""
+    found = features
+    for part in [column] if column in features else column.split("."):
+        found = _inside_lists(found)
+        found = found.get(part) if isinstance(found, Mapping) else None
+    found = _inside_lists(found)
+    return list(found.names) if hasattr(found, "int2str") else []
+
+
+def _inside_lists(feature: Any) -> Any:
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return feature
 
 
 def _opened(path: Path, split: str | None) -> Any:
@@ -96,12 +106,4 @@ def _opened(path: Path, split: str | None) -> Any:
         stored = stored[split]
     elif split is not None:
         raise DataError("holds one data set, and no splits", where=str(path), fix="remove split")
-    return _undecoded(stored, datasets)
-
-
-def _undecoded(stored: Any, datasets: Any) -> Any:
-    """The same data set with images as they are stored, and all else as Python's own numbers, lists and texts."""
-    for name, feature in stored.features.items():
-        if isinstance(feature, datasets.Image):
-            stored = stored.cast_column(name, datasets.Image(decode=False))
-    return stored.with_format(None)
+    return stored

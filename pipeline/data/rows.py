@@ -54,8 +54,8 @@ class RowSource(Source):
         if labels == _DEFAULT_LABELS and labels not in columns:
             labels = "label" if "label" in columns else None
         self._labels = labels
-        named = [] if labels is None else [labels] if isinstance(labels, str) else list(labels.values())
-        missing = next((name for name in (*inputs, *named) if name.split(".")[0] not in columns), None)
+        self.label_columns = [] if labels is None else [labels] if isinstance(labels, str) else list(labels.values())
+        missing = next((name for name in (*inputs, *self.label_columns) if name.split(".")[0] not in columns), None)
         if missing is not None:
             raise DataError(
                 f"has no column {missing!r}; {did_you_mean(missing, columns)}",
@@ -101,28 +101,35 @@ class RowSource(Source):
 
     def _label(self, row: Mapping[str, Any], place: str) -> Any:
         if isinstance(self._labels, str):
-            return self._entry(_cell(row, self._labels, place), f"{place}: {self._labels}")
+            return self._entry(row, self._labels, place)
         assert self._labels is not None
-        return {
-            part: value_of(self._entry(_cell(row, name, place), f"{place}: {name}"))
-            for part, name in self._labels.items()
-        }
+        return {part: value_of(self._entry(row, name, place)) for part, name in self._labels.items()}
 
-    def _entry(self, cell: Any, place: str) -> Any:
+    def numbered(self, _column: str, cell: Any, _place: str) -> Any:
+        """A label with the numbers of classes as the model has them."""
+        return cell
+
+    def class_of(self, name: str, place: str) -> int:
+        """The number of a class."""
+        if name not in self.classes:
+            raise DataError(
+                f"{name!r} is not in model.classes; {did_you_mean(name, self.classes)}",
+                where=place,
+                fix="correct the label, or add the class",
+            )
+        return self.classes.index(name)
+
+    def _entry(self, row: Mapping[str, Any], column: str, row_place: str) -> Any:
         """A label: a class's number in place of its name, a mask or an array in place of its path."""
+        place = f"{row_place}: {column}"
+        cell = self.numbered(column, _cell(row, column, row_place), place)
         if is_image(cell):
             content, path = image_of(cell, self._folder)
             return read_mask(content, _named(place, path))
         if isinstance(cell, str) and cell.lower().endswith(ARRAY):
             return self._value(cell, place)
         if isinstance(cell, str) and self.classes and not isinstance(value_of(cell), int):
-            if cell not in self.classes:
-                raise DataError(
-                    f"{cell!r} is not in model.classes; {did_you_mean(cell, self.classes)}",
-                    where=place,
-                    fix="correct the label, or add the class",
-                )
-            return self.classes.index(cell)
+            return self.class_of(cell, place)
         return cell
 
     def _value(self, cell: Any, place: str) -> Array:

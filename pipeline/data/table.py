@@ -128,7 +128,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[dict[str, str], tuple[int, int, int]
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise DataError(f"is not CSV: {error}", where=f"{path}: line {last}", fix="quote such cells") from None
+            raise DataError(
+                f"is not CSV: {error}",
+                where=f"{path}: line {last}",
+                fix="quote cells that hold quotes, commas or line ends; keep long values in .npy files",
+            ) from None
         if cells is None:
             return
         if cells and header is None:

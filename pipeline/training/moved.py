@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -57,7 +56,7 @@ def _corners(labels: list[dict[str, Tensor]], _: Size) -> Tensor:
     A point's coordinates are those of pixels, half a pixel less than a box's.
     """
     most = max((len(label["boxes"]) for label in labels), default=0)
-    found = torch.zeros(len(labels), 4 * most, 2)
+    found = labels[0]["boxes"].new_zeros(len(labels), 4 * most, 2)
     for sample, label in enumerate(labels):
         boxes = label["boxes"]
         found[sample, : 4 * len(boxes)] = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2) - 0.5
@@ -69,17 +68,17 @@ def _boxes(labels: list[dict[str, Tensor]], moved: Moved) -> list[dict[str, Tens
     found = []
     for label, points in zip(labels, moved.values, strict=True):
         corners = points[: 4 * len(label["boxes"])].reshape(-1, 4, 2) + 0.5
-        around = torch.cat([corners.amin(1), corners.amax(1)], 1).numpy()
+        around = torch.cat([corners.amin(1), corners.amax(1)], 1).cpu().numpy()
         cut, kept = clipped(around, moved.size)
         parts = {name: values[torch.from_numpy(kept)] for name, values in label.items()}
-        found.append(parts | {"boxes": torch.from_numpy(cut[kept])})
+        found.append(parts | {"boxes": torch.from_numpy(cut[kept]).to(label["boxes"])})
     return found
 
 
 def _points(labels: Tensor, moved: Moved) -> Tensor:
     """Points that have left the image are no longer labelled."""
-    flat = moved.values.reshape(-1, 2).numpy()
-    seen = torch.from_numpy(inside(flat, moved.size).astype(np.float32)).reshape(labels.shape[:2])
+    flat = moved.values.reshape(-1, 2).cpu().numpy()
+    seen = torch.from_numpy(inside(flat, moved.size)).reshape(labels.shape[:2]).to(labels)
     found = torch.cat([moved.values, (labels[..., 2] * seen)[..., None]], 2)
     order = torch.arange(labels.shape[1])
     for one, other in moved.swap:
@@ -119,5 +118,5 @@ _WAYS: dict[Kind, Ways] = {
     "points": Ways("keypoints", lambda labels, _: labels[..., :2].clone(), _points),
     "mask": Ways("mask", _classes, _mask),
     "map": Ways("mask", lambda labels, size: _resized(labels[:, None].clone(), size), _map),
-    "image": Ways("keypoints", lambda labels, _: torch.zeros(len(labels), 1, 2), _image),
+    "image": Ways("keypoints", lambda labels, _: labels.new_zeros(len(labels), 1, 2), _image),
 }

@@ -76,6 +76,35 @@ def test_vectors_and_nested_boxes_are_read(tmp_path: Path) -> None:
     assert [label["labels"].tolist() for label in batch.labels] == [[1], []]
 
 
+def test_classes_inside_lists_are_numbered_by_name_too(tmp_path: Path) -> None:
+    kinds = datasets.List(datasets.ClassLabel(names=["cat", "dog"]))
+    objects = {"box": datasets.List(datasets.List(datasets.Value("float32"))), "kind": kinds}
+    features = datasets.Features({"image": datasets.Image(), "objects": objects})
+    content = {"image": images(1), "objects": [{"box": [[0, 0, 2, 2], [1, 1, 3, 3]], "kind": [0, 1]}]}
+    datasets.Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "set")
+    parts = {"boxes": "objects.box", "labels": "objects.kind"}
+    samples = opened(tmp_path / "set", boxes(2, 4, 4), labels=parts, classes=("dog", "cat"))
+    assert next(samples.batches(1)).labels[0]["labels"].tolist() == [1, 0]  # type: ignore[index]
+    with pytest.raises(DataError, match=r"row 0: objects.kind: 'dog' is not in model.classes"):
+        _ = opened(tmp_path / "set", boxes(2, 4, 4), labels=parts, classes=("bird", "cat")).sha256
+
+
+def test_images_inside_other_columns_pass_the_same_door(tmp_path: Path) -> None:
+    features = datasets.Features({"pair": {"image": datasets.Image()}, "label": datasets.Value("int64")})
+    content = {"pair": [{"image": image} for image in images(7)], "label": [0]}
+    datasets.Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "set")
+    source = opened(tmp_path / "set", inputs=("pair.image",)).source
+    assert set(source.row(0)["pair"]["image"]) == {"bytes", "path"}  # type: ignore[attr-defined]  # of rows
+    assert next(opened(tmp_path / "set", inputs=("pair.image",)).batches(1)).inputs[0].unique().tolist() == [7]
+
+
+def test_arrays_of_a_fixed_shape_are_read(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Array2D((4, 4), "float32"), "label": datasets.Value("int64")})
+    content = {"image": [np.eye(4).tolist()], "label": [0]}
+    datasets.Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "set")
+    assert next(opened(tmp_path / "set").batches(1)).inputs[0][0, 0].tolist() == np.eye(4).tolist()
+
+
 def test_split_names_one_of_several_sets(tmp_path: Path) -> None:
     one, other = with_classes([1], [0], ["cat"]), with_classes([2, 3], [0, 0], ["cat"])
     datasets.DatasetDict({"train": one, "test": other}).save_to_disk(tmp_path / "set")

@@ -137,15 +137,17 @@ def test_letterbox_without_resize_is_refused() -> None:
         Preprocessing(letterbox=0)
 
 
-def test_batch_of_single_reads_is_the_batch_of_one_read(tmp_path: Any) -> None:
+def test_batch_of_single_reads_is_the_batch_of_one_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 255, (5, 4, 4)).astype(np.uint8)
     source = NpzSource(npz(tmp_path, images=images, labels=np.arange(5)).npz, ("images",), "labels")  # type: ignore[arg-type]
     samples = from_source(source, (TensorSpec(name="image", shape=(1, 4, 4)),))
     together = samples.__getitems__(range(5))
     whole = samples.sha256
-    source.one_by_one = True
+    source.one_by_one, reads, read = True, list[int](), source.read
+    monkeypatch.setattr(source, "read", lambda indices: reads.append(len(indices)) or read(indices))
     alone = samples.__getitems__(range(5))
     assert torch.equal(alone.inputs[0], together.inputs[0])
     assert alone.labels is not None
     assert alone.labels.tolist() == [0, 1, 2, 3, 4]
+    assert reads == [1] * 5
     assert from_source(source, samples.inputs).sha256 == whole

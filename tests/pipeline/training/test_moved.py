@@ -1,17 +1,25 @@
 """Labels follow augmented images. Where it can be done by hand, it is; else the image itself is the oracle."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from pipeline.core import StageError
+from pipeline.core import StageError, TensorSpec
+from pipeline.data.coco import CocoSource
 from pipeline.data.labels import ANY, boxes, class_indices, keypoints, mask, numbers, sequences, yes_or_no
+from pipeline.data.open import from_source
 from pipeline.data.places import MAY_BE_POSITIONS, OTHER_IMAGE, Places
 from pipeline.data.samples import Batch
-from pipeline.recipe import Augmentation
+from pipeline.recipe import Augmentation, TrainingConfig
 from pipeline.training.augmentation import augmentation
+from pipeline.training.loop import fit
 
 FLIP, SHIFT, TURN = Augmentation(horizontal_flip=True), Augmentation(shift=3), Augmentation(rotation=40)
 EVERYTHING = Augmentation(horizontal_flip=True, shift=3, rotation=20, color_jitter=0.1)
@@ -203,6 +211,33 @@ def test_forms_that_stay_where_they_are() -> None:
     assert [form.places.kind for form in (class_indices(), yes_or_no((4,)), numbers((), MAY_BE_POSITIONS))] == [
         "nowhere"
     ] * 3
+
+
+def test_training_gives_the_loss_moved_boxes_of_a_coco_file(tmp_path: Path) -> None:
+    images, annotations = [], []
+    for index in range(8):
+        pixels = np.zeros((8, 8), np.uint8)
+        pixels[2:5, 1:4] = 255
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+        images.append({"id": index, "file_name": f"{index}.png", "width": 8, "height": 8})
+        annotations.append({"id": index, "image_id": index, "category_id": 1, "bbox": [1, 2, 3, 3]})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    specs = (TensorSpec(name="image", shape=(1, 8, 8)),)
+    samples = from_source(CocoSource(tmp_path / "boxes.json", tmp_path, 1), specs)
+    seen = []
+
+    def loss(module: torch.nn.Module, batch: Batch) -> Tensor:
+        for image, label in zip(batch.inputs[0][:, 0], batch.labels or [], strict=True):
+            lit = image.nonzero()
+            seen.append(
+                label["boxes"].tolist() == [[*lit.amin(0).flip(0).tolist(), *(lit.amax(0) + 1).flip(0).tolist()]]
+            )
+        return module(batch.inputs[0]).mean()
+
+    config = TrainingConfig(epochs=2, batch_size=4, augment={"horizontal_flip": True, "shift": 1})
+    fit(torch.nn.Conv2d(1, 1, 1), loss, replace(samples, form=boxes(1, 8, 8)), config, seed=0)
+    assert seen == [True] * 16
 
 
 def test_movement_is_the_same_with_and_without_labels() -> None:
