@@ -22,6 +22,7 @@ from targets.coreml.constants import DEQUANTIZE, fold, has_constants
 from targets.coreml.conversion import convert, errors, finished
 from targets.coreml.interface import Deployed, Interface, describe, interface_of
 from targets.coreml.precision import beyond_half, in_single
+from targets.coreml.ranks import has_many_axes, lower_ranks
 from targets.coreml.resizing import is_rewritten, resize
 from targets.coreml.saving import save
 
@@ -162,10 +163,12 @@ def _capture(module: nn.Module, model: Model, config: CoremlConfig, *, single: b
 
 
 def _rewritten(program: ExportedProgram, model: Model) -> ExportedProgram:
-    """The program with constants computed and interpolations that the converter lacks written as products."""
-    if not has_constants(program) and not any(map(is_rewritten, program.graph.nodes)):
+    """The program with constants computed, interpolations that the converter lacks as products, and few axes."""
+    awkward = any(is_rewritten(node) or has_many_axes(node) for node in program.graph.nodes)
+    if not has_constants(program) and not awkward:
         return program
     graph = program.module(check_guards=False)
     resize(graph)
+    lower_ranks(graph)
     logger.debug("%d constants computed", fold(graph))
     return capture(graph, model.inputs, examples=model.examples, batch_size=fixed_batch_size(program))
