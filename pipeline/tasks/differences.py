@@ -95,6 +95,13 @@ class Paired:
             spec.make: [] for spec in self.specs if spec.right is None
         }
         self._in_block = 0
+        self._whole: dict[Callable[[], Metric], _Blocks] = {}
+
+    def whole(self, spec: MetricSpec) -> _Blocks:
+        """The blocks of a metric, once all samples are there. Metrics of one object, and comparisons, share them."""
+        if spec.make not in self._whole:
+            self._whole[spec.make] = _Blocks(self.blocks[spec.make])
+        return self._whole[spec.make]
 
     @torch.no_grad()
     def update(self, inputs: Tensors, outputs: Tensors, original: Tensors, labels: Labels | None) -> None:
@@ -152,7 +159,7 @@ def _of_shares(spec: MetricSpec, original: Paired, optimized: Paired) -> Differe
 
 
 def _bootstrapped(spec: MetricSpec, original: Paired, optimized: Paired) -> Difference:
-    before, after = (_Blocks(each.blocks[spec.make]) for each in (original, optimized))
+    before, after = original.whole(spec), optimized.whole(spec)
     count = len(original.blocks[spec.make])
 
     def between(chosen: Array) -> float:
@@ -200,9 +207,16 @@ class _Blocks:
         self.adds_up = bool(reductions) and all(each is dim_zero_sum for each in reductions.values())
         names = list(reductions) if self.adds_up else []
         self._sums = {name: torch.stack([getattr(block, name) for block in blocks]) for name in names}
+        self._known: dict[bytes, Any] = {}
 
     def computed(self, times: Array) -> Any:
-        """The metric over the samples of all blocks, block ``i`` taken ``times[i]`` times."""
+        """The metric over the samples of all blocks, block ``i`` taken ``times[i]`` times; each draw once."""
+        drawn = times.tobytes()
+        if drawn not in self._known:
+            self._known[drawn] = self._compute(times)
+        return self._known[drawn]
+
+    def _compute(self, times: Array) -> Any:
         if self.adds_up:
             for name, each in self._sums.items():
                 total = torch.tensordot(torch.from_numpy(times).double(), each.double(), dims=1)
