@@ -15,6 +15,7 @@ from typing import Self
 from pipeline.core import EdgewrightError, MetricInfo, Model, first_line
 from pipeline.core.files import atomic_write, write_bytes
 from pipeline.execution.keys import export_key, package_versions
+from pipeline.execution.pictures import shown_samples
 from pipeline.execution.prepare import Prepared
 from pipeline.execution.store import Store
 from pipeline.execution.task import NOT_ASKED
@@ -65,7 +66,8 @@ def deliver(prepared: Prepared, model: Model, key: str, store: Store, out: Path,
         exported = [_export(target, model, key, prepared, store, out) for target in prepared.targets]
     with announced(f"[{steps}/{steps}] benchmark"):
         original, records = _benchmark(model, exported, prepared, out)
-    return _report(prepared, model, original, records, start)
+    samples = shown_samples(model, exported, prepared.evaluation, prepared.task)
+    return _report(prepared, model, original, records, start).model_copy(update={"samples": samples})
 
 
 def deliver_unfinished(

@@ -19,6 +19,9 @@ from pipeline.report.noise import NOISY, spread, unstable
 from pipeline.report.pictures import pictures, training_curve
 from pipeline.report.verdict import TITLES, verdict
 
+BOX_COLOURS = ("#ff9d3c", "#5db4ff", "#3fe0a8", "#ff7ab0", "#ffe14d", "#c3a6ff")
+"""On photographs, each with a dark outline; by the order in which class names occur."""
+
 
 def render(report: Report) -> str:
     """The whole page.
@@ -41,6 +44,7 @@ def render(report: Report) -> str:
         variant=variant(report),
         pictures=pictures(report),
         stage_metric=partial(stage_metric, report),
+        colours=BOX_COLOURS,
         training=training_curve,
         details=details,
     )

@@ -195,6 +195,41 @@ class BudgetRecord(Record):
     met: dict[str, bool]
 
 
+class BoxRecord(Record):
+    """A box in pixels of the sample's image: x1, y1, x2, y2; how sure the model is, or None for a label."""
+
+    corners: tuple[float, float, float, float]
+    label: str
+    score: float | None = None
+
+
+class ViewRecord(Record):
+    """What a model says of a sample, or its label, on top of the sample's image.
+
+    Attributes:
+        overlay: A PNG as large as the image, in base64; None where there is none.
+    """
+
+    title: str
+    overlay: str | None = None
+    boxes: tuple[BoxRecord, ...] = ()
+
+
+class SampleRecord(Record):
+    """A sample of the evaluation set, to be looked at.
+
+    Attributes:
+        index: Its position in the set.
+        image: Its first input, as a PNG in base64.
+    """
+
+    index: Count
+    width: Count
+    height: Count
+    image: str
+    views: tuple[ViewRecord, ...]
+
+
 class FailureRecord(Record):
     """The stage that failed, and why; those behind it did not run, and no target was reached."""
 
@@ -225,6 +260,7 @@ class Report(Record):
     budget: BudgetRecord | None = Field(None, description="where the first budget is one of a ratio")
     budgets: tuple[MetricBudget, ...] = Field((), description="missing in reports of older versions, which have budget")
     targets: tuple[TargetRecord, ...]
+    samples: tuple[SampleRecord, ...] = Field((), description="a few samples as pictures, where the task has some")
     failure: FailureRecord | None = None
     verdict: VerdictRecord | None = Field(None, description="missing in reports of older versions")
 

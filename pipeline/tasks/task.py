@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from pipeline.core import MetricInfo, RecipeError
 from pipeline.data.labels import LabelForm
+from pipeline.tasks.pictures import Show
 
 Tensors = tuple[Tensor, ...]
 """All inputs, or all outputs, of a batch: each ``(N, …)``."""
@@ -86,6 +87,7 @@ class Task:
         terms: The distillation loss, output by output.
         label_loss: The loss against labels, which takes part in the first term; None where there is none.
         class_axis: The axis of the first output with one score per class; None where it holds no class scores.
+        show: What a report shows of a sample's prediction or label, on top of its image; None where it shows nothing.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Task:
     terms: Terms
     label_loss: LabelLoss | None = None
     class_axis: int | None = None
+    show: Show | None = None
 
     def metric(self, name: str) -> MetricSpec:
         """The metric of this name; `KeyError` where there is none."""

@@ -17,6 +17,7 @@ from pipeline.core import MetricInfo
 from pipeline.data.labels import boxes
 from pipeline.tasks.coco import BoxPrecision
 from pipeline.tasks.losses import TINY, binary_divergence, relative_error, relative_errors
+from pipeline.tasks.pictures import Box, View
 from pipeline.tasks.task import BinaryScores, Example, MetricSpec, Task, Tensors, misfit
 
 LEAST_SCORE = 0.01
@@ -24,6 +25,8 @@ OVERLAP = 0.6
 """Intersection over union from which two boxes of one class are taken for the same object."""
 CANDIDATES, MOST_BOXES = 300, 100
 """The best of an image before overlapping ones are removed, and after."""
+SHOWN_SCORE = 0.4
+"""Of boxes that a report draws."""
 
 
 def task(example: Example) -> Task:
@@ -72,6 +75,7 @@ def task(example: Example) -> Task:
         ),
         predict=predict,
         terms=terms,
+        show=_show,
     )
 
 
@@ -86,6 +90,18 @@ def _require_heads(example: Example) -> None:
             raise misfit("detection needs one output (N, 4 + classes, anchors), or boxes and scores", first)
     elif first.ndim != 3 or first.shape[2] != 4 or example.outputs[1].ndim != 3:
         raise misfit("detection needs boxes (N, anchors, 4) and scores (N, anchors, classes) as outputs", first)
+
+
+def _show(found: dict[str, Tensor]) -> View:
+    """The boxes that the model is sure of, or those of a label."""
+    scores = found["scores"].tolist() if "scores" in found else [None] * len(found["labels"])
+    return View(
+        boxes=tuple(
+            Box(corners=tuple(corners), kind=kind, score=score)
+            for corners, kind, score in zip(found["boxes"].tolist(), found["labels"].tolist(), scores, strict=True)
+            if score is None or score >= SHOWN_SCORE
+        )
+    )
 
 
 def _corners(places: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pipeline.core import MetricInfo
 from pipeline.data.labels import numbers
 from pipeline.data.places import OTHER_IMAGE
 from pipeline.tasks.losses import relative_errors
+from pipeline.tasks.pictures import View, pixels
 from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
 
 SSIM_WINDOW = 11
@@ -45,4 +46,5 @@ def task(example: Example) -> Task:
         predict=lambda outputs, _: outputs[0],
         terms=relative_errors,
         label_loss=label_loss,
+        show=lambda image: View(overlay=pixels(image, top)),
     )

@@ -14,6 +14,7 @@ from pipeline.core import MetricInfo
 from pipeline.data.labels import mask
 from pipeline.data.places import IGNORED
 from pipeline.tasks.losses import divergence_of_first
+from pipeline.tasks.pictures import View, coloured
 from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
 
 
@@ -50,4 +51,5 @@ def task(example: Example) -> Task:
         terms=divergence_of_first(1),
         label_loss=label_loss,
         class_axis=1,
+        show=lambda found: View(overlay=coloured(found)),
     )

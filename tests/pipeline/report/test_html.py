@@ -14,12 +14,15 @@ from pipeline.report import html
 from pipeline.report.html import render
 from pipeline.report.model import (
     ArtifactRecord,
+    BoxRecord,
     BudgetRecord,
     CrossCheck,
     Parity,
     Report,
+    SampleRecord,
     TargetRecord,
     VariantRecord,
+    ViewRecord,
 )
 from pipeline.target import Estimated, Fallback, OperatorTime, Placement, measured
 
@@ -320,3 +323,24 @@ def test_text_has_wcag_aa_contrast_when_on_any_background(scheme: int, backgroun
     for name in ("ink", "muted", "after", "good", "bad", "open"):
         light, dark = sorted((luminance(colours[name]), luminance(colours[background])), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, name
+
+
+def test_samples_show_boxes_in_the_colour_of_their_class_when_a_report_has_pictures(report: Report) -> None:
+    boxes = (
+        BoxRecord(corners=(1, 2, 11, 22), label="shoe", score=0.873),
+        BoxRecord(corners=(30, 40, 50, 60), label="<bag>", score=0.5),
+    )
+    label = ViewRecord(title="label", boxes=(BoxRecord(corners=(2, 2, 12, 22), label="shoe"),))
+    sample = SampleRecord(
+        index=7, width=96, height=96, image="AAAA", views=(label, ViewRecord(title="INT8, onnx", boxes=boxes))
+    )
+    page = Page(render(changed(report, samples=(sample,))))
+    drawn = [attributes for tag, attributes in page.tags if tag == "rect" and attributes.get("stroke", "")[:1] == "#"]
+    assert [(box["x"], box["y"], box["width"], box["height"]) for box in drawn][:2] == [
+        ("2.0", "2.0", "10.0", "20.0"),
+        ("1.0", "2.0", "10.0", "20.0"),
+    ]
+    assert drawn[0]["stroke"] == drawn[1]["stroke"] != drawn[2]["stroke"]
+    assert "shoe 87 %" in page.text
+    assert "<bag> 50 %" in page.text
+    assert "INT8, onnx" in page.text
