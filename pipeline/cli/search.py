@@ -51,5 +51,5 @@ def search(
     front = out or Path("reports") / f"{read.name}-search"
     points = search(read, front, run=run, trials=trials, objectives=objectives, root=recipe.parent, storage=storage)
     for point in points:
-        typer.echo(f"trial {point.trial}: {', '.join(f'{name} {value:g}' for name, value in point.values.items())}")
+        typer.echo(f"trial {point.trial}: {', '.join(f'{name} {value}' for name, value in point.shown.items())}")
     typer.echo(f"front: {front / 'front.html'}")

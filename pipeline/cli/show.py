@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.report import units
-from pipeline.report.model import Report, read_report
+from pipeline.report.model import Parity, Report, read_report
 from pipeline.target import Measured
 
 
@@ -27,7 +27,6 @@ def summary(report: Report) -> str:
     for line in headline(report):
         measured = line.latency if isinstance(line.latency, Measured) else None
         speedup = measured.speedup_vs_fp32_same_runtime if measured else None
-        parity = line.parity.top1_agreement if line.parity else None
         rows.append(
             (
                 f"{line.name}, {line.detail}" if line.status in ("original", "ok") else f"{line.name}: {line.status}",
@@ -35,7 +34,7 @@ def summary(report: Report) -> str:
                 "-" if line.size_bytes is None else units.size(line.size_bytes),
                 "-" if measured is None else units.milliseconds(measured.median_ns),
                 "-" if speedup is None else units.times(speedup),
-                "-" if parity is None else units.percent(parity),
+                "-" if line.parity is None else _parity(line.parity),
                 {"unsure": "cannot tell", None: "-"}.get(line.budget, str(line.budget)),
             )
         )
@@ -49,3 +48,10 @@ def summary(report: Report) -> str:
     ]
     found = verdict(report)
     return "\n".join([*lines, "", f"{TITLES[found.tone]} {found.sentence}"])
+
+
+def _parity(parity: Parity) -> str:
+    """How the outputs follow the program: agreement of class scores, else the signal to noise ratio."""
+    if parity.top1_agreement is not None:
+        return units.percent(parity.top1_agreement)
+    return "equal" if parity.sqnr_db is None else units.by_name("sqnr_db", parity.sqnr_db)

@@ -17,7 +17,8 @@ class Line:
 
     Attributes:
         metric: The first budget's, on the evaluation set, in its own unit.
-        drop: How much worse it is than the original's; negative where it is better.
+        change: The metric minus the original's.
+        interval: The ends of the change's 95 % interval.
         latency: One sample on one thread.
         budget: Of all budgets, the worst; None where there is no metric.
     """
@@ -27,7 +28,8 @@ class Line:
     status: Literal["original", "ok", "skipped", "failed"]
     metric: float | None
     metric_source: str | None
-    drop: float | None
+    change: float | None
+    interval: tuple[float, float] | None
     size_bytes: int | None
     latency: Latency | None
     parity: Parity | None
@@ -44,7 +46,8 @@ def headline(report: Report) -> list[Line]:
             status="original",
             metric=original_metric(report),
             metric_source=None,
-            drop=None,
+            change=None,
+            interval=None,
             size_bytes=original.size_bytes,
             latency=single_thread(original.latency),
             parity=None,
@@ -63,7 +66,8 @@ def _line(target: TargetRecord, report: Report) -> Line:
         status=target.status,
         metric=metric,
         metric_source=target.metrics_source,
-        drop=None if metric is None or baseline is None else info.drop(baseline, metric),
+        change=None if metric is None or baseline is None else metric - baseline,
+        interval=next(((found.low, found.high) for found in target.differences if found.metric == info.name), None),
         size_bytes=None if target.artifact is None else target.artifact.size_bytes,
         latency=single_thread(target.latency),
         parity=target.parity,

@@ -42,7 +42,7 @@ def verdict(report: Report) -> Verdict:
     wrong, unknown = list(_wrong(report)), list(_unknown(report))
     tone: Tone = "bad" if wrong else "open" if unknown else "good"
     held = [
-        f"accuracy budget met on {listed(kept)}: within {_allowed(report, budget)}"
+        f"{_called(report, budget)} met on {listed(kept)}: within {_allowed(report, budget)}"
         for budget in budgets(report)
         if (kept := _targets(budget, "met"))
     ]
@@ -63,7 +63,7 @@ def _wrong(report: Report) -> Iterator[str]:
             yield f"target {target.target} failed: {(target.reason or 'no reason was recorded').splitlines()[0]}"
     for budget in budgets(report):
         if exceeded := _targets(budget, "exceeded"):
-            yield f"accuracy budget exceeded on {listed(exceeded)}: more than {_allowed(report, budget)}"
+            yield f"{_called(report, budget)} exceeded on {listed(exceeded)}: more than {_allowed(report, budget)}"
     least = PARITY_DB["INT8" if any(stage.stage == "quantize" for stage in report.stages) else "FP32"]
     for target in report.targets:
         yield from _lost_parity(target, least)
@@ -113,7 +113,7 @@ def _unknown(report: Report) -> Iterator[str]:
             yield f"accuracy of {target.target} not measured{because}"
     for budget in budgets(report):
         for name in _targets(budget, "unsure"):
-            yield f"accuracy budget of {name}: {_unsure(report, budget, name)}"
+            yield f"{_called(report, budget)} on {name}: {_unsure(report, budget, name)}"
 
 
 def _targets(budget: MetricBudget, verdict: Sureness) -> list[str]:
@@ -136,6 +136,13 @@ def _unmeasured(report: Report) -> Iterator[str]:
         if target.status == "ok" and not any(isinstance(latency, Measured) for latency in target.latency):
             reasons = [latency.reason for latency in target.latency if latency.kind == "skipped"]
             yield f"latency of {target.target} not measured" + (f": {reasons[0]}" if reasons else "")
+
+
+def _called(report: Report, budget: MetricBudget) -> str:
+    """A budget's name in a sentence; where there are several, their metrics tell them apart."""
+    if len(budgets(report)) == 1:
+        return "accuracy budget"
+    return f"budget of {metric_info(report, budget.metric).title}"
 
 
 def _allowed(report: Report, budget: MetricBudget) -> str:

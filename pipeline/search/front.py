@@ -23,10 +23,16 @@ from pipeline.search.trials import CHOOSING_SHARE, as_written
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One trial that no other beats in every objective."""
+    """One trial that no other beats in every objective.
+
+    Attributes:
+        values: By objective: in the metric's unit, nanoseconds or bytes.
+        shown: The same with their units.
+    """
 
     trial: int
     values: dict[str, float]
+    shown: dict[str, str]
     settings: dict[str, Any]
     recipe: str
 
@@ -40,7 +46,9 @@ def write_front(study: Study, recipe: Recipe, objectives: Sequence[Objective], r
         path = Path("recipes") / f"{trial.number}.yaml"
         settings = dict(trial.params)
         write_text(out / path, dump_yaml(recipe_of(settings, recipe, root, out / "recipes")))
-        points.append(Point(trial.number, dict(zip(names, trial.values, strict=True)), settings, str(path)))
+        shown = [objective.shown(value) for objective, value in zip(objectives, trial.values, strict=True)]
+        values = dict(zip(names, trial.values, strict=True))
+        points.append(Point(trial.number, values, dict(zip(names, shown, strict=True)), settings, str(path)))
     content = {
         "recipe": recipe.name,
         "judged_on": f"{CHOOSING_SHARE:.0%} of the training data",
@@ -49,7 +57,8 @@ def write_front(study: Study, recipe: Recipe, objectives: Sequence[Objective], r
         "front": [{"trial": p.trial, "values": p.values, "settings": p.settings, "recipe": p.recipe} for p in points],
     }
     write_text(out / "front.json", json.dumps(content, indent=2) + "\n")
-    write_text(out / "front.html", Environment(autoescape=True).from_string(_PAGE).render(content, names=names))
+    page = Environment(autoescape=True).from_string(_PAGE)
+    write_text(out / "front.html", page.render({**content, "front": points}, names=names))
     return points
 
 
@@ -79,7 +88,7 @@ td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ccc 
 <table>
 <tr><th>trial</th>{% for name in names %}<th>{{ name }} ({{ objectives[name] }})</th>{% endfor %}<th>settings</th></tr>
 {% for point in front %}<tr><td><a href="{{ point.recipe }}">{{ point.trial }}</a></td>
-{% for name in names %}<td>{{ point["values"][name] }}</td>{% endfor %}
+{% for name in names %}<td>{{ point.shown[name] }}</td>{% endfor %}
 <td>{% for key, value in point.settings.items() %}{{ key }}={{ value }} {% endfor %}</td></tr>
 {% endfor %}</table></html>
 """

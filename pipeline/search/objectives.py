@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pipeline.core import MetricInfo, RecipeError, Setting
+from pipeline.report import units
 from pipeline.report.model import Report
 from pipeline.target import Measured
 
@@ -17,7 +18,7 @@ class Objective(Setting):
 
     kind: str
     target: str | None = None
-    higher_is_better: bool = False
+    metric: MetricInfo | None = None
 
     @property
     def name(self) -> str:
@@ -27,7 +28,13 @@ class Objective(Setting):
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
         """The direction, as Optuna calls it."""
-        return "maximize" if self.higher_is_better else "minimize"
+        return "maximize" if self.metric is not None and self.metric.higher_is_better else "minimize"
+
+    def shown(self, value: float) -> str:
+        """A value with its unit."""
+        if self.metric is not None:
+            return units.metric(value, self.metric)
+        return units.milliseconds(value) if self.kind == "latency" else units.size(value)
 
     def value(self, report: Report) -> float:
         """The objective's value in a report: in the metric's unit, nanoseconds or bytes.
@@ -62,7 +69,7 @@ def parse_objective(text: str, metrics: Sequence[MetricInfo]) -> Objective:
     kind, _, target = text.partition(":")
     named = {info.name: info for info in metrics}
     if kind in named and not target:
-        return Objective(kind=kind, higher_is_better=named[kind].higher_is_better)
+        return Objective(kind=kind, metric=named[kind])
     if not (kind in OF_A_TARGET and target):
         raise RecipeError(
             f"there is no objective {text!r}",
