@@ -191,7 +191,11 @@ def class_indices(classes: int | None = None) -> LabelForm:
             fix = "labels.ravel()" if array.ndim == 2 and array.shape[1] == 1 else "labels.argmax(1)"
             problem = f"has a label of shape {array.shape[1:]}, not one number"
             raise MisfitError(
-                problem, 0, fix=f"store the index of each sample's class: {fix}" if array.ndim == 2 else None
+                problem,
+                0,
+                fix=f"store the index of each sample's class: {fix}; or name the task that these labels are for"
+                if array.ndim == 2
+                else None,
             )
         found = _integers(array)
         if classes is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -153,7 +154,8 @@ def _computed_together(
 def _write(result: Model, prepared: Prepared, folder: Path) -> None:
     """Store a stage's result: its record, with the metrics on the evaluation samples, and its module."""
     metrics = evaluate(result.module, prepared.evaluation, prepared.task, reference=result.reference)
-    record = result.history[-1].model_copy(update={"metrics": metrics})
+    known = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    record = result.history[-1].model_copy(update={"metrics": known})
     write_text(folder / "record.json", record.model_dump_json())
     if result.quantized:
         buffer = io.BytesIO()  # torch's own writer ends the process where the disk is full

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pipeline.core import Model, RecipeError, StageError, did_you_mean
-from pipeline.data.samples import SampleSet
+from pipeline.data.samples import EXAMPLES, SampleSet
 from pipeline.recipe import Budget, Recipe, TaskConfig
-from pipeline.tasks.lookup import built_in, for_task, own, suggested
+from pipeline.tasks.evaluation import evaluate
+from pipeline.tasks.lookup import built_in, for_task, suggested
+from pipeline.tasks.own import own, try_metrics
 from pipeline.tasks.prediction import outputs_of
 from pipeline.tasks.task import Example, Task
 
@@ -40,7 +43,22 @@ def settle_task(
         )
     task = _task(recipe.task, example, labelled=sets["evaluation"].labelled, root=root)
     _require_class_names(recipe, task, example)
-    return task, {role: for_task(samples, task) for role, samples in sets.items()}
+    sets = {role: for_task(samples, task) for role, samples in sets.items()}
+    if recipe.task is not None:
+        _require_metrics(task, model, sets["evaluation"])
+    return task, sets
+
+
+def _require_metrics(task: Task, model: Model, evaluation: SampleSet) -> None:
+    """The task's metrics give finite numbers for the original: of a few samples or, where these are too few, of all."""
+    batch = next(evaluation.take(EXAMPLES).batches(EXAMPLES))
+    example = Example(inputs=batch.inputs, outputs=outputs_of(model.module, batch.inputs))
+    if odd := try_metrics(task, example, batch.labels):
+        values = evaluate(model.module, evaluation, task)
+        for name in odd:
+            if not math.isfinite(values[name]):
+                problem = f"is {values[name]} for the original on all {len(evaluation)} samples"
+                raise RecipeError(problem, where=f"task.metrics: {name}", fix="correct the metric, or its labels")
 
 
 def _task(config: TaskConfig | None, example: Example, *, labelled: bool, root: Path) -> Task:

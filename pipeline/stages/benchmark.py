@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.core import MetricInfo, Model, first_line
+from pipeline.core import MetricInfo, Model, TargetError, first_line
 from pipeline.core.arrays import Array
 from pipeline.data.samples import Batch, SampleSet, with_examples
 from pipeline.machine.memory import affordable_batch, footprint
@@ -204,6 +205,13 @@ class _Artifacts:
         for run in self.of_original:
             _score_batch(run, batch, expected, expected)
 
+    def require_metrics(self) -> None:
+        """Refuse metrics that are no numbers, which no report can hold."""
+        for run in (self.optimized, *self.cross_checks, *self.of_original):
+            for name, value in run.scores.values().items():
+                if not math.isfinite(value):
+                    raise TargetError(f"{name} is {value} on {run.session.runtime}", where=str(run.lowered.path))
+
     @property
     def of_original(self) -> tuple[_Run, ...]:
         """The original, in every form."""
@@ -240,6 +248,10 @@ def _score(
                     with failures.caught(item.name, "cannot run the evaluation samples"):
                         item.score(batch, expected, quantized)
             progress.advance(len(batch.inputs[0]))
+    for item in ready:
+        if item.name not in failures:
+            with failures.caught(item.name, "its accuracy cannot be measured"):
+                item.require_metrics()
     return of_original.values(), paired
 
 

@@ -27,7 +27,7 @@ from pipeline.models.interface import in_normal_form
 from pipeline.models.modules import plain
 from pipeline.recipe import DistillConfig
 from pipeline.stages.contract import Needs, Stage, Supplies
-from pipeline.tasks.lookup import for_task, task_of
+from pipeline.tasks.lookup import for_task, measurable, task_of
 from pipeline.tasks.task import Task
 from pipeline.training.features import FeatureLoss
 from pipeline.training.loop import EpochLog, StepLoss, best_epoch, fit
@@ -73,6 +73,7 @@ def distill(
     model = with_examples(model, data)
     task = task_of(model, data, task)
     data, held_out = for_task(data, task), None if held_out is None else for_task(held_out, task)
+    scored = task if held_out is None else measurable(task, model.reference, held_out)
     student = first_student(model, config, seed=seed, root=root).requires_grad_(True)
     teacher = copy.deepcopy(model.reference).requires_grad_(False).eval()
     for module in (student, teacher):
@@ -84,27 +85,27 @@ def distill(
         data,
         config,
         seed=seed,
-        validate=None if held_out is None else validation(task, teacher, held_out),
-        higher_is_better=higher_is_better(task, held_out),
+        validate=None if held_out is None else validation(scored, teacher, held_out),
+        higher_is_better=higher_is_better(scored, held_out),
         label="distill",
         checkpoint=checkpoint,
         log=log,
     )
     student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs leave it out
-    details = _details(task, config, data, held_out, logs, loss)
+    details = _details(scored, config, data, held_out, logs, loss)
     return model.after(student, _record(model, student, config, details, time.monotonic() - started))
 
 
 def _details(
-    task: Task,
+    scored: Task,
     config: DistillConfig,
     data: SampleSet,
     held_out: SampleSet | None,
     logs: list[EpochLog],
     loss: StepLoss,
 ) -> dict[str, Any]:
-    """What the record says of the training."""
-    usable = () if held_out is None else task.usable(labelled=held_out.labelled)
+    """What the record says of the training, whose epochs were scored by this task's first metric."""
+    usable = () if held_out is None else scored.usable(labelled=held_out.labelled)
     return {
         "samples": len(data),
         "held_out": 0 if held_out is None else len(held_out),
@@ -112,7 +113,7 @@ def _details(
         "metric": next((spec.name for spec in usable), None),
         "kept_epoch": logs[-1].epoch
         if config.early_stop is None
-        else best_epoch(logs, higher_is_better(task, held_out)),
+        else best_epoch(logs, higher_is_better(scored, held_out)),
         "feature_layers": loss.layers if isinstance(loss, FeatureLoss) else {},
     }
 

@@ -8,7 +8,7 @@ same ones for both models.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,15 +122,17 @@ class Paired:
     def _add(self, predictions: Predictions, given: dict[bool, Any]) -> None:
         for make, blocks in self.blocks.items():
             spec = next(spec for spec in self.specs if spec.make is make)
-            if self._in_block == 0:
+            if not blocks or (self._in_block == 0 and mergeable(blocks[0])):
                 blocks.append(make())
             spec.update(blocks[-1], predictions, given[spec.needs_labels])
 
 
 def _part(values: Any, start: int, stop: int) -> Any:
-    """These samples of a batch: of a tensor, a list, or a tuple of tensors."""
+    """These samples of a batch: of a tensor, a list, or a tuple or mapping of them."""
     if values is None:
         return None
+    if isinstance(values, Mapping):
+        return {name: value[start:stop] for name, value in values.items()}
     return tuple(value[start:stop] for value in values) if isinstance(values, tuple) else values[start:stop]
 
 
@@ -174,7 +176,7 @@ def _bootstrapped(spec: MetricSpec, original: Paired, optimized: Paired) -> Diff
         low=value,
         high=value,
         samples=original.samples,
-        method="one sample, which gives no interval",
+        method="no interval: one sample" if original.samples == 1 else "no interval: its states cannot be merged",
     )
     if count < 2:
         return difference
@@ -227,8 +229,25 @@ class _Blocks:
         drawn = [block for block, count in zip(self._blocks, times, strict=True) for _ in range(count)]
         whole = deepcopy(drawn[0])
         for block in drawn[1:]:
-            whole.merge_state(block)
+            _merge(whole, block)
         return whole.compute()
+
+
+def _merges_itself(metric: Metric) -> bool:
+    return type(metric).merge_state is not Metric.merge_state
+
+
+def mergeable(metric: Metric) -> bool:
+    """Whether what it knows of some samples can be put together with what it knows of others."""
+    return _merges_itself(metric) or bool(metric._reductions)
+
+
+def _merge(whole: Metric, block: Metric) -> None:
+    """Put a metric's states together with another's, as its states say; also where only its `forward` forbids it."""
+    if _merges_itself(whole):
+        whole.merge_state(block)
+    else:
+        whole._reduce_states(block.metric_state)
 
 
 def samples_to_tell(difference: Difference, drop: float, allowed: float) -> int | None:

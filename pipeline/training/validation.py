@@ -1,7 +1,8 @@
-"""Validation: how good a student is after each epoch, by its task's first metric that the samples allow."""
+"""Validation: how good a student is after each epoch, by the first metric of a task that the samples allow."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import nn
@@ -16,7 +17,8 @@ def validation(task: Task, teacher: nn.Module, held_out: SampleSet) -> Callable[
 
     def validate(student: nn.Module) -> float | None:
         found = evaluate(student, held_out, task, reference=teacher)
-        return next(iter(found.values()), None)
+        value = next(iter(found.values()), None)
+        return value if value is not None and math.isfinite(value) else None
 
     return validate
 

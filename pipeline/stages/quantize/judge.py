@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,6 +12,7 @@ from pipeline.data.samples import SampleSet
 from pipeline.machine.memory import affordable_batch, footprint, require_memory
 from pipeline.recipe import Budget
 from pipeline.tasks.comparison import Comparison
+from pipeline.tasks.lookup import measurable
 from pipeline.tasks.prediction import predictor
 from pipeline.tasks.scores import Scores
 from pipeline.tasks.task import MetricSpec, Task
@@ -55,7 +57,8 @@ class Judge:
     def __init__(
         self, module: nn.Module, samples: SampleSet, task: Task, budget: tuple[Budget, ...], batch_size: int
     ) -> None:
-        self.samples, self._module, self._task, self._budget = samples, module, task, budget
+        self.samples, self._module, self._asked, self._budget = samples, module, task, budget
+        self._task = measurable(task, module, samples)
         predict = predictor(module)
         kept = sum(output.nbytes for output in predict(next(samples.take(1).batches(1)).inputs))
         fix = "limit the training samples in the recipe, of which an eighth is held out"
@@ -71,7 +74,10 @@ class Judge:
         """The budgets' metrics, and how far all outputs are from the float module's."""
         values, compared = self._measure(network)
         used = [
-            spec.info.drop(before, values[spec.name]) / max(allowed, TINY) for spec, before, allowed in self._limits
+            spec.info.drop(before, values[spec.name]) / max(allowed, TINY)
+            if math.isfinite(values[spec.name])
+            else math.inf
+            for spec, before, allowed in self._limits
         ]
         outputs = tuple(output.sqnr_db for output in compared.outputs)
         return Score(values[self.spec.name], max(used), compared.sqnr_db, outputs)
@@ -87,21 +93,24 @@ class Judge:
 
     def on(self, count: int) -> Judge:
         """A judge that uses at most this many of the samples."""
-        return Judge(self._module, self.samples.take(count), self._task, self._budget, self.batch_size)
+        return Judge(self._module, self.samples.take(count), self._asked, self._budget, self.batch_size)
 
     def _budgets(self) -> list[tuple[MetricSpec, Budget]]:
-        """Each budget's metric; where held-out samples have no labels, the task's first one that needs none."""
+        """Each budget's metric or, where these samples do not allow it, the first that they allow.
+
+        A limit in another unit than a ratio says nothing of another metric, so that one has the usual limit.
+        """
         usable = self._task.usable(labelled=self.samples.labelled)
-        if not usable:
-            fix = "label the training samples, or remove the task"
-            raise StageError(f"the held-out samples have no labels for {self._task.name}", where="quantize", fix=fix)
-        named = {spec.name: spec for spec in usable}
-        known = [spec.name for spec in self._task.metrics]
+        named, known = {spec.name: spec for spec in usable}, {spec.name: spec for spec in self._asked.metrics}
+        found = []
         for budget in self._budget:
-            if budget.metric is not None and budget.metric not in (*known, *ANY_MODEL):
-                problem = f"there is no metric {budget.metric!r}; {did_you_mean(budget.metric, known)}"
+            name = budget.metric or self._asked.metrics[0].name
+            if name not in (*known, *ANY_MODEL):
+                problem = f"there is no metric {name!r}; {did_you_mean(name, list(known))}"
                 raise StageError(problem, where="budget.metric", fix=f"use one of {', '.join(known)}")
-        return [(named.get(budget.metric or "", usable[0]), budget) for budget in self._budget]
+            is_ratio = name not in known or known[name].info.unit == "ratio"
+            found.append((named[name], budget) if name in named else (usable[0], budget if is_ratio else Budget()))
+        return found
 
     def _limit(self, spec: MetricSpec, budget: Budget, baselines: dict[str, float]) -> tuple[MetricSpec, float, float]:
         """A metric, the float module's value, and how much worse it may get: one sample, at least."""

@@ -6,8 +6,9 @@ from functools import partial
 
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import Metric
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from pipeline.core import MetricInfo
 from pipeline.data.labels import numbers
@@ -17,6 +18,8 @@ from pipeline.tasks.pictures import View, pixels
 from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
 
 SSIM_WINDOW = 11
+MOST_DB = 100.0
+"""The PSNR of an image that is exactly right, in place of infinity."""
 
 
 def task(example: Example) -> Task:
@@ -26,19 +29,23 @@ def task(example: Example) -> Task:
         raise misfit("image needs images (N, C, H, W) as the first output", first)
     top = 1.0 if first.abs().max() < 2 else 255.0
 
-    def update(metric: Metric, images: Tensor, labels: Tensor) -> None:
-        metric.update(images, labels)
+    def decibels(metric: Metric, images: Tensor, labels: Tensor) -> None:
+        found = peak_signal_noise_ratio(images, labels, (0.0, top), reduction="none", dim=(1, 2, 3))
+        metric.update(found.clamp(max=MOST_DB))
 
     def label_loss(outputs: Tensors, labels: Tensor) -> Tensor:
         return functional.mse_loss(outputs[0] / top, labels / top)
 
-    psnr = partial(PeakSignalNoiseRatio, (0.0, top), reduction="elementwise_mean", dim=(1, 2, 3), sync_on_compute=False)
     ssim = partial(StructuralSimilarityIndexMeasure, data_range=(0.0, top), sync_on_compute=False)
     metrics = [
-        MetricSpec(info=MetricInfo(name="psnr", title="PSNR", unit="dB"), make=psnr, update=update),
+        MetricSpec(
+            info=MetricInfo(name="psnr", title="PSNR", unit="dB"),
+            make=partial(MeanMetric, sync_on_compute=False),
+            update=decibels,
+        ),
     ]
     if min(first.shape[2:]) >= SSIM_WINDOW:
-        metrics.append(MetricSpec(info=MetricInfo(name="ssim", title="SSIM", unit=""), make=ssim, update=update))
+        metrics.append(MetricSpec(info=MetricInfo(name="ssim", title="SSIM", unit=""), make=ssim))
     return Task(
         name="image",
         labels=numbers(tuple(first.shape[1:]), OTHER_IMAGE),

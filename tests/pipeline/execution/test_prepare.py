@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 import targets
@@ -79,3 +81,69 @@ def test_check_refuses_when_an_npz_unpacks_to_more_than_the_memory(
     monkeypatch.setattr("pipeline.models.load.require_memory", lambda *_, **__: None)
     with pytest.raises(EdgewrightError, match=r"data\.train: reading .*train\.npz: needs about 0\.0\d+ MiB of memory"):
         check(parse_recipe(project.recipe), project.folder)
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ([{"metric": "top1"}, {"metric": "top1", "max_drop": 0.02}], "budget[1].metric: top1 has a budget already"),
+        ([{"metric": "top1"}, {"metric": "top7"}], "budget[1].metric: there is no metric 'top7'"),
+        ([{"metric": "top1", "max_drop": 3}], "budget.max_drop: 3 is more than a ratio can fall"),
+        ([], "budget: is empty"),
+    ],
+)
+def test_budgets_are_refused_with_their_place_in_the_list(project: Project, budget: list[Any], said: str) -> None:
+    project.recipe["budget"] = budget
+    with pytest.raises(RecipeError) as refused:
+        check(parse_recipe(project.recipe), project.folder)
+    assert said in str(refused.value)
+
+
+NAN = """
+import torch
+import torchmetrics
+
+
+class Odd(torchmetrics.Metric):
+    higher_is_better = True
+
+    def __init__(self, least):
+        super().__init__()
+        self.least = least
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, found, labels):
+        self.count += len(found)
+
+    def compute(self):
+        return torch.tensor(1.0 if self.count > self.least else float("nan"))
+
+
+def never():
+    return Odd(10**6)
+
+
+def of_many():
+    return Odd(100)
+"""
+
+
+def test_metric_that_is_nan_of_all_samples_is_refused_and_one_that_needs_many_is_not(project: Project) -> None:
+    module = f"odd_{project.folder.name}".replace("-", "_")
+    (project.folder / f"{module}.py").write_text(NAN)
+    project.recipe["budget"] = {"max_drop": 0.5}
+    project.recipe["task"] = {"metrics": [f"{module}:of_many"]}
+    assert [spec.name for spec in check(parse_recipe(project.recipe), project.folder).task.metrics] == ["of_many"]
+    project.recipe["task"] = {"metrics": [f"{module}:never"]}
+    with pytest.raises(RecipeError, match=r"task\.metrics: never: is nan for the original on all 256 samples"):
+        check(parse_recipe(project.recipe), project.folder)
+
+
+def test_labels_of_evaluation_alone_are_enough_for_a_task(project: Project) -> None:
+    for role in ("train", "calibration"):
+        project.recipe["data"][role]["labels"] = None
+    project.recipe["task"], project.recipe["budget"] = "classification", {"metric": "top1"}
+    prepared = check(parse_recipe(project.recipe), project.folder)
+    assert prepared.evaluation.labelled
+    assert prepared.train is not None
+    assert not prepared.train.labelled

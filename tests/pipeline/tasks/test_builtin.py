@@ -94,6 +94,8 @@ def test_image_averages_decibels_over_images() -> None:
     labels = np.stack([np.full((1, 16, 16), 0.6), np.full((1, 16, 16), 0.51)]).astype("f")
     found = values(task("image", outputs), (outputs,), labels)
     assert found["psnr"] == pytest.approx((20 + 40) / 2, abs=1e-3)
+    exact = values(task("image", outputs), (outputs,), outputs.numpy())
+    assert exact["psnr"] == 100.0
 
 
 def test_embedding_finds_the_nearest_other_sample() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -87,6 +88,20 @@ def test_bootstrap_holds_the_hand_computed_error_of_a_mean() -> None:
     half = 1.96 * errors.std() / math.sqrt(400)
     assert mae.high - mae.value == pytest.approx(half, rel=0.25)
     assert mae.value - mae.low == pytest.approx(half, rel=0.25)
+
+
+def test_sample_that_is_drawn_twice_is_no_neighbour_of_itself() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(60)  # each is the only one of its label
+    vectors = torch.randn(60, 16)
+    made = task("embedding", vectors)
+    found = differences(paired(made, vectors, labels, 60), paired(made, vectors * 2, labels, 60))
+    blocks = paired(made, vectors, labels, 60).blocks[made.metric("recall1").make]
+    whole = copy.deepcopy(blocks[0])
+    for block in (*blocks[:10], *blocks[:10]):
+        whole.merge_state(block)
+    assert whole.compute()["recall1"] == 0
+    assert {each.value for each in found} == {0.0}
 
 
 def test_more_samples_are_asked_for_where_the_interval_holds_the_limit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from pipeline import from_module
 from pipeline.core import DataError, Model, TensorSpec
 from pipeline.data.open import from_dataset
+from pipeline.data.samples import SampleSet
 from pipeline.models.capture import fixed_batch_size
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import quantize
@@ -18,6 +20,7 @@ from pipeline.stages.quantize.judge import Judge
 from pipeline.tasks.comparison import sqnr_db
 from pipeline.tasks.lookup import suggested_for
 from tests.networks.architectures import ARCHITECTURES
+from tests.tasks import task
 
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 WEIGHT_DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_channel.default
@@ -98,13 +101,59 @@ def test_record_tells_trials_choice_and_share_of_integer_macs(resnet: tuple[Mode
 def test_budget_is_one_sample_at_least_when_few_are_held_out() -> None:
     model = linear()
     data = from_dataset([(torch.randn(4),) for _ in range(20)], model.inputs)
-    task = suggested_for(model.module, data)
+    made = suggested_for(model.module, data)
     wrong = copy.deepcopy(model.module)
     for drop, allowed in ((0.01, 1 / 20), (0.1, 0.1)):
-        judge = Judge(model.module, data, task, (Budget(metric="agreement", max_drop=drop),), 20)
+        judge = Judge(model.module, data, made, (Budget(metric="agreement", max_drop=drop),), 20)
         next(wrong.parameters()).data += 0.1
         score = judge(wrong)
         assert score.budget_used == pytest.approx((1 - score.metric) / allowed)
+
+
+class Uneven(nn.Module):
+    """A regressor with a layer that eight bits cannot hold: one of its values is a thousand times the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.uneven, self.last = nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 1)
+        self.uneven.weight.data[0] *= 1000
+        self.last.weight.data[:, 0] /= 1000
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.uneven(self.first(x).relu()))
+
+
+def values_of(module: nn.Module, count: int, seed: int) -> SampleSet:
+    """Samples with the module's own answers as labels."""
+    inputs = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return from_dataset(list(zip(inputs, module(inputs), strict=True)), SPEC)
+
+
+def test_mixed_precision_spends_float_layers_by_the_tasks_metric() -> None:
+    module = Uneven().eval()
+    made = task("regression", torch.zeros(1, 1))
+    config = QuantizeConfig(observers=("minmax",), equalisation=False, bias_correction=False)
+
+    def details(max_drop: float) -> dict[str, Any]:
+        result = quantize(
+            from_module(module, SPEC),
+            config,
+            values_of(module, 64, seed=1),
+            budget=Budget(metric="mae", max_drop=max_drop),
+            held_out=values_of(module, 64, seed=2),
+            task=made,
+        )
+        return result.history[-1].details
+
+    loose, tight = details(max_drop=10.0), details(max_drop=0.02)
+    assert (loose["held_out"]["metric"], loose["chosen"]["float_layers"]) == ("mae", ())
+    assert loose["held_out"]["int8"] > 0.02  # more than the tight budget allows
+    assert tight["chosen"]["float_layers"]
+    assert tight["held_out"]["int8"] <= 0.02
+    assert tight["chosen"]["within_budget"]
+    assert len(tight["held_out"]["outputs_db"]) == 1
 
 
 def test_named_modules_stay_in_float_and_are_listed() -> None:
