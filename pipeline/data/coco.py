@@ -102,8 +102,7 @@ class CocoSource(Source):
         return (stacked([self._image(index) for index in indices]),), [self._boxes[index] for index in indices]
 
     def _image(self, index: int) -> Array:
-        entry = self._images[index]
-        where = f"{self.where}: images (id {entry.id}): {self._folder / entry.file_name}"
+        entry, where = self._images[index], self.input_place(index)
         pixels = read_image(self._folder / entry.file_name, self._mode, where)
         if pixels.shape[:2] != (entry.height, entry.width):
             height, width = pixels.shape[:2]
@@ -113,6 +112,10 @@ class CocoSource(Source):
                 fix="give the images that the boxes were drawn on; those of a camera are turned as their EXIF data say",
             )
         return pixels
+
+    def input_place(self, index: int) -> str:
+        entry = self._images[index]
+        return f"{self.where}: images (id {entry.id}): {self._folder / entry.file_name}"
 
     def place_of(self, index: int) -> str:
         entry = self._images[index]

@@ -55,6 +55,9 @@ class FolderSource(Source):
         images = [read_image(self._files[index][0], self._mode) for index in indices]
         return (stacked(images),), np.asarray([self._files[index][1] for index in indices])
 
+    def input_place(self, index: int) -> str:
+        return str(self._files[index][0])
+
 
 def require_folder(path: Path) -> None:
     """Refuse a path of a recipe that is no folder."""

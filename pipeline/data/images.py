@@ -79,8 +79,8 @@ def _decoded(
     """The pixels of an image file, after the checks that every file passes."""
     from PIL import Image, UnidentifiedImageError
 
-    if isinstance(file, Path) and not file.is_file():  # a named pipe would be waited for
-        raise DataError("is not a file" if file.exists() else "no such file", where=where, fix=_REPAIR)
+    if isinstance(file, Path):
+        require_regular(file, where, fix=_REPAIR)
     if (len(file) if isinstance(file, bytes) else file.stat().st_size) > MAX_FILE_BYTES:
         raise DataError(f"has more than {MAX_FILE_BYTES >> 20} MiB", where=where, fix="make it smaller first")
     try:
@@ -96,6 +96,17 @@ def _decoded(
         raise
     except Exception as error:  # each of Pillow's decoders fails in its own ways
         raise DataError(f"is not a readable image: {first_line(error)}", where=where, fix=_REPAIR) from None
+
+
+def require_regular(path: Path, where: str, fix: str) -> None:
+    """Refuse what is no file: a named pipe would be waited for."""
+    try:
+        if path.is_file():
+            return
+        problem = "is not a file" if path.exists() else "no such file"
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        problem = f"is not a file: {error.strerror if isinstance(error, OSError) else error}"
+    raise DataError(problem, where=f"{where[:200]} …" if len(where) > 500 else where, fix=fix)
 
 
 def _too_large(what: str, where: str) -> DataError:

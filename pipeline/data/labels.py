@@ -107,6 +107,8 @@ def value_of(text: Any) -> Any:
     """
     if not isinstance(text, str):
         return text
+    if text in ("True", "False"):  # as pandas writes them
+        return text == "True"
     try:
         return json.loads(text)
     except ValueError:

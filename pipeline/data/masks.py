@@ -58,6 +58,9 @@ class MaskSource(Source):
             masks.append(np.where(np.isin(mask, self._ignored), IGNORED, mask) if self._ignored else mask)
         return (stacked(images),), masks
 
+    def input_place(self, index: int) -> str:
+        return str(self._pairs[index][0])
+
     def place_of(self, index: int) -> str:
         return str(self._pairs[index][1])
 

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.core import DataError, TensorSpec, did_you_mean, first_line
 from pipeline.core.arrays import Array
 from pipeline.data.folder import mode_of, stacked
-from pipeline.data.images import EXTENSIONS, read_image, read_mask
+from pipeline.data.images import EXTENSIONS, read_image, read_mask, require_regular
 from pipeline.data.labels import value_of
 from pipeline.data.samples import Source
 from pipeline.data.source import DataSource
@@ -69,6 +69,9 @@ class RowSource(Source):
     @abstractmethod
     def row_name(self, index: int) -> str:
         """The file and the row, as a person finds it: ``set.csv: line 7``."""
+
+    def input_place(self, index: int) -> str:
+        return self.row_name(index)
 
     @abstractmethod
     def row(self, index: int) -> Mapping[str, Any]:
@@ -128,9 +131,13 @@ class RowSource(Source):
             return read_mask(content, _named(place, path))
         if isinstance(cell, str) and cell.lower().endswith(ARRAY):
             return self._value(cell, place)
-        if isinstance(cell, str) and self.classes and not isinstance(value_of(cell), int):
-            return self.class_of(cell, place)
-        return cell
+        return self._with_numbers(value_of(cell), place) if self.classes else cell
+
+    def _with_numbers(self, value: Any, place: str) -> Any:
+        """Numbers in place of the names of classes, also in lists."""
+        if isinstance(value, list):
+            return [self._with_numbers(each, place) for each in value]
+        return self.class_of(value, place) if isinstance(value, str) else value
 
     def _value(self, cell: Any, place: str) -> Array:
         """Numbers, or the array in a file."""
@@ -179,8 +186,7 @@ def read_array(path: Path, place: str) -> Array:
         DataError: It cannot be read, or holds other things than numbers.
     """
     where = f"{place}: {path}"
-    if not path.is_file():
-        raise DataError("is no regular file" if path.exists() else "no such file", where=where, fix="correct the path")
+    require_regular(path, where, fix="correct the path")
     try:
         return np.array(np.load(path, mmap_mode="r", allow_pickle=False))  # a header that lies takes no memory
     except Exception as error:  # a damaged file fails in NumPy in many ways

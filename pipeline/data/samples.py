@@ -61,6 +61,10 @@ class Source(ABC):
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
         """Arrays ``(N, …)``, one per model input, and labels: an array ``(N, …)``, an entry per sample, or None."""
 
+    def input_place(self, _index: int) -> str:
+        """The file, or the place in it, of one sample's inputs, for messages."""
+        return self.where
+
     def place_of(self, _index: int) -> str:
         """The file and the field of one sample's label, for messages."""
         return self.labels_where
@@ -159,31 +163,32 @@ class SampleSet:
         return digest.hexdigest()
 
     def _tensor(self, array: Array, spec: TensorSpec, indices: Sequence[int]) -> Tensor:
+        where = self.source.input_place(indices[0]) if len(indices) == 1 else self.source.where
         if array.dtype.kind not in ("biufO" if spec.dtype.startswith("float") else "biuf"):
             raise DataError(
                 f"samples of {spec.name!r} are {array.dtype}, not numbers of one size each",
-                where=self.source.where,
+                where=where,
                 fix="store them as one array of numbers (N, …)",
             )
         tensor = prepare(array, spec, self.preprocessing)
         if not tensor.is_floating_point() and not np.array_equal(tensor.numpy(), array):
             raise DataError(
                 f"samples of {spec.name!r} are {array.dtype}, and not all of them are {spec.dtype} values",
-                where=self.source.where,
+                where=where,
                 fix=f"store them as {spec.dtype}, or name the input's true dtype in model.inputs",
             )
         if tensor.is_floating_point() and not (finite := torch.isfinite(tensor).reshape(len(tensor), -1).all(1)).all():
             bad = indices[int((~finite).nonzero()[0, 0])]
             raise DataError(
                 f"sample {bad} of {spec.name!r} holds NaN or infinity",
-                where=self.source.where,
+                where=self.source.input_place(bad),
                 fix="remove or repair the sample",
             )
         if tuple(tensor.shape[1:]) != spec.shape:
             raise DataError(
                 f"samples of {spec.name!r} have shape {list(tensor.shape[1:])} after preprocessing, "
                 f"but the model takes {list(spec.shape)}",
-                where=self.source.where,
+                where=where,
                 fix="set data.preprocessing (layout, resize, crop), or model.inputs",
             )
         return tensor.contiguous()

@@ -95,6 +95,9 @@ class _Part(Source):
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
         return self._source.read([self._indices[index] for index in indices])
 
+    def input_place(self, index: int) -> str:
+        return self._source.input_place(self._indices[index])
+
     def place_of(self, index: int) -> str:
         return self._source.place_of(self._indices[index])
 

@@ -10,12 +10,12 @@ from torch.nn import functional
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from pipeline.core import MetricInfo
+from pipeline.core import MetricInfo, RecipeError
 from pipeline.data.labels import mask
 from pipeline.data.places import IGNORED
 from pipeline.tasks.losses import divergence_of_first
 from pipeline.tasks.pictures import View, coloured
-from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
+from pipeline.tasks.task import FIX, Example, MetricSpec, Task, Tensors, misfit
 
 
 def task(example: Example) -> Task:
@@ -24,6 +24,9 @@ def task(example: Example) -> Task:
     if first.ndim != 4 or first.shape[1] < 2 or not first.is_floating_point():
         raise misfit("segmentation needs logits (N, classes, H, W) as the first output", first)
     _, classes, height, width = first.shape
+    if classes > IGNORED:
+        problem = f"tells apart {IGNORED} classes at most, as {IGNORED} marks pixels that count for nothing"
+        raise RecipeError(f"{problem}, and the model has {classes}", where="task", fix=FIX)
 
     def update(metric: Metric, found: Tensor, labels: Tensor) -> None:
         metric.update(found, labels)

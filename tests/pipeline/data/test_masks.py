@@ -121,3 +121,11 @@ def test_folder_without_images_is_refused(tmp_path: Path) -> None:
         open_set(DataSource(folder=tmp_path / "empty", masks=tmp_path / "masks"), COLOUR)
     with pytest.raises(DataError, match="no such folder"):
         open_set(DataSource(folder=tmp_path / "images", masks=tmp_path / "mask"), COLOUR)
+
+
+def test_image_of_another_size_is_named_when_nothing_resizes_it(tmp_path: Path) -> None:
+    write(tmp_path)
+    for name in ("images/street/b.png", "masks/street/b.png"):
+        Image.new("RGB" if name.startswith("images") else "L", (5, 4)).save(tmp_path / name)
+    with pytest.raises(DataError, match=r"images/street/b\.png: samples of 'image' have shape \[3, 4, 5\]"):
+        _ = opened(tmp_path).sha256

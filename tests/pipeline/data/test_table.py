@@ -130,6 +130,20 @@ def test_limit_takes_rows_over_the_whole_table(tmp_path: Path) -> None:
     assert batch.labels.tolist() == [0, 2]
 
 
+def test_class_names_in_lists_become_numbers(tmp_path: Path) -> None:
+    rows = [{"image": "a.png", "box": [[0, 0, 2, 2], [1, 1, 3, 3]], "kind": ["dog", "cat"]}]
+    parts = {"boxes": "box", "labels": "kind"}
+    (batch,) = opened(tmp_path, rows, boxes(2, 4, 4), labels=parts, classes=("cat", "dog")).batches(1)
+    assert batch.labels is not None
+    assert batch.labels[0]["labels"].tolist() == [1, 0]
+
+
+def test_truth_values_are_read_as_json_and_as_pandas_write_them(tmp_path: Path) -> None:
+    (batch,) = opened(tmp_path, f"{HEAD}a.png,true\nb.png,False\nc.png,True\n", yes_or_no(())).batches(3)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [1, 0, 1]
+
+
 HEAD = "image,label\n"
 
 
@@ -164,6 +178,14 @@ HEAD = "image,label\n"
         (f"{HEAD}hello,1\n", class_indices(2), r"set.csv: line 2: image: 'hello' is no number, list of numbers, or"),
         (f"{HEAD}a.png,m.npy\n", mask(2, 4, 4), r"line 2: label: .*m.npy: no such file"),
         (f"{HEAD}a.png,b.png\n", mask(2, 4, 4), r"line 2: label: sample 0 has the value 2 in its mask"),
+        (f"{HEAD}{'a' * 5000}.png,1\n", class_indices(2), r"line 2: image: a+ …: is not a file: File name too long"),
+        (
+            f'{HEAD}a.png,1\n"[1, 2]",1\n',
+            class_indices(2),
+            r"set.csv: line 3: samples of 'image' have shape \[2\] after",
+        ),
+        (f'{HEAD}"[[NaN, 1, 1, 1]]",1\n', class_indices(2), r"set.csv: line 2: .*'image'"),
+        (f"{HEAD}{'a' * 200_000},1\n", class_indices(2), r"set.csv: line 2: is not CSV: field larger"),
     ],
 )
 def test_wrong_rows_are_one_error_that_names_line_and_column(

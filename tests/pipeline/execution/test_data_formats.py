@@ -44,7 +44,12 @@ class Classifier(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(64, classes))
 
 
-def boxes(collated=False):
+class Poser(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 8), nn.Unflatten(1, (4, 2)))
+
+
+def boxes():
     label = {"boxes": torch.tensor([[0.0, 0, 4, 4]]), "labels": torch.tensor([1])}
     return [(torch.rand(1, 8, 8), label) for _ in range(4)]
 
@@ -63,7 +68,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     namespace: dict[str, Any] = {}
     exec(NETWORKS, namespace)  # the file itself is imported by the check
     torch.manual_seed(0)
-    for name in ("Segmenter", "Detector", "Reader", "Classifier"):
+    for name in ("Segmenter", "Detector", "Reader", "Classifier", "Poser"):
         save_file(namespace[name]().state_dict(), folder / f"{name}.safetensors")
     (folder / "images").mkdir()
     (folder / "masks").mkdir()
@@ -190,6 +195,24 @@ def test_augmentation_that_labels_cannot_follow_is_refused_before_a_run(project:
         checked(project, "Classifier", data, task="regression", stages=stages, sets={"train": data})
     unlabelled = {**data, "labels": None}
     checked(project, "Classifier", data, task="regression", stages=stages, sets={"train": unlabelled})
+
+
+def test_pairs_of_keypoints_let_images_be_mirrored(project: Path) -> None:
+    rows = [{"path": f"images/{i}.png", "points": [[i, 1], [3, i], [5, 5], [0, 0]]} for i in range(3)]
+    (project / "points.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {"table": "points.jsonl", "inputs": ["path"], "labels": "points"}
+    stages = [{"distill": {"augment": {"horizontal_flip": True}}}]
+    keys = {"stages": stages, "sets": {"train": data}}
+    with pytest.raises(RecipeError, match=r"augment.horizontal_flip: left and right keypoints would change places"):
+        checked(project, "Poser", data, task="keypoints", **keys)
+    found = labels_of(checked(project, "Poser", data, task={"name": "keypoints", "swap": [[0, 1]]}, **keys))
+    assert found.shape == (3, 4, 3)
+    with pytest.raises(RecipeError, match=r"task.swap: names a keypoint beyond the model's 4"):
+        checked(project, "Poser", data, task={"name": "keypoints", "swap": [[0, 4]]}, **keys)
+    with pytest.raises(RecipeError, match="a keypoint changes places with one other"):
+        recipe("Poser", data, task={"name": "keypoints", "swap": [[0, 1], [1, 2]]})
+    with pytest.raises(RecipeError, match="swap belongs to the task keypoints"):
+        recipe("Poser", data, task={"name": "depth", "swap": []})
 
 
 def test_classes_that_two_sets_number_differently_are_refused(project: Path) -> None:

@@ -199,6 +199,7 @@ def test_every_built_in_task_is_tested_here() -> None:
         ("segmentation", torch.zeros(1, 3), "needs logits (N, classes, H, W)"),
         ("classification", torch.zeros(1, 3, 4), "needs logits (N, classes)"),
         ("detection", torch.zeros(1, 9, 5), "needs one output (N, 4 + classes, anchors)"),
+        ("segmentation", torch.zeros(1, 256, 2, 2), "255 classes at most"),
         ("depht", torch.zeros(1, 3), "did you mean 'depth'?"),
     ],
 )
