@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,17 @@ def from_source(
     return SampleSet(name, source, inputs, preprocessing or Preprocessing(), tuple(range(len(source))))
 
 
-def from_dataset(dataset: Any, inputs: tuple[TensorSpec, ...], *, name: str = "samples") -> SampleSet:
-    """A `SampleSet` of a torch Dataset that already yields model inputs, for use as a library."""
-    return from_source(
-        DatasetSource(dataset, type(dataset).__name__, [spec.name for spec in inputs]), inputs, name=name
-    )
+def from_dataset(
+    dataset: Any,
+    inputs: tuple[TensorSpec, ...],
+    *,
+    name: str = "samples",
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> SampleSet:
+    """A `SampleSet` of a torch Dataset that already yields model inputs, for use as a library.
+
+    Args:
+        collate: Makes a batch ``(inputs, labels)`` of items; by default they are stacked.
+    """
+    where = type(dataset).__name__
+    return from_source(DatasetSource(dataset, where, [spec.name for spec in inputs], collate), inputs, name=name)

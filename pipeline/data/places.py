@@ -177,6 +177,7 @@ def follow(kind: Kind, label: Any, frame: Frame) -> Any:
     if kind == "points" and (points := np.asarray(label)).ndim == 2 and points.shape[1] in (2, 3):
         return frame.moved_points(points)
     if kind in ("mask", "map") and _is_of(values := np.asarray(label), frame.stored):
+        values = values.astype(np.int64) if values.dtype.kind in "biu" else values  # which holds 255, too
         return frame.moved_pixels(values.reshape(frame.stored), IGNORED if kind == "mask" else 0)
     return label
 

@@ -40,7 +40,7 @@ def frames(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> lis
     Args:
         stored: As for `prepare`.
     """
-    if preprocessing.resize is None and preprocessing.crop is None:
+    if not spec.dtype.startswith("float") or (preprocessing.resize is None and preprocessing.crop is None):
         return None
     sizes = [_size(stored, spec, preprocessing)] * len(stored) if stored.dtype != object else []
     sizes = sizes or [_size(sample[None], spec, preprocessing) for sample in stored]

@@ -7,9 +7,8 @@ import torch
 from torch.utils.data import TensorDataset, default_collate
 
 from pipeline.core import DataError, TensorSpec
-from pipeline.data.dataset import DatasetSource
 from pipeline.data.labels import ANY, LabelForm, boxes, class_indices
-from pipeline.data.open import from_dataset, from_source
+from pipeline.data.open import from_dataset
 from pipeline.data.source import DataSource
 from tests.pipeline.data.opening import GREY, open_set
 
@@ -57,7 +56,7 @@ BOXES = {"boxes": torch.tensor([[0.0, 0, 2, 2]]), "labels": torch.tensor([1])}
 
 
 def labels_of(dataset: Any, form: LabelForm, specs: Any = GREY, collate: Any = None) -> Any:
-    samples = from_source(DatasetSource(dataset, "mine", [spec.name for spec in specs], collate), specs)
+    samples = from_dataset(dataset, specs, collate=collate)
     (batch,) = replace(samples, form=form).batches(len(dataset))
     assert len(batch.inputs) == len(specs)
     return batch.labels
@@ -131,5 +130,5 @@ def test_parts_that_torchs_collate_puts_together_are_taken_apart() -> None:
     ],
 )
 def test_wrong_items_are_one_error_that_names_the_sample(items: Any, collate: Any, message: str) -> None:
-    with pytest.raises(DataError, match=f"mine.*{message}"):
+    with pytest.raises(DataError, match=f"Items.*{message}"):
         labels_of(Items(*items), class_indices(2), collate=collate)

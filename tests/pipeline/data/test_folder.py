@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,19 @@ def test_folder_names_the_file_when_it_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "cat" / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"broken\.png"):
         open_set(DataSource(folder=tmp_path), COLOUR)
+
+
+def test_batch_of_large_images_takes_the_memory_of_one(tmp_path: Path) -> None:
+    for name in "abcdefgh":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (1000, 1000), (50, 60, 70)).save(tmp_path / name / "1.png")
+    samples = open_set(DataSource(folder=tmp_path), COLOUR, resize=(4, 4))
+    tracemalloc.start()
+    (batch,) = samples.batches(8)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(batch.inputs[0]) == 8
+    assert peak < 3 * 3_000_000  # an image has 3 MB, and is copied once
 
 
 def test_folder_passes_over_hidden_entries(tmp_path: Path) -> None:

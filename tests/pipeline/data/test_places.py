@@ -88,6 +88,22 @@ def test_mask_follows_by_the_nearest_pixel_and_counts_for_nothing_beside_the_ima
     assert boxed.labels[0].tolist() == [[255] * 4, [0, 1, 2, 0], [2, 0, 1, 1], [255] * 4]
 
 
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.int64, np.float32])
+def test_mask_of_every_number_type_counts_for_nothing_beside_the_image(tmp_path: Any, dtype: type) -> None:
+    batch = read(tmp_path, mask(2, 4, 4), WIDE, np.ones((1, 2, 4), dtype), resize=(4, 4), letterbox=0)
+    assert batch.labels is not None
+    assert batch.labels[0].tolist() == [[255] * 4, [1] * 4, [1] * 4, [255] * 4]
+
+
+def test_labels_stay_where_integer_images_are_not_resized(tmp_path: Any) -> None:
+    npz(tmp_path, images=np.zeros((1, 1, 4, 4), np.uint8), **one_box(0, 0, 2, 2))
+    source = NpzSource(tmp_path / "set.npz", ("images",), {name: name for name in one_box(0, 0, 1, 1)})
+    specs = (TensorSpec(name="image", shape=(1, 4, 4), dtype="uint8"),)
+    samples = SampleSet("test", source, specs, Preprocessing(resize=(2, 2)), (0,), boxes(1, 4, 4))
+    (label,) = samples.__getitems__([0]).labels or []
+    assert label["boxes"].tolist() == [[0, 0, 2, 2]]
+
+
 def test_mask_of_the_models_size_stays_when_the_image_is_resized(tmp_path: Any) -> None:
     stored = np.arange(16, dtype=np.uint8).reshape(1, 4, 4) % 3
     batch = read(tmp_path, mask(3, 4, 4), (8, 8), stored, resize=(4, 4))
