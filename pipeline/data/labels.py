@@ -254,11 +254,16 @@ def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def mask(classes: int, height: int, width: int) -> LabelForm:
-    """A class per pixel: ``(N, H, W) int64``; 255 counts for nothing."""
+def mask(classes: int, height: int, width: int, image: Size | None = None) -> LabelForm:
+    """A class per pixel: ``(N, H, W) int64``; 255 counts for nothing.
+
+    Args:
+        image: The size of the model's input, which masks may have, too.
+    """
 
     def convert(stored: Any) -> Tensor:
-        found = _shaped(_integers(stored), (height, width))
+        found = _integers(stored)
+        found = _shaped(found, image if image is not None and found.shape[-2:] == image else (height, width))
         wrong = ((found < 0) | (found >= classes)) & (found != IGNORED)
         _refuse(wrong, lambda i: f"has the value {found[i][wrong[i]][0]} in its mask, {_range(classes)}")
         return torch.from_numpy(found)

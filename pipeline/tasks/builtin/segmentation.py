@@ -28,16 +28,23 @@ def task(example: Example) -> Task:
         problem = f"tells apart {IGNORED} classes at most, as {IGNORED} marks pixels that count for nothing"
         raise RecipeError(f"{problem}, and the model has {classes}", where="task", fix=FIX)
 
+    image = example.image_size if example.inputs and example.inputs[0].ndim == 4 else None
+
     def update(metric: Metric, found: Tensor, labels: Tensor) -> None:
+        if found.shape != labels.shape:  # a mask of the image's size, and a smaller output
+            found = functional.interpolate(found[:, None].float(), labels.shape[1:], mode="nearest-exact")[:, 0].long()
         metric.update(found, labels)
 
     def label_loss(outputs: Tensors, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(outputs[0], labels, ignore_index=IGNORED)
+        logits = outputs[0]
+        if logits.shape[2:] != labels.shape[1:]:
+            logits = functional.interpolate(logits, labels.shape[1:], mode="bilinear")
+        return functional.cross_entropy(logits, labels, ignore_index=IGNORED)
 
     settings: dict[str, Any] = {"num_classes": classes, "ignore_index": IGNORED, "sync_on_compute": False}
     return Task(
         name="segmentation",
-        labels=mask(classes, height, width),
+        labels=mask(classes, height, width, image=image),
         metrics=(
             MetricSpec(
                 info=MetricInfo(name="miou", title="Mean IoU"),

@@ -59,6 +59,21 @@ def test_anomaly_scores_a_model_that_returns_its_input_by_its_error() -> None:
     assert scores.values() == {"auroc": 1.0}
 
 
+def test_segmentation_takes_masks_of_the_images_size_when_its_output_is_smaller() -> None:
+    made = task("segmentation", torch.randn(2, 3, 10, 15), inputs=(IMAGE,))
+    assert made.labels is not None
+    small = torch.randint(0, 3, (2, 10, 15))
+    large = made.labels.read(small.repeat_interleave(2, 1).repeat_interleave(2, 2).numpy(), "masks", range(2))
+    assert large.shape == (2, 20, 30)
+    logits = 20.0 * torch.nn.functional.one_hot(small, 3).permute(0, 3, 1, 2)
+    for spec in made.metrics:
+        metric = spec.make()
+        spec.update(metric, made.predict((logits,), ()), large)
+        assert spec.pick(metric.compute()) == pytest.approx(1.0)
+    assert made.label_loss is not None
+    assert made.label_loss((logits,), large) < made.label_loss((logits.roll(1, 1),), large)
+
+
 def test_segmentation_leaves_out_pixels_that_count_for_nothing() -> None:
     logits = torch.zeros(1, 2, 2, 2)
     logits[0, 1, 0] = 1  # the first row is class 1, the second class 0
