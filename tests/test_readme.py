@@ -45,8 +45,11 @@ def test_library_snippet_prints_metrics_when_run_as_printed(tmp_path: Path) -> N
 
 
 def test_recipe_in_readme_is_valid_when_parsed() -> None:
-    recipe, pruning, tflite, training = (yaml.safe_load(block) for block in blocks("yaml"))
+    recipe, task, pruning, tflite, training = (yaml.safe_load(block) for block in blocks("yaml"))
     assert [step.name for step in parse_recipe(recipe).stages] == ["prune", "distill", "quantize"]
+    own = parse_recipe({**recipe, **task})
+    assert own.task is not None
+    assert [budget.metric for budget in own.budget] == [metric.partition(":")[2] for metric in own.task.metrics]
     prune, distill = parse_recipe({**recipe, "stages": [*pruning, *training]}).stages
     assert prune.config.recover.epochs == 1
     assert distill.config.student.kwargs == {"classes": 10}

@@ -1,14 +1,15 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.core import TensorSpec
+from pipeline.core import TargetError, TensorSpec
 from pipeline.models.load import from_module
-from pipeline.stages.benchmark import _in_session, artifact_record
+from pipeline.stages.benchmark import _Artifacts, _in_session, artifact_record
 from pipeline.target import Lowered, measured
 from pipeline.tasks.prediction import session_predictor
 
@@ -71,3 +72,20 @@ def test_artifacts_are_timed_on_real_samples() -> None:
     session = Recording(2)
     _in_session(session, model, lowered).call()  # type: ignore[arg-type]
     assert session.given[0].tolist() == [[3, 4], [3, 4]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_target_is_refused_when_a_metric_of_its_file_is_no_number(value: float) -> None:
+    def run(metric: float) -> SimpleNamespace:
+        return SimpleNamespace(
+            scores=SimpleNamespace(values=lambda: {"correlation": metric}),
+            session=SimpleNamespace(runtime="LiteRT"),
+            lowered=SimpleNamespace(path=Path("model.tflite")),
+        )
+
+    artifacts = object.__new__(_Artifacts)
+    artifacts.optimized, artifacts.original, artifacts.variants, artifacts.cross_checks = run(value), run(0.5), {}, []
+    with pytest.raises(TargetError, match=rf"model\.tflite: correlation is {value} on LiteRT"):
+        artifacts.require_metrics()
+    artifacts.optimized = run(0.25)
+    artifacts.require_metrics()

@@ -10,7 +10,15 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from pipeline.tasks.differences import Difference, Paired, differences, samples_to_tell, tango_interval
+from pipeline.tasks.builtin.embedding import Neighbours
+from pipeline.tasks.differences import (
+    FEW_RESAMPLES,
+    Difference,
+    Paired,
+    differences,
+    samples_to_tell,
+    tango_interval,
+)
 from pipeline.tasks.task import Task
 from tests.tasks import task
 
@@ -108,3 +116,17 @@ def test_more_samples_are_asked_for_where_the_interval_holds_the_limit() -> None
     found = Difference(metric="top1", value=-0.005, low=-0.015, high=0.005, samples=400, method="")
     assert samples_to_tell(found, drop=0.005, allowed=0.01) == 1600
     assert samples_to_tell(found, drop=0.01, allowed=0.01) is None
+
+
+def test_metrics_of_one_object_are_computed_once_for_each_resample(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.arange(20) % 4
+    vectors = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    made = task("embedding", vectors)
+    computed = []
+    compute = Neighbours.compute
+    monkeypatch.setattr(Neighbours, "compute", lambda self: computed.append(self) or compute(self))
+    original, first, second = (paired(made, vectors, labels, 20) for _ in range(3))
+    found = [differences(original, first), differences(original, second)]
+    assert found[0] == found[1]
+    assert {each.metric for each in found[0]} > {"recall1", "auroc", "eer"}
+    assert len(computed) == 3 * (FEW_RESAMPLES + 1)  # of three models, though there are three metrics and two pairs
