@@ -18,8 +18,11 @@ CRAMPED = 2.0
 """How much wider a joined range is than a tensor's own where its other readers keep the tensor's own grid."""
 
 INCOMPATIBLE = 16.0
-"""How much wider one of several joined tensors is than another where they may stay in float: four of eight bits would
+"""How much wider one of several summed tensors is than another where they may stay in float: four of eight bits would
 be lost."""
+
+APART = 4.0
+"""The same for a concatenation, such as a detector's boxes beside its scores: two bits. In floats, it only copies."""
 
 LEVELS = 255
 
@@ -40,8 +43,8 @@ def why_incompatible(graph: GraphModule, spans: Spans) -> dict[Node, str]:
     """Joins and sums that stay in float since no kernel reads their result, whose grid would lose a narrow operand."""
     return {
         node: f"joins tensors whose ranges differ {ratio:.0f}-fold: one grid would lose the smaller"
-        for node, ratio in unlike(graph, spans, INCOMPATIBLE)
-        if not _is_read_by_kernels(node)
+        for node, ratio in unlike(graph, spans, APART)
+        if (ratio > INCOMPATIBLE or node.target not in SUMS) and not _is_read_by_kernels(node)
     }
 
 
