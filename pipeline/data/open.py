@@ -56,6 +56,8 @@ def open_samples(
         assert source.factory is not None  # the recipe has checked that one of them is there
         dataset = call(source.factory, source.kwargs, root, field=f"data.{name}.kwargs", refusal=DataError)
         opened = dataset if isinstance(dataset, Source) else _dataset(dataset, source, inputs, root)
+    if source.box_format != "xyxy":
+        opened.box_format = source.box_format
     if source.labels is None:
         opened.labelled = False
     samples = from_source(opened, inputs, preprocessing, name=name)

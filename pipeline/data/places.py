@@ -154,6 +154,22 @@ def inside(points: Array, size: Size) -> Array:
     )
 
 
+def as_corners(label: Any, box_format: str) -> Any:
+    """A label whose boxes are given by a corner or the centre, and width and height, with corners; others unchanged.
+
+    >>> as_corners({"boxes": np.array([[4, 4, 2, 6]])}, "cxcywh")["boxes"].tolist()
+    [[3.0, 1.0, 5.0, 7.0]]
+    """
+    if box_format == "xyxy" or not isinstance(label, Mapping) or "boxes" not in label:
+        return label
+    boxes = np.asarray(label["boxes"]).astype(np.float64)
+    if boxes.ndim == 0 or boxes.shape[-1] != 4:  # the form of labels refuses it, or there are none
+        return label
+    first, sides = boxes[..., :2], boxes[..., 2:]
+    low = first - sides / 2 if box_format == "cxcywh" else first
+    return {**label, "boxes": np.concatenate([low, low + sides], -1)}
+
+
 def clipped(corners: Array, size: Size) -> tuple[Array, Array]:
     """Boxes ``(M, 4)`` cut at the edges of an image, and which of them are still labelled ``(M,) bool``.
 

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from pipeline.core import DataError, Model, Preprocessing, TensorSpec
 from pipeline.core.arrays import Array
 from pipeline.data.labels import ANY, LabelForm, Labels, tensors_in
-from pipeline.data.places import Kind, Places
+from pipeline.data.places import Kind, Places, as_corners
 from pipeline.data.preprocessing import frames, prepare
+from pipeline.data.source import BoxFormat
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Source(ABC):
         labels_where: The file and the field of the labels, for messages.
         classes: What the labels' numbers stand for, where the source names its classes.
         kind: What the labels say about places, where that is known without a task.
+        box_format: What the four numbers of a box are.
         one_by_one: Whether a sample takes so much memory before preprocessing that one is read at a time.
     """
 
@@ -53,6 +55,7 @@ class Source(ABC):
     classes: tuple[str, ...] = ()
     kind: Kind = "unknown"
     one_by_one: bool = False
+    box_format: BoxFormat = "xyxy"
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -107,6 +110,8 @@ class SampleSet:
         inputs = tuple(self._tensor(array, spec, chosen) for array, spec in zip(arrays, self.inputs, strict=True))
         if labels is None or self.form is None or not self.source.labelled:
             return Batch(inputs, None)
+        if self.source.box_format != "xyxy":
+            labels = [as_corners(label, self.source.box_format) for label in labels]
         moved = frames(arrays[0], self.inputs[0], self.preprocessing)
         form = (
             self.form

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ FACTORY = r"^\w+(\.\w+)*:\w+$"
 Factory = Annotated[str, Field(pattern=FACTORY)]
 """A callable of a user's, as ``module:callable``."""
 
+BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 FORMATS = ("npz", "folder", "table", "huggingface", "factory")
 PATHS = ("npz", "folder", "masks", "coco", "table", "huggingface")
 """Keys whose values are paths."""
@@ -23,6 +24,7 @@ _ONLY_WITH = {
     "coco": ("folder",),
     "ignore": ("masks",),
     "split": ("huggingface",),
+    "box_format": ("npz", "table", "huggingface", "factory"),
     "kwargs": ("factory",),
     "collate": ("factory",),
 }
@@ -52,6 +54,9 @@ class DataSource(Setting):
     )
     ignore: Annotated[tuple[Integer, ...], Distinct] = Field(
         (), description="values of masks that count for nothing, beside 255"
+    )
+    box_format: BoxFormat = Field(
+        "xyxy", description="what four numbers of a box are: corners, corner and size, or centre and size, in pixels"
     )
     split: str | None = Field(None, description="which data set, where several were saved together")
     limit: PositiveInt | None = Field(None, description="use this many samples, evenly spaced over the set")

@@ -87,6 +87,7 @@ class _Part(Source):
         source = samples.source
         self.where, self.labelled, self.labels_where = source.where, source.labelled, source.labels_where
         self.classes, self.kind, self.one_by_one = source.classes, source.kind, source.one_by_one
+        self.box_format = source.box_format
         self._source, self._indices = source, samples.indices
 
     def __len__(self) -> int:

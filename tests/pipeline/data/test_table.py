@@ -130,6 +130,20 @@ def test_limit_takes_rows_over_the_whole_table(tmp_path: Path) -> None:
     assert batch.labels.tolist() == [0, 2]
 
 
+@pytest.mark.parametrize(
+    ("box_format", "corners"), [("xyxy", [1, 1, 2, 2]), ("xywh", [1, 1, 3, 3]), ("cxcywh", [0, 0, 2, 2])]
+)
+def test_boxes_are_read_as_their_format_says(tmp_path: Path, box_format: str, corners: list[float]) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    row = {"images": "a.png", "labels": {"boxes": [[1, 1, 2, 2]], "labels": [1]}}
+    (tmp_path / "set.jsonl").write_text(json.dumps(row))
+    source = DataSource.model_validate({"table": tmp_path / "set.jsonl", "box_format": box_format})
+    samples = open_samples(source, GREY, Preprocessing(), name="test")
+    (batch,) = replace(samples, form=boxes(2, 4, 4)).batches(1)
+    assert batch.labels is not None
+    assert batch.labels[0]["boxes"].tolist() == [corners]
+
+
 def test_class_names_in_lists_become_numbers(tmp_path: Path) -> None:
     rows = [{"image": "a.png", "box": [[0, 0, 2, 2], [1, 1, 3, 3]], "kind": ["dog", "cat"]}]
     parts = {"boxes": "box", "labels": "kind"}

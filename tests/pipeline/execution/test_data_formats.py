@@ -186,6 +186,14 @@ def test_class_names_are_as_many_as_the_task_finds(project: Path) -> None:
         checked(project, "Segmenter", MASKS, task="segmentation", model={"classes": ["road"]})
 
 
+def test_own_dataset_with_boxes_of_another_format(project: Path) -> None:
+    data = {"factory": f"{MODULE}:boxes", "box_format": "cxcywh"}
+    with pytest.raises(DataError, match=r"labels.boxes: sample 0 has the box \[-2.0, -2.0, 2.0, 2.0\]"):
+        checked(project, "Detector", data, task="detection")
+    with pytest.raises(RecipeError, match="box_format goes with npz or table or huggingface or factory"):
+        recipe("Detector", {"folder": "images", "coco": "boxes.json", "box_format": "xyxy"})
+
+
 def test_augmentation_that_labels_cannot_follow_is_refused_before_a_run(project: Path) -> None:
     rows = [{"path": f"images/{i}.png", "size": [i, 0.5]} for i in range(3)]
     (project / "sizes.jsonl").write_text("\n".join(map(json.dumps, rows)))
