@@ -20,6 +20,16 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().mean() / teacher.square().mean().clamp_min(TINY)
 
 
+def cross_entropy_where_known(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
+    """Mean cross-entropy of logits ``(N, classes, …)`` over the labels that count; zero, not NaN, where none does.
+
+    >>> cross_entropy_where_known(torch.zeros(1, 2, 3), torch.tensor([[255, 0, 1]]), 255)
+    tensor(0.6931)
+    """
+    total = functional.cross_entropy(logits, labels, ignore_index=ignored, reduction="sum")
+    return total / (labels != ignored).sum().clamp_min(1)
+
+
 def relative_errors(student: Tensors, teacher: Tensors, _temperature: float) -> list[Tensor]:
     """`relative_error` of every output of real numbers."""
     pairs = zip(student, teacher, strict=True)

@@ -35,7 +35,8 @@ def task(example: Example) -> Task:
 
     def label_loss(outputs: Tensors, labels: Tensor) -> Tensor:
         known = labels > 0
-        return ((outputs[0].reshape(labels.shape) - labels).abs()[known] / labels[known]).mean()
+        errors = (outputs[0].reshape(labels.shape) - labels).abs()[known] / labels[known]
+        return errors.sum() / known.sum().clamp_min(1)
 
     return Task(
         name="depth",

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from pipeline.core import MetricInfo, RecipeError
 from pipeline.data.labels import mask
 from pipeline.data.places import IGNORED
-from pipeline.tasks.losses import divergence_of_first
+from pipeline.tasks.losses import cross_entropy_where_known, divergence_of_first
 from pipeline.tasks.pictures import View, coloured
 from pipeline.tasks.task import FIX, Example, MetricSpec, Task, Tensors, misfit
 
@@ -39,7 +39,7 @@ def task(example: Example) -> Task:
         logits = outputs[0]
         if logits.shape[2:] != labels.shape[1:]:
             logits = functional.interpolate(logits, labels.shape[1:], mode="bilinear")
-        return functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+        return cross_entropy_where_known(logits, labels, IGNORED)
 
     settings: dict[str, Any] = {"num_classes": classes, "ignore_index": IGNORED, "sync_on_compute": False}
     return Task(

@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from pipeline.core import MetricInfo
 from pipeline.data.labels import IGNORED_TOKEN, token_classes
-from pipeline.tasks.losses import divergence_of_first
+from pipeline.tasks.losses import cross_entropy_where_known, divergence_of_first
 from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
 
 
@@ -23,7 +22,7 @@ def task(example: Example) -> Task:
     _, length, classes = first.shape
 
     def label_loss(outputs: Tensors, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(outputs[0].flatten(0, 1), labels.flatten(), ignore_index=IGNORED_TOKEN)
+        return cross_entropy_where_known(outputs[0].flatten(0, 1), labels.flatten(), IGNORED_TOKEN)
 
     settings: dict[str, Any] = {"num_classes": classes, "ignore_index": IGNORED_TOKEN, "sync_on_compute": False}
     return Task(

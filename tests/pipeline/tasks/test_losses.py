@@ -62,6 +62,30 @@ def test_detection_scores_of_a_teacher_with_logits_are_compared_by_their_diverge
     assert scores == pytest.approx(HALF_TO_QUARTER / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "output", "known", "unknown"),
+    [
+        ("segmentation", torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long), 255),
+        ("tokens", torch.randn(2, 4, 3), torch.zeros(2, 4, dtype=torch.long), -100),
+        ("depth", torch.rand(2, 4, 4), torch.ones(2, 4, 4), 0),
+    ],
+)
+def test_loss_on_labels_is_zero_with_zero_gradient_when_no_label_counts(
+    name: str, output: Tensor, known: Tensor, unknown: int
+) -> None:
+    loss = task(name, output).label_loss
+    assert loss is not None
+    given = output.clone().requires_grad_(True)
+    value = loss((given,), torch.full_like(known, unknown))
+    value.backward()
+    assert value == 0
+    assert given.grad is not None
+    assert given.grad.abs().max() == 0
+    half = known.clone()
+    half[1] = unknown
+    torch.testing.assert_close(loss((output,), half), loss((output[:1],), known[:1]))
+
+
 def test_segmentation_averages_the_divergence_over_places() -> None:
     teacher = torch.zeros(1, 2, 2, 2)
     student = teacher.clone()
