@@ -125,6 +125,7 @@ class DifferenceRecord(Record):
     """Optimized minus original, in the metric's unit, with its 95 % interval from the same samples.
 
     Attributes:
+        gained, lost: Samples that only the optimized model has right, and only the original; for shares of samples.
         p_value: That a difference this large is chance, two-sided, by the method's exact test; None where it has none.
         verdict: Of the metric's budget; None where it has none.
         enough_samples: About how many would tell, where these do not.
@@ -136,6 +137,8 @@ class DifferenceRecord(Record):
     high: float
     samples: Count
     method: str
+    gained: Count | None = None
+    lost: Count | None = None
     p_value: float | None = None
     verdict: Sureness | None = None
     enough_samples: Count | None = None

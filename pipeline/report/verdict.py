@@ -127,7 +127,7 @@ def _unsure(report: Report, budget: MetricBudget, name: str) -> str:
     difference = next(found for found in target.differences if found.metric == budget.metric)
     interval = f"{units.change(difference.low, info)} to {units.change(difference.high, info)}"
     enough = "" if difference.enough_samples is None else f"; about {difference.enough_samples} would"
-    return f"cannot tell with {difference.samples} samples, {info.title} changed by {interval}{enough}"
+    return f"cannot tell with {difference.samples} samples{enough}: {info.title} changed by {interval} (95 %)"
 
 
 def _unmeasured(report: Report) -> Iterator[str]:

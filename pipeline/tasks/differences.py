@@ -38,6 +38,7 @@ class Difference:
 
     Attributes:
         p_value: Of "both are equally good", two-sided; for shares of samples.
+        gained, lost: Samples that only the optimized model has right, and only the original; for shares of samples.
     """
 
     metric: str
@@ -47,9 +48,11 @@ class Difference:
     samples: int
     method: str
     p_value: float | None = None
+    gained: int | None = None
+    lost: int | None = None
 
 
-def tango_interval(gained: int, lost: int, samples: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def tango_interval(gained: float, lost: float, samples: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Tango's score interval of the difference of two paired shares.
 
     Args:
@@ -157,6 +160,8 @@ def _of_shares(spec: MetricSpec, original: Paired, optimized: Paired) -> Differe
         samples=original.samples,
         method="Tango's score interval; exact McNemar test",
         p_value=float(test),
+        gained=gained,
+        lost=lost,
     )
 
 
@@ -251,11 +256,31 @@ def _merge(whole: Metric, block: Metric) -> None:
 
 
 def samples_to_tell(difference: Difference, drop: float, allowed: float) -> int | None:
-    """About how many samples would tell a drop from the one that is allowed: an interval shrinks as their root.
+    """About how many samples would tell a drop from the one that is allowed, if they are like these.
 
-    None where no number of samples would, as both are equal.
+    For shares: the fewest with as many changes each, of which Tango's interval tells. Otherwise an interval shrinks as
+    the root of their number. None where no number of samples would, as both are equal.
     """
     if (distance := abs(drop - allowed)) < 1e-9:
         return None
+    if difference.gained is not None and difference.lost is not None:
+        return _fewest(difference.gained / difference.samples, difference.lost / difference.samples, allowed)
     width = max(difference.high - difference.value, difference.value - difference.low)
     return math.ceil(difference.samples * (width / distance) ** 2)
+
+
+def _fewest(gained: float, lost: float, allowed: float) -> int | None:
+    """The fewest samples with these shares of changes of which Tango's interval lies on one side of a drop."""
+
+    def tells(samples: int) -> bool:
+        low, high = tango_interval(gained * samples, lost * samples, samples)
+        return -low <= allowed or -high > allowed
+
+    enough: int | None = next((1 << power for power in range(1, 40) if tells(1 << power)), None)
+    if enough is None:
+        return None
+    few = enough // 2
+    while enough - few > max(1, enough // 1000):
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if tells(middle) else (middle, enough)
+    return enough

@@ -20,6 +20,7 @@ from pipeline.execution.deployed import target_of
 from pipeline.execution.samples import run_samples
 from pipeline.recipe import Recipe, parse_recipe
 from pipeline.report.model import Report, TargetRecord
+from tests.pipeline.conftest import Project
 
 MODULE = "networks_of_tasks"
 CODE = '''
@@ -106,6 +107,20 @@ class Within(torchmetrics.Metric):
 
 def within():
     return Within()
+
+
+class Longest(torchmetrics.MaxMetric):
+    """The largest of the second output: it sees all outputs."""
+
+    higher_is_better = True
+
+    def update(self, outputs, labels):
+        direction, length = outputs
+        super().update(length)
+
+
+def longest():
+    return Longest()
 '''
 
 
@@ -310,3 +325,36 @@ def test_record_of_quantize_has_the_tasks_metric_and_the_sqnr_of_each_output(fol
     assert held_out["int8"] == pytest.approx(held_out["float"], abs=0.05)
     assert len(held_out["outputs_db"]) == 2
     assert all(db > 15 for db in held_out["outputs_db"].values())
+
+
+@pytest.mark.slow
+def test_own_metric_sees_all_outputs(folder: Path) -> None:
+    task = {"metrics": [f"{MODULE}:longest"]}
+    report = quantized("Two", folder, "longest", task=task, budget={"metric": "longest", "max_drop": 1.0})
+    (target,) = report.targets
+    assert target.artifact is not None
+    images = torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    _, lengths = deployed(folder / "longest" / target.artifact.path, images)
+    assert target.metrics == {"longest": pytest.approx(float(lengths.max()), rel=1e-5)}
+    (difference,) = target.differences
+    assert difference.samples == 48
+    assert difference.low <= difference.value <= difference.high
+
+
+@pytest.mark.slow
+def test_budget_of_few_samples_is_unsure_and_says_how_many_would_tell(project: Project) -> None:
+    """No answer of 256 changes, but a drop of 1.48 points is as likely: z^2 / (256 + z^2)."""
+    project.recipe |= {"stages": [], "targets": ["onnx"], "budget": {"metric": "top1", "max_drop": 0.01}}
+    report = run(parse_recipe(project.recipe), project.folder / "out", root=project.folder)
+    (target,) = report.targets
+    difference = target.differences[0]
+    assert (difference.metric, difference.value, difference.p_value) == ("top1", 0.0, 1.0)
+    assert -difference.low == pytest.approx(1.959964**2 / (256 + 1.959964**2), rel=1e-3)
+    assert (difference.verdict, report.budgets[0].verdict) == ("unsure", {"onnx": "unsure"})
+    assert report.budget is not None
+    assert report.budget.met == {"onnx": True}
+    said = f"cannot tell with 256 samples; about {difference.enough_samples} would"
+    assert report.verdict is not None
+    assert not report.verdict.passed
+    assert any(said in reason for reason in report.verdict.reasons)
+    assert said in (project.folder / "out" / "report.html").read_text()

@@ -118,6 +118,22 @@ def test_more_samples_are_asked_for_where_the_interval_holds_the_limit() -> None
     assert samples_to_tell(found, drop=0.01, allowed=0.01) is None
 
 
+@pytest.mark.parametrize(("gained", "lost", "allowed"), [(0, 0, 0.01), (2, 4, 0.01), (0, 6, 0.01)])
+def test_number_of_samples_that_would_tell_is_where_tangos_interval_does(
+    gained: int, lost: int, allowed: float
+) -> None:
+    low, high = tango_interval(gained, lost, 400)
+    value = (gained - lost) / 400
+    found = Difference(metric="top1", value=value, low=low, high=high, samples=400, method="", gained=gained, lost=lost)
+    enough = samples_to_tell(found, drop=-value, allowed=allowed)
+    assert enough is not None
+    if lost == 0:
+        assert enough == pytest.approx(1.959964**2 * (1 / allowed - 1), abs=2)  # z^2 / (n + z^2) = allowed
+    for samples, tells in ((enough, True), (round(enough * 0.98), False)):
+        low, high = tango_interval(gained * samples / 400, lost * samples / 400, samples)
+        assert (-low <= allowed or -high > allowed) == tells
+
+
 def test_metrics_of_one_object_are_computed_once_for_each_resample(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.arange(20) % 4
     vectors = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
