@@ -41,6 +41,7 @@ from targets.tflite.graph import (
     quantize,
     quantize_per_channel,
     replace_weight,
+    shape_of,
     through_int8_like,
     value_of,
 )
@@ -125,7 +126,7 @@ def _avg_pool(program: GraphModule, node: Node, goal: Goal) -> str | None:
     if ceil_mode or divisor is not None or (padding not in (0, [0], [0, 0]) and not counts):
         return "it does not divide all windows by their size"
     height, width = (kernel, kernel) if isinstance(kernel, int) else (kernel[0], kernel[-1])
-    channels = node.meta["val"].shape[1]
+    channels = shape_of(node)[1]
     graph = program.graph
     with graph.inserting_before(node):
         weight = _equal_weights(program, node.name, channels, height, width)
@@ -153,7 +154,7 @@ def _mean(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: 
     x, dimensions, keep = arguments(node, None, None, False)
     if not between_quantizers(node):
         return NOT_BETWEEN_INTEGERS
-    if x.meta["val"].ndim != 4 or {axis % 4 for axis in dimensions} != {2, 3}:
+    if len(shape_of(x)) != 4 or {axis % 4 for axis in dimensions} != {2, 3}:
         return "it is not over height and width"
     graph = program.graph
     with graph.inserting_before(node):
@@ -171,7 +172,7 @@ def _first_convolution(program: GraphModule, node: Node, goal: Goal) -> str | No
         return FOR_CPUS
     if not _reads_an_input(x) or not has_own_quantized_weight(node):
         return "it does not read an input, or shares its weight"
-    batch, channels, height, width = x.meta["val"].shape
+    batch, channels, height, width = shape_of(x)
     weight, scales = (value_of(program, source) for source in arguments(arguments(arguments(node)[1])[0])[:2])
     outputs, _, rows, columns = weight.shape
     across = _pair_columns(columns, padding[-1], width)

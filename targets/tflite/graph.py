@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map_only
 
 from targets.tflite.sdk import litert_torch
 
@@ -46,15 +49,40 @@ def calls(value: object, target: object) -> bool:
     return isinstance(value, Node) and value.target is target
 
 
+def example_of(node: Node) -> Any:
+    """What a node gives, without its numbers; of a node that a rewrite has just added, computed from what it reads."""
+    if "val" not in node.meta:
+        if node.op == "get_attr" and node.graph.owning_module is not None:
+            owner, _, name = str(node.target).rpartition(".")
+            node.meta["val"] = getattr(node.graph.owning_module.get_submodule(owner), name)
+        elif callable(node.target):
+            given = (map_arg(each, example_of) for each in (node.args, node.kwargs))
+            with FakeTensorMode():
+                args, kwargs = tree_map_only(torch.Tensor, _unfilled, tuple(given))
+                node.meta["val"] = node.target(*args, **kwargs)
+    return node.meta["val"]
+
+
+def forget_example(node: Node) -> Node:
+    """The node, of which a rewrite has changed the shape."""
+    node.meta.pop("val", None)
+    return node
+
+
+def _unfilled(value: torch.Tensor) -> torch.Tensor:
+    """A tensor of the present mode like another: operators do not take tensors of several modes."""
+    return torch.empty(value.shape, dtype=value.dtype)
+
+
 def shape_of(node: Node) -> torch.Size:
     """The shape of a node's tensor."""
-    shape: torch.Size = node.meta["val"].shape
+    shape: torch.Size = example_of(node).shape
     return shape
 
 
 def is_float(node: Node) -> bool:
     """Whether a node's value is one tensor of real numbers."""
-    value = node.meta.get("val")
+    value = example_of(node) if node.op == "call_function" else node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 

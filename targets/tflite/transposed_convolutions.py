@@ -25,6 +25,7 @@ from targets.tflite.graph import (
     aten,
     calls,
     dequantize,
+    forget_example,
     has_own_quantized_weight,
     moved,
     quantize,
@@ -107,7 +108,7 @@ def _to_convolution(program: GraphModule, node: Node) -> bool:
     quantized = has_own_quantized_weight(node)
     if not (quantized or weight.op == "get_attr") or not (bias is None or bias.op == "get_attr"):
         return False
-    kernel, inputs, sizes = (value.meta["val"].shape[2:] for value in (weight, x, node))
+    kernel, inputs, sizes = (shape_of(value)[2:] for value in (weight, x, node))
     settings = (_per_axis(each, len(kernel)) for each in (stride, padding, dilation))
     rows = list(zip(inputs, sizes, kernel, *settings, strict=True))
     if not quantized and groups == 1 and _converter_knows(rows):
@@ -185,13 +186,13 @@ def _convolve(program: GraphModule, node: Node, axes: list[Axis], groups: int) -
 def _interleave(program: GraphModule, node: Node, axes: list[Axis], groups: int) -> None:
     """Put the outputs in their places, behind the clamps that fuse into the convolution and its quantizer."""
     channels = shape_of(node)[1]
-    last = node
+    last = forget_example(node)
     while len(last.users) == 1 and (reader := next(iter(last.users))).target in CLAMPS:
-        last = reader
+        last = forget_example(reader)
     steps = interleaving(axes, groups, channels // groups)
     quantizers = [reader for reader in last.users if calls(reader, quantize)]
     if len(quantizers) == len(last.users) == 1:
-        (last,) = quantizers
+        last = forget_example(quantizers[0])
         readers, parameters = list(last.users), arguments(last)[1:]
         with program.graph.inserting_after(last):
             start = program.graph.call_function(dequantize, (last, *parameters))

@@ -145,9 +145,10 @@ TRANSPOSED = {
 
 
 @pytest.mark.parametrize("name", TRANSPOSED)
-def test_a_transposed_convolution_of_any_form_equals_torch(name, tmp_path):
+def test_transposed_convolutions_of_any_form_equal_torch_also_in_a_row(name, tmp_path):
     torch.manual_seed(0)
-    module = nn.Sequential(nn.ConvTranspose2d(4, 8, **TRANSPOSED[name]), nn.ReLU()).eval()
+    first, second = nn.ConvTranspose2d(4, 8, **TRANSPOSED[name]), nn.ConvTranspose2d(8, 4, **TRANSPOSED[name])
+    module = nn.Sequential(first, nn.ReLU(), second).eval()
     (expected,), (found,), _ = outputs(module, torch.randn(1, 4, 5, 6), tmp_path, quantized=False)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
