@@ -1,1 +1,1 @@
-"""Small real data sets and the demo's checkpoint, each with its source and licence."""
+"""Small real data sets and the demos' checkpoints, each with its source and licence."""

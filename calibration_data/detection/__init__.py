@@ -1,0 +1,1 @@
+"""The detection demo: a single-shot detector for garments in composed scenes."""

@@ -1,0 +1,1 @@
+"""The keyword demo: a depthwise CNN that hears which of ten words was spoken."""
