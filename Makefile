@@ -34,9 +34,11 @@ torture: .venv/.ready  ## hours of kills, full disks, damaged stores, damaged an
 	$(BIN)/python -m tests.torture models --count 10000
 	$(BIN)/python -m tests.torture hostile
 
-sample: demo  ## refresh the committed sample report from the demo's run
-	mkdir -p reports/sample
+sample: demo  ## refresh the committed sample reports, from the demo's run and the detection demo's
+	$(BIN)/edgewright demo --task detection --out reports/detection
+	mkdir -p reports/sample/detection
 	cp reports/demo/report.json reports/demo/report.html reports/sample/
+	cp reports/detection/report.json reports/detection/report.html reports/sample/detection/
 
 setup: .venv/.ready
 

@@ -15,19 +15,26 @@ from pipeline.report.schema import json_schema
 from pipeline.target import Measured
 
 SAMPLE = Path(__file__).parents[3] / "reports" / "sample" / "report.json"
+DETECTION = SAMPLE.parent / "detection" / "report.json"
+
+
+@pytest.fixture(scope="module", params=[SAMPLE, DETECTION], ids=["classification", "detection"])
+def path(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
-def sample() -> Report:
-    return read_report(SAMPLE)
+def sample(path: Path) -> Report:
+    return read_report(path)
 
 
 def by_threads(latencies: tuple[object, ...]) -> dict[int, Measured]:
     return {latency.threads: latency for latency in latencies if isinstance(latency, Measured)}
 
 
-def test_sample_validates_against_the_published_schema_when_checked_by_jsonschema() -> None:
-    jsonschema.validate(json.loads(SAMPLE.read_text()), json_schema(), cls=jsonschema.Draft202012Validator)
+def test_sample_validates_against_the_published_schema_when_checked_by_jsonschema(path: Path) -> None:
+    jsonschema.validate(json.loads(path.read_text()), json_schema(), cls=jsonschema.Draft202012Validator)
 
 
 def test_statistics_follow_from_the_raw_samples_when_numpy_computes_them(sample: Report) -> None:
@@ -61,12 +68,25 @@ def test_budget_is_met_exactly_where_the_drop_is_within_it_when_recomputed(sampl
     assert budget.met == {name: baseline - value <= budget.max_drop + 1e-9 for name, value in judged.items()}
 
 
-def test_accuracies_are_counts_of_samples_when_multiplied_out(sample: Report) -> None:
+def test_accuracies_are_counts_of_samples_when_multiplied_out() -> None:
+    sample = read_report(SAMPLE)
     count = sample.data["evaluation"].samples
     for metrics in (sample.original.metrics, *(target.metrics or {} for target in sample.targets)):
         for value in metrics.values():
             assert value * count == pytest.approx(round(value * count), abs=1e-6)
 
 
-def test_sample_names_no_machine_when_read_as_text() -> None:
-    assert not any(word in SAMPLE.read_text() for word in ("/home/", "/root/", "/tmp/", "/work/", "localhost"))
+def test_detections_sample_shows_boxes_of_every_model_beside_the_labels() -> None:
+    sample = read_report(DETECTION)
+    assert sum(path.stat().st_size for path in DETECTION.parent.iterdir()) < 600_000
+    assert len(sample.samples) == 6
+    for shown in sample.samples:
+        assert [view.title.split(",")[0] for view in shown.views] == ["label", "original", "INT8"]
+        for box in (box for view in shown.views for box in view.boxes):
+            x1, y1, x2, y2 = box.corners
+            assert 0 <= x1 < x2 <= shown.width
+            assert 0 <= y1 < y2 <= shown.height
+
+
+def test_sample_names_no_machine_when_read_as_text(path: Path) -> None:
+    assert not any(word in path.read_text() for word in ("/home/", "/root/", "/tmp/", "/work/", "localhost"))
