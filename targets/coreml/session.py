@@ -54,8 +54,9 @@ class _NamedSession(Protocol):
         results = []
         start = 0
         for size in chunks(len(inputs[0]), batch_sizes(self.description)):
-            outputs = self.predict({name: array[start : start + size] for name, array in given.items()})
-            results.append([outputs[name] for name in stored])
+            outputs = self.predict({name: _filled(array[start : start + size], size) for name, array in given.items()})
+            left = len(inputs[0]) - start
+            results.append([outputs[name][:left] if outputs[name].ndim else outputs[name] for name in stored])
             start += size
         if len(results) == 1:
             return tuple(results[0])
@@ -116,6 +117,12 @@ class InterpreterSession(_NamedSession):
         return {name: as_array(value) for name, value in self._interpreter.run(inputs).items()}
 
 
+def _filled(array: Array, size: int) -> Array:
+    """A batch of this size; where samples are missing, the last one is repeated."""
+    missing = size - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+
 def as_array(value: Any) -> Array:
     """An output as an array; of a classifier's dictionary, the probabilities ``(1, classes)``."""
     held = value.item() if isinstance(value, np.ndarray) and value.dtype == object else value
@@ -151,21 +158,16 @@ def batch_sizes(description: Any) -> tuple[int, ...]:
 
 
 def chunks(count: int, sizes: tuple[int, ...]) -> list[int]:
-    """Batch sizes that add up to ``count``, the largest first.
+    """Batch sizes that hold ``count`` samples, the largest first; the last may hold more than are left.
 
-    Raises:
-        ValueError: No combination, taken greedily, adds up.
-
-    >>> chunks(70, (1, 32))
-    [32, 32, 1, 1, 1, 1, 1, 1]
+    >>> chunks(70, (1, 32)), chunks(7, (3, 5))
+    ([32, 32, 1, 1, 1, 1, 1, 1], [5, 3])
     """
     taken = []
     for size in sorted(sizes, reverse=True):
         whole, count = divmod(count, size)
         taken += [size] * whole
-    if count:
-        raise ValueError(f"{count} samples are left over: the model takes batches of {sorted(sizes)}")
-    return taken
+    return taken + ([min(sizes)] if count else [])
 
 
 def read_interface(path: Path) -> Lowered:

@@ -147,7 +147,8 @@ def test_it_works_from_python_m_and_from_standard_input(tmp_path: Path) -> None:
 
 
 WAITS = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from pipeline.core.bounded import run_bounded

@@ -22,7 +22,7 @@ from pipeline.recipe import Recipe, parse_recipe
 from pipeline.report.model import Report, TargetRecord
 from tests.pipeline.conftest import Project
 
-MODULE = "networks_of_tasks"
+MODULE = "networks_with_numbers"
 CODE = '''
 import torch
 import torchmetrics
