@@ -62,7 +62,8 @@ class Head(nn.Module):
         super().__init__()
         self.trunk = convolution(channels, channels, 3)
         self.boxes, self.scores = nn.Conv2d(channels, 4, 1), nn.Conv2d(channels, classes, 1)
-        nn.init.constant_(self.scores.bias, -4.0)  # type: ignore[arg-type]  # almost all places hold nothing
+        assert self.scores.bias is not None
+        nn.init.constant_(self.scores.bias, -4.0)  # almost all places hold nothing
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(x)

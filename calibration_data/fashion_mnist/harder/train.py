@@ -13,19 +13,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from calibration_data.fashion_mnist.harder.network import NETWORKS
 from calibration_data.fashion_mnist.train import IMAGE, cross_entropy, samples
+from calibration_data.training import train, trained
 from pipeline.models.capture import count_macs, count_parameters
 from pipeline.recipe import Augmentation, TrainingConfig
 from pipeline.tasks.evaluation import evaluate
-from pipeline.training.loop import fit
 
 HERE = Path(__file__).parent
-SEED = 0
 TRAINING = TrainingConfig(
     epochs=8, batch_size=128, learning_rate=0.25, weight_decay=1e-4, augment=Augmentation(horizontal_flip=True)
 )
@@ -33,21 +30,16 @@ TRAINING = TrainingConfig(
 
 def load_trained(name: str) -> nn.Module:
     """A trained network of `NETWORKS`, in eval mode."""
-    model = NETWORKS[name]()
-    model.load_state_dict(load_file(HERE / f"{name}.safetensors"))
-    return model.eval()
+    return trained(NETWORKS[name], HERE / f"{name}.safetensors")
 
 
-def train(name: str) -> None:
+def train_and_describe(name: str) -> None:
     """Train, save and describe one network."""
     with tempfile.TemporaryDirectory() as scratch:
         images, test = samples("train", Path(scratch)), samples("t10k", Path(scratch))
-    torch.manual_seed(SEED)
-    # Convolutions on a CPU train about 1.5 times faster in this memory format.
-    model = NETWORKS[name]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
-    fit(model, cross_entropy, images, TRAINING, seed=SEED, label=name)
     path = HERE / f"{name}.safetensors"
-    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+    train(NETWORKS[name], cross_entropy, images, TRAINING, path)
+    model = load_trained(name)
     description = {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "size_bytes": path.stat().st_size,
@@ -76,4 +68,4 @@ def describe(name: str, description: dict[str, object]) -> None:
 
 if __name__ == "__main__":
     for each in sys.argv[1:] or NETWORKS:
-        train(each)
+        train_and_describe(each)

@@ -115,16 +115,19 @@ def conv_bn_act(
 @kind(
     "image", gives="image",
     out=(4, 8), kernel=(2, 3, 4), stride=(2, 1, 3), padding=(0, 1), output_padding=(0, 1), dilation=(1, 2),
-    groups=GROUPS[:4], bias=(True, False), norm=(False, True),
+    groups=GROUPS[:4], bias=(True, False), norm=(False, True), twice=(False, True),
 )  # fmt: skip
 def conv_transpose2d(
     x: Value, out: int, kernel: int, stride: int, padding: int, output_padding: int, dilation: int, groups: str,
-    bias: bool, norm: bool,
+    bias: bool, norm: bool, twice: bool,
 ) -> nn.Module:  # fmt: skip
     parts, out = groups_of(x.channels, out, groups)
     conv = nn.ConvTranspose2d(
         x.channels, out, kernel, stride, padding, output_padding, groups=parts, bias=bias, dilation=dilation
     )
+    if twice:
+        again = nn.ConvTranspose2d(out, x.channels, kernel, stride, padding, output_padding, dilation=dilation)
+        return nn.Sequential(conv, nn.ReLU(), again)
     return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU()) if norm else conv
 
 
