@@ -100,7 +100,7 @@ def assert_survives_a_kill(workers: Workers) -> None:
     """Two workers start together on an empty folder; one dies in the middle of a trial, which the other runs, once."""
     processes = {process.pid: process for process in (workers.start(), workers.start())}
     deadline = time.monotonic() + _PATIENCE_S
-    while not (running := [trial for trial in workers.trials(TrialState.RUNNING) if _is_drawn(trial)]):
+    while not (running := [trial for trial in workers.trials(TrialState.RUNNING) if workers.can_take_up(trial)]):
         assert all(process.poll() is None for process in processes.values())
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -114,11 +114,6 @@ def assert_survives_a_kill(workers: Workers) -> None:
     assert len(lost) == 1
     taken_up = [trial for trial in complete if trial.user_attrs.get("instead_of") == lost[0].number]
     assert [trial.params for trial in taken_up] == [lost[0].params]
-
-
-def _is_drawn(trial: FrozenTrial) -> bool:
-    """Whether it has all its settings: they are stored one by one, and what is missing the next worker draws itself."""
-    return len(trial.params) == len(SPACE["prune"])
 
 
 @pytest.fixture
@@ -158,3 +153,16 @@ class Workers:
         except KeyError:  # there are tables, but no study yet
             return []
         return [trial for trial in study.get_trials(states=states or None) if trial.params]
+
+    def can_take_up(self, trial: FrozenTrial) -> bool:
+        """Whether another worker could run a trial again with the same settings, should its own worker die now.
+
+        Settings are stored one by one, and the next worker draws those that are missing. Optuna takes a trial for
+        lost when its heartbeats stop, and a thread of the worker's stores the first one beside the settings.
+        """
+        engine = sqlalchemy.create_engine(self._storage)
+        beating = "SELECT number FROM trials JOIN trial_heartbeats ON trials.trial_id = trial_heartbeats.trial_id"
+        with engine.connect() as connection:
+            numbers = set(connection.execute(sqlalchemy.text(beating)).scalars())
+        engine.dispose()
+        return len(trial.params) == len(SPACE["prune"]) and trial.number in numbers
