@@ -164,6 +164,8 @@ def _runs(
                 yield Finding(oracle, "wrong", "names", str(error))
                 continue
             except Exception as error:  # runtimes raise a class per status code
+                if name == "plain kernels" and "Didn't find op" in str(error):
+                    continue  # they were not written for every operator; the product says so
                 yield of_exception(oracle, error)
                 continue
         found = differences(expected, got, asked, any_integer=target != "onnx")

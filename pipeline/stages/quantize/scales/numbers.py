@@ -17,6 +17,9 @@ WEIGHT_QMAX = 127
 SIGNIFICANT_BITS = 11
 """Of a scale: as many as FP16 has."""
 
+LARGEST = 0.99 * float(np.finfo(np.float32).max)
+"""The end of the widest grid: scales are rounded up, and the last integer must still stand for a finite number."""
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -29,8 +32,11 @@ def affine_parameters(low: float, high: float) -> tuple[float, int]:
     (0.10009765625, -128)
     >>> affine_parameters(-64.0, 63.5)
     (0.5, 0)
+    >>> scale, zero_point = affine_parameters(float(np.finfo(np.float32).min), 0.0)
+    >>> bool(np.isfinite(np.float32(scale) * np.float32(QMIN - zero_point)))
+    True
     """
-    low, high = min(low, 0.0), max(high, 0.0)
+    low, high = max(min(low, 0.0), -LARGEST), min(max(high, 0.0), LARGEST)
     if high == low:
         return 1.0, QMIN if low == 0 else 0
     scale = float(representable(np.array((high - low) / (QMAX - QMIN))))

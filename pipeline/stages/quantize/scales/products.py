@@ -23,6 +23,9 @@ from pipeline.stages.quantize.scales.sums import SCALE_GROWTH, grid_at, quantize
 
 PRODUCTS = (aten.mul.Tensor,)
 
+POINTWISE = (aten.sigmoid.default, aten.tanh.default)
+"""Functions whose kernels prescribe a grid, and which give one value for each of the tensor's."""
+
 
 @dataclass(frozen=True, eq=False)
 class SelfProduct:
@@ -58,6 +61,8 @@ def self_products_of(prepared: GraphModule) -> tuple[SelfProduct, ...]:
             if factor is None or prescribed is None or type(result) is not ActivationGrid or result is factor:
                 continue
             function = share.all_input_nodes[0]
+            if function.target not in POINTWISE:
+                continue
             if [grid_at(prepared, source, ActivationGrid) for source in function.all_input_nodes] == [factor]:
                 found.append(SelfProduct(factor, function.target, prescribed, result))
     return tuple(found)

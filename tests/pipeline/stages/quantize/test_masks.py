@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import Budget, QuantizeConfig, TensorSpec, from_dataset, from_module, quantize
@@ -88,6 +89,38 @@ def test_a_program_sees_no_masked_token(module: Callable[[], nn.Module]) -> None
     with torch.no_grad():
         assert sqnr_db(net(x, visible), program(x, visible)) > 25
         assert torch.equal(program(changed, visible)[visible], program(x, visible)[visible])
+
+
+class AllMasked(nn.Module):
+    """torch's attention with an additive mask, which may mask a sample as a whole."""
+
+    def __init__(self, masked: float) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.masked = masked
+
+    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
+        mask = torch.where(visible[:, None], 0.0, self.masked)
+        return F.scaled_dot_product_attention(*(projection(x) for projection in self.projections), attn_mask=mask)
+
+
+@pytest.mark.parametrize("masked", [float("-inf"), torch.finfo(torch.float32).min, -1e9])
+def test_a_sample_without_a_token_gives_what_torch_gives_when_the_mask_is_added(masked: float) -> None:
+    torch.manual_seed(0)
+    net, visible, x = AllMasked(masked).eval(), visible_tokens(32), torch.randn(32, TOKENS, WIDTH) + 1
+    visible[3::4] = False
+    specs = [
+        TensorSpec(name="x", shape=(TOKENS, WIDTH)),
+        TensorSpec(name="visible", shape=(TOKENS,), dtype="bool"),
+    ]
+    samples = from_dataset(list(zip(x, visible, strict=True)), specs)
+    config, budget = QuantizeConfig(observers=("minmax",)), Budget(metric="agreement", max_drop=1)
+    model = quantize(from_module(net, specs, samples=samples), config, samples, held_out=samples, budget=budget)
+    assert "no integer kernel for aten.scaled_dot_product_attention" not in str(model.history[-1].skipped)
+    with torch.no_grad():
+        expected, got = net(x, visible), model.module(x, visible)
+    assert sqnr_db(expected[3::4], got[3::4]) > 25 or torch.equal(expected[3::4], got[3::4])
+    assert sqnr_db(expected, got) > 25
 
 
 def test_scores_that_many_paths_lead_to_are_looked_at_once() -> None:

@@ -24,8 +24,9 @@ def attention(
 ) -> Any:
     """``softmax(q s @ k^T) @ v``; the query, the smaller operand, is scaled. Shared heads are left alone.
 
-    A masked score becomes `MASKED`; the offsets of an additive mask are added where they are finite. A query that may
-    look at nothing gives zeros, as torch's does.
+    A masked score becomes `MASKED`; the offsets of an additive mask are added where they are above it. A query that
+    may look at nothing gives zeros where the mask says so by False or minus infinity, and else the mean of the values,
+    since the scores are lost in numbers as large as ``finfo.min``: both as torch's does.
     """
     if enable_gqa or dropout_p > 0:
         return NotImplemented
@@ -36,10 +37,11 @@ def attention(
         return torch.softmax(torch.where(causal, scores, MASKED), -1) @ value
     if attn_mask is None:
         return torch.softmax(scores, -1) @ value
-    visible = attn_mask if attn_mask.dtype == torch.bool else attn_mask > MASKED
+    visible = looking = attn_mask
     if attn_mask.dtype != torch.bool:
+        visible, looking = attn_mask > MASKED, attn_mask > -torch.inf
         scores = scores + torch.where(visible, attn_mask, 0.0)
-    looking = visible.any(-1, keepdim=True).to(query.dtype)
+    looking = looking.any(-1, keepdim=True).to(query.dtype)
     return (torch.softmax(torch.where(visible, scores, MASKED), -1) @ value) * looking
 
 

@@ -97,13 +97,28 @@ class Activations(nn.Module):
 @pytest.fixture(scope="module", params=[1.0, 1.5, 2.0])
 def calibrated(request: pytest.FixtureRequest) -> Calibration:
     torch.manual_seed(0)
-    spec = TensorSpec(name="image", shape=(3, 8, 8))
     module = Activations().eval()
     for parameter in module.parameters():
         parameter.data *= 4
+    return calibrate_on_noise(module, request.param)
+
+
+def calibrate_on_noise(module: nn.Module, scale: float) -> Calibration:
+    spec = TensorSpec(name="image", shape=(3, 8, 8))
     model = Model(module=module, reference=module, inputs=(spec,))
-    data = from_dataset(TensorDataset(request.param * torch.randn(8, *spec.shape)), (spec,))
+    data = from_dataset(TensorDataset(scale * torch.randn(8, *spec.shape)), (spec,))
     return calibrate(canonical_graph(model), data, batch_size=8)
+
+
+class ScaledBySoftmax(nn.Module):
+    """Each value of a softmax depends on more than one of what it reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.softmax(1)
+
+
+def test_a_product_with_its_own_softmax_is_none_of_them() -> None:
+    assert self_products_of(Simulation(calibrate_on_noise(ScaledBySoftmax(), 1.0)).graph) == ()
 
 
 def test_products_of_a_tensor_with_its_own_function_are_found_and_gates_are_not(calibrated: Calibration) -> None:
