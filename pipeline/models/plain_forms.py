@@ -30,6 +30,8 @@ def in_plain_forms(program: ExportedProgram) -> ExportedProgram:
     if not ways:
         return program
     plain: ExportedProgram = program.run_decompositions(ways)
+    for node in plain.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default  # a view of fused attention is none of its parts, when they take its place
     return plain
 
 

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from pipeline.core import TensorSpec
 from pipeline.models.capture import capture
+from pipeline.models.load import from_module
+from pipeline.stages.quantize.graph.canonical import canonical_graph
 
 
 class Pool(nn.Module):
@@ -47,3 +49,20 @@ def test_alpha_becomes_a_product() -> None:
     for expected, got in zip(Weighted()(x), program.module()(x), strict=True):
         torch.testing.assert_close(got, expected)
     assert not any("alpha" in node.kwargs for node in program.graph.nodes)
+
+
+class Attending(nn.Module):
+    """torch's fused attention leaves its result in the order in which ``view`` can join the heads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = x.view(-1, 6, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = torch.full((6, 6), -1e4).triu(1)
+        joined = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).reshape(-1, 6, 8)
+        return torch.add(joined, 1.0, alpha=2)
+
+
+def test_attention_can_still_be_taken_apart() -> None:
+    x = torch.randn(4, 6, 24)
+    graph = canonical_graph(from_module(Attending(), [TensorSpec(name="x", shape=(6, 24))]))
+    assert "attention" not in str(graph.graph)
+    torch.testing.assert_close(graph(x), Attending()(x))
