@@ -47,7 +47,8 @@ def summary(report: Report) -> str:
         for row in rows
     ]
     found = verdict(report)
-    return "\n".join([*lines, "", f"{TITLES[found.tone]} {found.sentence}"])
+    warned = [f"warning: {warning}" for warning in report.warnings]
+    return "\n".join([*warned, *lines, "", f"{TITLES[found.tone]} {found.sentence}"])
 
 
 def _parity(parity: Parity) -> str:

@@ -191,6 +191,7 @@ class Preprocessing(Setting):
     """
 
     layout: Literal["auto", "nchw", "nhwc"] = "auto"
+    exif: Flag = Field(True, description="turn images as their EXIF orientation says")
     resize: tuple[Side, Side] | None = Field(None, description="height, width; bilinear, antialiased")
     letterbox: Number | None = Field(
         None, description="resize keeps an image's proportions, and the rest is filled with this stored value"

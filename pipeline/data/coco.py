@@ -103,7 +103,7 @@ class CocoSource(Source):
 
     def _image(self, index: int) -> Array:
         entry, where = self._images[index], self.input_place(index)
-        pixels = read_image(self._folder / entry.file_name, self._mode, where)
+        pixels = read_image(self._folder / entry.file_name, self._mode, where, upright=self.upright)
         if pixels.shape[:2] != (entry.height, entry.width):
             height, width = pixels.shape[:2]
             raise DataError(

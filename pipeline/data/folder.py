@@ -4,59 +4,151 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.core import DataError
+from pipeline.core import DataError, did_you_mean
 from pipeline.core.arrays import Array
 from pipeline.data.images import EXTENSIONS, read_image
 from pipeline.data.samples import Source
 
 _ADD = "correct it; paths are relative to the recipe"
+_HIDDEN = ("__MACOSX", "__pycache__", "@eaDir", "lost+found")
+"""What systems leave behind without a dot before its name."""
+_UNREAD = frozenset(
+    (".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".tga", ".psd", ".exr", ".hdr",
+     ".dcm", ".dng", ".cr2", ".nef", ".arw", ".svg", ".ico")
+)  # fmt: skip
+"""Images of formats that are not read: to leave them out would be to lose samples."""
 
 
 class FolderSource(Source):
-    """Images under one subfolder per class; classes are numbered in sorted order. Decoded on demand.
+    """Images under one subfolder per class, at any depth; decoded on demand.
 
-    Names that begin with a dot are passed over.
+    Args:
+        classes: The names of classes 0, 1, …; by default those of the folders in sorted order.
+        labelled: Whether folders are classes; if not, every image below the folder is a sample without a label.
+
+    Raises:
+        DataError: There are no images, a folder is of no known class, or an image is of no class or cannot be read.
     """
 
-    def __init__(self, path: Path, channels: int) -> None:
+    def __init__(self, path: Path, channels: int, classes: Sequence[str] = (), *, labelled: bool = True) -> None:
         self.where = self.labels_where = str(path)
-        self.labelled, self.one_by_one = True, True
+        self.labelled, self.one_by_one, self._mode = labelled, True, mode_of(channels)
         require_folder(path)
         try:
-            folders = sorted(entry for entry in _visible(path) if entry.is_dir())
-            images = {folder.name: _images(folder) for folder in folders}
+            self._files = self._classed(path, tuple(classes)) if labelled else self._unlabelled(path)
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", where=str(error.filename), fix="allow it") from None
+
+    def _unlabelled(self, path: Path) -> list[tuple[Path, int]]:
+        found = Found.below(path)
+        if not found.images:
+            raise DataError(f"holds no image ({_READ})", where=self.where, fix="add images")
+        self.notes = found.notes(path)
+        return [(file, 0) for file in found.images]
+
+    def _classed(self, path: Path, known: tuple[str, ...]) -> list[tuple[Path, int]]:
+        folders = [entry for entry in _visible(path) if entry.is_dir()]
         if not folders:
-            found = ", ".join(entry.name for entry in _visible(path)[:3]) or "nothing"
+            problem = f"holds {_some(path)}, and no class folders"
+            fix = "make one subfolder per class, or read the images without labels: labels: null"
+            raise DataError(problem, where=self.where, fix=fix)
+        self._require_known(folders, known)
+        found = {folder.name: Found.below(folder) for folder in folders}
+        loose = next((file for file in _visible(path) if file.is_file() and _is_image(file)), None)
+        if loose is not None:
+            fix = "move it into the folder of its class, or remove it"
+            raise DataError("lies beside the class folders, so its class is not known", where=str(loose), fix=fix)
+        for folder in folders:
+            self._require_images(folder, found[folder.name], named=bool(known))
+        self.classes = known or tuple(found)
+        beside = [entry for entry in sorted(path.iterdir()) if entry.is_file() or _is_hidden(entry)]
+        passed_over = [*beside, *(entry for each in found.values() for entry in each.passed_over)]
+        self.notes = Found((), tuple(passed_over)).notes(path)
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        return [(file, numbers[name]) for name, each in found.items() for file in each.images]
+
+    def _require_known(self, folders: Sequence[Path], known: tuple[str, ...]) -> None:
+        """Refuse the folder of a class that the model does not have."""
+        odd = next((folder.name for folder in folders if known and folder.name not in known), None)
+        if odd is not None:
             raise DataError(
-                f"holds {found}, and no class folders", where=self.where, fix="make one subfolder per class"
+                f"class folder {odd!r} is none of the model's classes; {did_you_mean(odd, known)}",
+                where=self.where,
+                fix="rename the folder, or list every class in model.classes, in the order of the model's outputs",
             )
-        empty = next((name for name, files in images.items() if not files), None)
-        if empty is not None:
-            found = ", ".join(entry.name for entry in _visible(path / empty)[:3]) or "nothing"
+
+    def _require_images(self, folder: Path, found: Found, *, named: bool) -> None:
+        """Refuse a class without images and, where nothing says what the classes are, one of folders only."""
+        if not found.images and not named:
             raise DataError(
-                f"class folder {empty!r} holds {found}, and no image ({', '.join(sorted(EXTENSIONS))})",
+                f"class folder {folder.name!r} holds {_some(folder)}, and no image ({_READ})",
                 where=self.where,
                 fix="add images, or remove the folder: classes are numbered in the order of their folders",
             )
-        self.classes = tuple(images)
-        self._mode = mode_of(channels)
-        self._files = [(file, label) for label, files in enumerate(images.values()) for file in files]
+        if found.images and not named and not any(file.parent == folder for file in found.images):
+            inner = found.images[0].relative_to(folder).parts[0]
+            raise DataError(
+                f"class folder {folder.name!r} holds folders, such as {inner!r}, and no image itself",
+                where=self.where,
+                fix=f"name the folder whose subfolders are the classes, such as {folder.name}; or list the classes "
+                "in model.classes",
+            )
 
     def __len__(self) -> int:
         return len(self._files)
 
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Array | None]:
-        images = [read_image(self._files[index][0], self._mode) for index in indices]
-        return (stacked(images),), np.asarray([self._files[index][1] for index in indices])
+        images = [read_image(self._files[index][0], self._mode, upright=self.upright) for index in indices]
+        return (stacked(images),), np.asarray([self._files[index][1] for index in indices]) if self.labelled else None
 
     def input_place(self, index: int) -> str:
         return str(self._files[index][0])
+
+
+class Found(NamedTuple):
+    """The image files below a folder, in order, and what was passed over."""
+
+    images: tuple[Path, ...]
+    passed_over: tuple[Path, ...]
+
+    @classmethod
+    def below(cls, folder: Path) -> Found:
+        """The images in a folder and in those inside it, but not in hidden ones.
+
+        Raises:
+            DataError: One is of a format that is not read.
+        """
+        images: list[Path] = []
+        passed_over: list[Path] = []
+        for entry in sorted(folder.iterdir()):
+            if _is_hidden(entry):
+                passed_over.append(entry)
+            elif _is_image(entry):
+                images.append(entry)
+            elif entry.is_dir() and not entry.is_symlink():
+                inner = cls.below(entry)
+                images.extend(inner.images)
+                passed_over.extend(inner.passed_over)
+            elif entry.suffix.lower() in _UNREAD:
+                problem = f"is a {entry.suffix.lower()} image, and only {_READ} are read"
+                raise DataError(problem, where=str(entry), fix="convert it to PNG, or remove it")
+            else:
+                passed_over.append(entry)
+        return cls(tuple(images), tuple(passed_over))
+
+    def notes(self, folder: Path) -> tuple[str, ...]:
+        """What a reader has to know of what was passed over: hidden entries, and files that are no images."""
+        hidden = [entry for entry in self.passed_over if _is_hidden(entry)]
+        others = [entry for entry in self.passed_over if not _is_hidden(entry)]
+        return tuple(
+            f"{folder}: passed over {len(entries)} {what}, such as {entries[0].relative_to(folder)}"
+            for what, entries in (("hidden entries", hidden), ("entries that are no images", others))
+            if entries
+        )
 
 
 def require_folder(path: Path) -> None:
@@ -79,9 +171,20 @@ def stacked(images: Sequence[Array]) -> Array:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Entries whose names do not begin with a dot, as those of file managers and notebooks do."""
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    """Entries that are not hidden, as those of file managers and notebooks are."""
+    return sorted(entry for entry in folder.iterdir() if not _is_hidden(entry))
 
 
-def _images(folder: Path) -> list[Path]:
-    return [file for file in _visible(folder) if file.suffix.lower() in EXTENSIONS]
+def _is_hidden(entry: Path) -> bool:
+    return entry.name.startswith(".") or entry.name in _HIDDEN
+
+
+def _is_image(entry: Path) -> bool:
+    return entry.suffix.lower() in EXTENSIONS
+
+
+def _some(folder: Path) -> str:
+    return ", ".join(entry.name for entry in _visible(folder)[:3]) or "nothing"
+
+
+_READ = ", ".join(sorted(EXTENSIONS))

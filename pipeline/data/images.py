@@ -31,8 +31,10 @@ _REPAIR = "write the image again, or remove the file"
 _ORIENTATION = 0x0112  # the tag of EXIF
 
 
-def read_image(file: Path | bytes, mode: Literal["L", "RGB"], where: str | None = None) -> Array:
-    """Decode an image as a person sees it: turned as its EXIF orientation says.
+def read_image(
+    file: Path | bytes, mode: Literal["L", "RGB"], where: str | None = None, *, upright: bool = True
+) -> Array:
+    """Decode an image as a person sees it: turned as its EXIF orientation says, unless ``upright`` is false.
 
     Samples of 16 bits keep their upper 8 bits. Transparency is dropped, and the stored colours stay, as torchvision's
     loader does it.
@@ -46,11 +48,17 @@ def read_image(file: Path | bytes, mode: Literal["L", "RGB"], where: str | None 
         DataError: No such file, another format, damaged or truncated, too large, several frames or pages, or samples
             that are no 8-bit or 16-bit colours.
     """
-    return _decoded(file, where or str(file), lambda image: _with_bytes(_upright(image)).convert(mode))
+
+    def pixels(image: Image) -> Image:
+        return as_bytes(turned(image) if upright else image).convert(mode)
+
+    return _decoded(file, where or str(file), pixels)
 
 
-def read_mask(file: Path | bytes, where: str | None = None) -> Array:
+def read_mask(file: Path | bytes, where: str | None = None, *, upright: bool = True) -> Array:
     """Decode a mask ``(H, W)`` of class values: the numbers that an image stores, or its palette's positions.
+
+    It is turned as its EXIF orientation says, unless ``upright`` is false.
 
     Raises:
         DataError: As `read_image`; or it has several channels, or is of a format that may change values.
@@ -64,7 +72,7 @@ def read_mask(file: Path | bytes, where: str | None = None) -> Array:
         if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
             problem = f"holds colours (Pillow's mode {image.mode!r}), not one class value for each pixel"
             raise DataError(problem, where=place, fix="store the index of each pixel's class as a greyscale PNG")
-        return _upright(image)
+        return turned(image) if upright else image
 
     found = _decoded(file, place, values, of="mask")
     return found.astype(np.uint8) if found.dtype == bool else found
@@ -74,7 +82,7 @@ _LOSSY = ("JPEG", "MPO", "WEBP")
 
 
 def _decoded(
-    file: Path | bytes, where: str, turned: Callable[[Image], Image], of: Literal["image", "mask"] = "image"
+    file: Path | bytes, where: str, read: Callable[[Image], Image], of: Literal["image", "mask"] = "image"
 ) -> Array:
     """The pixels of an image file, after the checks that every file passes."""
     from PIL import Image, UnidentifiedImageError
@@ -86,7 +94,7 @@ def _decoded(
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
             _check(image, where, of)
-            return np.array(turned(image))
+            return np.array(read(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large("it", where) from None
     except UnidentifiedImageError:
@@ -128,7 +136,7 @@ def _check(image: Image, where: str, of: Literal["image", "mask"]) -> None:
         )
 
 
-def _upright(image: Image) -> Image:
+def turned(image: Image) -> Image:
     """The image without its EXIF orientation; a damaged EXIF block says nothing."""
     from PIL.Image import Transpose
 
@@ -148,7 +156,7 @@ def _upright(image: Image) -> Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _with_bytes(image: Image) -> Image:
+def as_bytes(image: Image) -> Image:
     """The image with 8 bits per sample, in a mode that Pillow converts without loss of colour."""
     from PIL.Image import fromarray
 

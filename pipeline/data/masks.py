@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.core import DataError
 from pipeline.core.arrays import Array
-from pipeline.data.folder import mode_of, require_folder, stacked
+from pipeline.data.folder import Found, mode_of, require_folder, stacked
 from pipeline.data.images import EXTENSIONS, read_image, read_mask
 from pipeline.data.places import IGNORED, Kind
 from pipeline.data.samples import Source
@@ -19,7 +19,7 @@ from pipeline.data.samples import Source
 class MaskSource(Source):
     """Images, and for each a mask of class values of the same path and name but for its extension.
 
-    Names that begin with a dot are passed over.
+    Names that begin with a dot are passed over, and said.
 
     Args:
         ignored: Values of masks that count for nothing, beside 255.
@@ -33,7 +33,11 @@ class MaskSource(Source):
 
     def __init__(self, images: Path, masks: Path, channels: int, ignored: Sequence[int] = ()) -> None:
         self.where, self.labels_where, self.labelled = str(images), str(masks), True
-        found, partners = _by_name(images), _by_name(masks)
+        require_folder(images)
+        require_folder(masks)
+        below = {folder: Found.below(folder) for folder in (images, masks)}
+        found, partners = _by_name(images, below[images]), _by_name(masks, below[masks])
+        self.notes = (*below[images].notes(images), *below[masks].notes(masks))
         _require_partners(found, partners, "mask", masks)
         _require_partners(partners, found, "image", images)
         self._pairs = [(file, partners[name]) for name, file in found.items()]
@@ -46,7 +50,8 @@ class MaskSource(Source):
         images, masks = [], []
         for index in indices:
             file, partner = self._pairs[index]
-            image, mask = read_image(file, self._mode), read_mask(partner)
+            image = read_image(file, self._mode, upright=self.upright)
+            mask = read_mask(partner, upright=self.upright)
             if image.shape[:2] != mask.shape:
                 (height, width), (rows, columns) = image.shape[:2], mask.shape
                 raise DataError(
@@ -65,21 +70,17 @@ class MaskSource(Source):
         return str(self._pairs[index][1])
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    """The image files below a folder by their paths without extension, in order."""
-    require_folder(folder)
-    found: dict[str, Path] = {}
-    for file in sorted(folder.rglob("*")):
-        parts = file.relative_to(folder)
-        if file.suffix.lower() not in EXTENSIONS or any(part.startswith(".") for part in parts.parts):
-            continue
-        name = parts.with_suffix("").as_posix()
-        if name in found:
-            raise DataError(f"has the name of {found[name]}", where=str(file), fix="remove or rename one of them")
-        found[name] = file
-    if not found:
+def _by_name(folder: Path, found: Found) -> dict[str, Path]:
+    """Image files below a folder by their paths without extension, in order."""
+    named: dict[str, Path] = {}
+    for file in found.images:
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if name in named:
+            raise DataError(f"has the name of {named[name]}", where=str(file), fix="remove or rename one of them")
+        named[name] = file
+    if not named:
         raise DataError(f"holds no image ({', '.join(sorted(EXTENSIONS))})", where=str(folder), fix="add images")
-    return found
+    return named
 
 
 def _require_partners(found: dict[str, Path], partners: dict[str, Path], what: str, folder: Path) -> None:

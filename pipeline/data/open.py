@@ -37,7 +37,8 @@ def open_samples(
 
     Args:
         root: What relative paths start from.
-        classes: The names of the model's classes, where they are known.
+        classes: The names of the model's classes, in order, where they are known: folders, texts and numbered names
+            of a data set become their numbers.
 
     Raises:
         DataError: The source is missing, unreadable, empty, or has the wrong arrays.
@@ -60,6 +61,7 @@ def open_samples(
         opened.box_format = source.box_format
     if source.labels is None:
         opened.labelled = False
+    opened.upright = preprocessing.exif
     samples = from_source(opened, inputs, preprocessing, name=name)
     samples = samples if source.limit is None else samples.take(source.limit)
     logger.debug("opened %s: %d of %d samples of %s", name, len(samples), len(opened), opened.where)
@@ -86,7 +88,7 @@ def _folder(
         return MaskSource(root / folder, root / source.masks, channels, source.ignore)
     if source.coco is not None:
         return CocoSource(root / source.coco, root / folder, channels, classes)
-    return FolderSource(root / folder, channels)
+    return FolderSource(root / folder, channels, classes, labelled=source.labels is not None)
 
 
 def from_source(

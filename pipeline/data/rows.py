@@ -92,7 +92,9 @@ class RowSource(Source):
     def _input(self, spec: TensorSpec, cell: Any, place: str) -> Array:
         if is_image(cell):
             content, path = image_of(cell, self._folder)
-            return read_image(content, mode_of(spec.shape[0] if spec.shape else 1), _named(place, path))
+            return read_image(
+                content, mode_of(spec.shape[0] if spec.shape else 1), _named(place, path), upright=self.upright
+            )
         value = self._value(cell, place)
         if value.dtype.kind not in "biuf":
             raise DataError(
@@ -128,7 +130,7 @@ class RowSource(Source):
         cell = self.numbered(column, _cell(row, column, row_place), place)
         if is_image(cell):
             content, path = image_of(cell, self._folder)
-            return read_mask(content, _named(place, path))
+            return read_mask(content, _named(place, path), upright=self.upright)
         if isinstance(cell, str) and cell.lower().endswith(ARRAY):
             return self._value(cell, place)
         return self._with_numbers(value_of(cell), place) if self.classes else cell

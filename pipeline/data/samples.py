@@ -46,6 +46,8 @@ class Source(ABC):
         classes: What the labels' numbers stand for, where the source names its classes.
         kind: What the labels say about places, where that is known without a task.
         box_format: What the four numbers of a box are.
+        upright: Whether images are turned as their EXIF orientation says.
+        notes: What a reader of the report has to know, such as entries that were passed over.
         one_by_one: Whether a sample takes so much memory before preprocessing that one is read at a time.
     """
 
@@ -56,6 +58,8 @@ class Source(ABC):
     kind: Kind = "unknown"
     one_by_one: bool = False
     box_format: BoxFormat = "xyxy"
+    upright: bool = True
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...

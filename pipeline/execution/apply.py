@@ -55,11 +55,20 @@ def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = 
     start = Start.now()
     console.quiet = not processes().is_main_process
     prepared = check(recipe, root)
+    _say(prepared)
     kept_in = store or out.parent / ".store"
     for folder in (out, kept_in):
         require_space(folder, _space_bytes(prepared))
     with claimed(out, _entries(recipe)) if processes().is_main_process else nullcontext():
         return _run_stages(prepared, Store(kept_in), out, start)
+
+
+def _say(prepared: Prepared) -> None:
+    """What a user should know before the first stage runs: how data were read, and what is doubtful."""
+    sets = (prepared.train, prepared.calibration, prepared.evaluation)
+    notes = dict.fromkeys(note for samples in sets if samples is not None for note in samples.source.notes)
+    for text in (*notes, *(f"warning: {warning}" for warning in prepared.warnings)):
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def _entries(recipe: Recipe) -> list[str]:

@@ -128,7 +128,7 @@ def _report(
             seeds={"run": recipe.seed},
         ),
         data={
-            role: DataRecord(name=samples.name, samples=len(samples), sha256=samples.sha256)
+            role: DataRecord(name=samples.name, samples=len(samples), sha256=samples.sha256, notes=samples.source.notes)
             for role, samples in sets.items()
             if samples is not None
         },
@@ -138,6 +138,7 @@ def _report(
         budget=_budget(prepared, original.metrics, records),
         budgets=tuple(_metric_budget(budget, prepared, original.metrics, records) for budget in prepared.budgets),
         targets=records,
+        warnings=prepared.warnings,
         failure=failure,
     )
     return report.model_copy(update={"verdict": judge(report)})

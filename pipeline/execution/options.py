@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
 
 import targets
-from pipeline.core import DataError, Model, RecipeError, did_you_mean
+from pipeline.core import Model, RecipeError, did_you_mean
 from pipeline.core.callables import parents
-from pipeline.data.folder import FolderSource
 from pipeline.data.samples import SampleSet
 from pipeline.recipe import Augmentation, OnnxConfig, Recipe, StageStep, TrainingConfig
 from pipeline.training.augmentation import require_followed
@@ -48,31 +47,6 @@ def _modules(module: nn.Module) -> Iterator[tuple[str, bool]]:
         for node in module.graph.nodes:
             for name, _ in node.meta.get("nn_module_stack", {}).values():
                 yield from ((parent, True) for parent in parents(str(name)))
-
-
-def check_classes(recipe: Recipe, sets: Mapping[str, SampleSet]) -> None:
-    """Refuse classes that stand for other numbers than ``model.classes`` says, or than in another set.
-
-    Raises:
-        DataError: Names the first such class.
-    """
-    known = {name: (number, "model.classes") for number, name in enumerate(recipe.model.classes)}
-    for role, samples in sets.items():
-        found = samples.source.classes if samples.labelled else ()
-        for number, name in enumerate(found):
-            other, said = known.setdefault(name, (number, samples.source.where))
-            if other != number:
-                raise DataError(
-                    f"class {name!r} is number {number}, in the order of its classes, and {other} in {said}",
-                    where=samples.source.where,
-                    fix=f"{_order(samples)}, or give data.{role} as npz or factory",
-                )
-
-
-def _order(samples: SampleSet) -> str:
-    if isinstance(samples.source, FolderSource):
-        return "name the folders so that they sort as the classes"
-    return "list all classes in model.classes, which then says their numbers"
 
 
 def check_options(recipe: Recipe, model: Model) -> None:

@@ -16,14 +16,13 @@ from pipeline.data.samples import SampleSet, examples_of
 from pipeline.data.source import DataSource
 from pipeline.execution.options import (
     check_augmentations,
-    check_classes,
     check_options,
     check_skipped,
     dynamic_axes,
 )
 from pipeline.execution.processes import processes
 from pipeline.execution.stages import STAGES
-from pipeline.execution.task import settle_budgets, settle_task
+from pipeline.execution.task import require_all_classes, settle_budgets, settle_task
 from pipeline.machine.memory import require_memory
 from pipeline.models.function import require_function
 from pipeline.models.interface import checked_model
@@ -39,7 +38,11 @@ HELD_OUT = 2_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A recipe with all its parts opened and checked."""
+    """A recipe with all its parts opened and checked.
+
+    Attributes:
+        warnings: What makes the run's figures doubtful, in sentences.
+    """
 
     recipe: Recipe
     model: Model
@@ -51,6 +54,7 @@ class Prepared:
     calibration: SampleSet | None
     held_out: SampleSet | None
     root: Path
+    warnings: tuple[str, ...] = ()
 
     def supplies(self, *, checkpoint: Path | None = None, log: Path | None = None) -> Supplies:
         """What the run has to give a stage. The evaluation samples are not part of it."""
@@ -78,7 +82,6 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     needs = [STAGES[step.name].needs(step.config) for step in recipe.stages]
     _check_needs(recipe, needs)
     sets = _open_sets(recipe, inputs, root)
-    check_classes(recipe, sets)
     model = _model(recipe, module, inputs, sets, root)
     require_function(model.module, model.examples)
     task, sets = settle_task(recipe, model, sets, root)
@@ -86,6 +89,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     budgets = settle_budgets(recipe, task, sets["evaluation"])
     for samples in sets.values():
         _ = samples.sha256  # reads every sample, so that a bad one is found now and not after an hour of training
+    require_all_classes(recipe, task, sets)
     found = tuple(targets.get(step.name, step.config) for step in recipe.targets)
     _check_targets(found, needs)
     check_options(recipe, model)
@@ -148,16 +152,18 @@ def _model(
 
 
 def _open_sets(recipe: Recipe, inputs: tuple[TensorSpec, ...], root: Path) -> dict[str, SampleSet]:
-    named = {role: getattr(recipe.data, role) for role in ("train", "calibration", "evaluation")}
-    sources: dict[str, DataSource] = {role: source for role, source in named.items() if source is not None}
-    for role, source in sources.items():
+    """Open all sets. Where the recipe does not name the classes, the training set does, else the evaluation set."""
+    opened: dict[str, SampleSet] = {}
+    classes = recipe.model.classes
+    for role in ("train", "evaluation", "calibration"):
+        source: DataSource | None = getattr(recipe.data, role)
+        if source is None:
+            continue
         _require_memory(source, role, root)
-    return {
-        role: open_samples(
-            source, inputs, recipe.data.preprocessing, name=role, root=root, classes=recipe.model.classes
-        )
-        for role, source in sources.items()
-    }
+        opened[role] = open_samples(source, inputs, recipe.data.preprocessing, name=role, root=root, classes=classes)
+        if opened[role].labelled:
+            classes = classes or opened[role].source.classes
+    return opened
 
 
 def _require_memory(source: DataSource, role: str, root: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core import Model, RecipeError, StageError, did_you_mean
+from pipeline.core import DataError, Model, RecipeError, StageError, did_you_mean
 from pipeline.data.samples import EXAMPLES, SampleSet
 from pipeline.recipe import Budget, Recipe, TaskConfig
 from pipeline.tasks.evaluation import evaluate
@@ -85,6 +86,25 @@ def _require_class_names(recipe: Recipe, task: Task, example: Example) -> None:
         if getattr(step.config, "classifier", False) and example.first.ndim != 2:
             where = f"targets[{index}].{step.name}.classifier"
             raise RecipeError("the first output is not (N, classes)", where=where, fix="remove it")
+
+
+def require_all_classes(recipe: Recipe, task: Task, sets: dict[str, SampleSet]) -> None:
+    """Refuse sets that name fewer or more classes than the model has, where the recipe does not name them.
+
+    Raises:
+        DataError: The numbers of their classes are not known.
+    """
+    known = None if task.labels is None else task.labels.classes
+    for samples in sets.values():
+        found = samples.source.classes if samples.labelled and not recipe.model.classes else ()
+        if found and known is not None and len(found) != known:
+            problem = f"names {len(found)} classes ({_listed(found)}), but the model has {known} classes"
+            fix = "list every class in model.classes, in the order of the model's outputs"
+            raise DataError(f"{problem}, so their numbers are not known", where=samples.source.where, fix=fix)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def settle_budgets(recipe: Recipe, task: Task, evaluation: SampleSet) -> tuple[Budget, ...]:

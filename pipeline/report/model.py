@@ -45,11 +45,16 @@ class RunInfo(Record):
 
 
 class DataRecord(Record):
-    """One set of samples; the hash covers the preprocessed values and the labels."""
+    """One set of samples; the hash covers the preprocessed values and the labels.
+
+    Attributes:
+        notes: What a reader has to know of how it was read, such as entries that were passed over.
+    """
 
     name: str
     samples: Count
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 class OriginalRecord(Record):
@@ -264,6 +269,7 @@ class Report(Record):
     budgets: tuple[MetricBudget, ...] = Field((), description="missing in reports of older versions, which have budget")
     targets: tuple[TargetRecord, ...]
     samples: tuple[SampleRecord, ...] = Field((), description="a few samples as pictures, where the task has some")
+    warnings: tuple[str, ...] = Field((), description="what makes the figures doubtful; a page shows it first")
     failure: FailureRecord | None = None
     verdict: VerdictRecord | None = Field(None, description="missing in reports of older versions")
 

@@ -87,13 +87,14 @@ class _Part(Source):
         source = samples.source
         self.where, self.labelled, self.labels_where = source.where, source.labelled, source.labels_where
         self.classes, self.kind, self.one_by_one = source.classes, source.kind, source.one_by_one
-        self.box_format = source.box_format
+        self.box_format, self.notes = source.box_format, source.notes
         self._source, self._indices = source, samples.indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
+        self._source.upright = self.upright
         return self._source.read([self._indices[index] for index in indices])
 
     def input_place(self, index: int) -> str:

@@ -175,9 +175,9 @@ def images(*files: str, content: bytes | None = None) -> Change:
         root = project.folder / "images"
         root.mkdir()
         for name in files:
-            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).parent.mkdir(exist_ok=True, parents=True)
             if content is None:
-                Image.new("L", (8, 8)).save(root / name)
+                Image.new("L", (8, 8)).save(root / name, format="PNG")
             else:
                 (root / name).write_bytes(content)
         project.recipe["data"]["evaluation"] = {"folder": "images"}
@@ -698,11 +698,16 @@ DATA = [
     mistake("folder named .png", both(images("a/1.png"), lambda p: (p.folder / "images/a/2.png").mkdir()), "2.png"),
     mistake("other files only", images("a/1.pdf", content=b"%PDF"), "images", "1.pdf"),
     mistake(
-        "classes in another order",
-        both(images(*(f"{c}/x.png" for c in "abcd")), at("model.classes", list("dcba"))),
+        "folder of no class",
+        both(images(*(f"{c}/x.png" for c in "abcd")), at("model.classes", list("dcbz"))),
         "images",
+        "class folder 'a'",
         "model.classes",
     ),
+    mistake("too few class folders", images("a/x.png", "b/x.png"), "images", "names 2 classes (a, b)", "4 classes"),
+    mistake("folder of train and test", images("train/a/x.png", "test/a/x.png"), "images", "such as 'a'", "such as"),
+    mistake("image beside classes", images("a/x.png", "y.png"), "y.png", "lies beside the class folders"),
+    mistake("image of an unread format", images("a/x.png", "a/y.heic"), "y.heic", ".heic", "convert it"),
     mistake("Dataset of no module", at("data.evaluation", {"factory": "no_such:Samples"}), "no_such"),
     mistake("Dataset of no name", at("data.evaluation", {"factory": "json:Samples"}), "json", "'Samples'"),
     mistake(

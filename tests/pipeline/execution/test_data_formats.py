@@ -223,13 +223,42 @@ def test_pairs_of_keypoints_let_images_be_mirrored(project: Path) -> None:
         recipe("Poser", data, task={"name": "depth", "swap": []})
 
 
-def test_classes_that_two_sets_number_differently_are_refused(project: Path) -> None:
-    for name in ("all/cat", "all/dog", "some/dog"):
+def images_of_classes(project: Path, *names: str) -> None:
+    for name in names:
         (project / name).mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), len(name)).save(project / name / "1.png")
+
+
+def test_folders_have_the_training_sets_classes_when_the_recipe_names_none(project: Path) -> None:
+    images_of_classes(project, "all/cat", "all/dog", "some/dog")
     sets = {"train": {"folder": "all"}}
-    with pytest.raises(DataError, match=r"class 'dog' is number 0, in the order of its classes, and 1 in .*all"):
-        checked(project, "Classifier", {"folder": "some"}, sets=sets)
+    assert labels_of(checked(project, "Classifier", {"folder": "some"}, sets=sets)).tolist() == [1]
+    images_of_classes(project, "more/dog", "more/fox")
+    with pytest.raises(DataError, match=r"more: class folder 'fox' is none of the model's classes; there are cat, dog"):
+        checked(project, "Classifier", {"folder": "more"}, sets=sets)
+
+
+def test_folders_have_the_classes_of_the_model_in_any_order(project: Path) -> None:
+    images_of_classes(project, "all/cat", "all/dog")
+    prepared = checked(project, "Classifier", {"folder": "all"}, model={"classes": ["dog", "cat"]})
+    assert labels_of(prepared).tolist() == [1, 0]
+
+
+def test_classes_are_as_many_as_the_model_has_when_only_folders_name_them(project: Path) -> None:
+    images_of_classes(project, "some/dog")
+    with pytest.raises(DataError, match=r"some: names 1 classes \(dog\), but the model has 2 classes"):
+        checked(project, "Classifier", {"folder": "some"})
+
+
+def test_report_and_console_say_what_was_passed_over(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images_of_classes(project, "said/cat", "said/dog", "said/.trash")
+    report = run(recipe("Classifier", {"folder": "said"}), tmp_path / "out", root=project)
+    said = f"{project / 'said'}: passed over 1 hidden entries, such as .trash"
+    assert report.data["evaluation"].notes == (said,)
+    assert said in capsys.readouterr().err
+    assert said in (tmp_path / "out/report.html").read_text()
 
 
 @pytest.mark.parametrize(
