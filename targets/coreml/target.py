@@ -117,7 +117,9 @@ class CoremlTarget:
         from targets.coreml.lowering import lower
 
         yield lowered
-        yield lower(model, self._config.model_copy(update={"precision": "float32"}), folder, name="model")
+        known = {} if lowered.batch_size is None else {"batch_sizes": (lowered.batch_size,)}  # others have failed before
+        config = self._config.model_copy(update={"precision": "float32", **known})
+        yield lower(model, config, folder, name="model")
 
     def placement(self, lowered: Lowered) -> Placement | None:
         if sys.platform == "darwin":
