@@ -117,7 +117,7 @@ class CoremlTarget:
         from targets.coreml.lowering import lower
 
         yield lowered
-        known = {} if lowered.batch_size is None else {"batch_sizes": (lowered.batch_size,)}  # others have failed before
+        known = {} if lowered.batch_size is None else {"batch_sizes": (lowered.batch_size,)}  # others failed
         config = self._config.model_copy(update={"precision": "float32", **known})
         yield lower(model, config, folder, name="model")
 
