@@ -57,9 +57,11 @@ MAX_INPUT_VALUES = 2**31 - 1
 
 
 class ModelSource(Setting):
-    """Where the FP32 model comes from: a factory and its weights, or a ``torch.export`` program."""
+    """Where the FP32 model comes from: a factory and its weights, or a program that holds both."""
 
-    checkpoint: FilePath
+    checkpoint: FilePath | None = Field(
+        None, description="weights for the factory, or a program; without one, the factory gives trained weights itself"
+    )
     factory: Factory | None = Field(None, description="module:callable that builds the network")
     kwargs: dict[str, Any] = {}
     inputs: tuple[TensorSpec, ...] = Field((), description="names and shapes without the batch dimension")
@@ -67,12 +69,25 @@ class ModelSource(Setting):
     classes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="class names, in the order of the logits"
     )
+    weights: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="key of the weights in the checkpoint, such as ema, where several there fit the network"
+    )
     trust: Flag = Field(False, description="read a .pt2 with torch, which may run code in it")
+
+    @property
+    def name(self) -> Path | str:
+        """What messages call the model: its checkpoint, or the factory that gives its weights."""
+        return self.checkpoint or str(self.factory)
 
     @model_validator(mode="after")
     def _factory_needs_inputs(self) -> ModelSource:
-        if self.checkpoint.suffix == ".pt2":
-            for key in ("factory", "kwargs"):
+        if self.checkpoint is None:
+            if not self.factory:
+                raise ValueError("names no model: add checkpoint: a file, or factory: module:callable")
+            if self.weights:
+                raise ValueError("weights names a key of a checkpoint: add checkpoint, or remove weights")
+        if self.checkpoint is not None and self.checkpoint.suffix == ".pt2":
+            for key in ("factory", "kwargs", "weights"):
                 if getattr(self, key):
                     raise ValueError(f"a .pt2 checkpoint holds its own program: remove {key}")
         elif self.trust:

@@ -1,4 +1,4 @@
-"""What docs/data.md says is valid as it stands there."""
+"""What docs/data.md and docs/models.md say is valid as it stands there."""
 
 import re
 from pathlib import Path
@@ -13,6 +13,7 @@ from pipeline.recipe import parse_recipe
 
 TEXT = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
 SNIPPETS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+MODELS = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[1] / "docs" / "models.md").read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
@@ -20,6 +21,11 @@ def test_snippet_is_part_of_a_valid_recipe(snippet: str) -> None:
     data = {"evaluation": {"npz": "test.npz"}, **yaml.safe_load(snippet)}
     model = {"checkpoint": "model.pt2"}
     parse_recipe({"name": "docs", "model": model, "data": data})
+
+
+@pytest.mark.parametrize("snippet", MODELS)
+def test_model_is_part_of_a_valid_recipe(snippet: str) -> None:
+    parse_recipe({"name": "docs", "data": {"evaluation": {"npz": "test.npz"}}, **yaml.safe_load(snippet)})
 
 
 def test_every_key_of_a_data_source_is_shown() -> None:

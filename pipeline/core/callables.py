@@ -21,9 +21,10 @@ OURS = frozenset({"pipeline", "targets"})
 
 
 def import_callable(name: str, root: Path = Path()) -> Callable[..., Any]:
-    """Import ``module:callable``; the recipe's folder and the working directory are importable.
+    """Import ``module:callable`` or ``module:Class.method``.
 
-    Installed packages win over files of the same name there, so that a stray ``onnxruntime.py`` replaces nothing.
+    The recipe's folder and the working directory are importable. Installed packages win over files of the same name
+    there, so that a stray ``onnxruntime.py`` replaces nothing.
 
     Raises:
         RecipeError: The module does not import, or has no such callable.
@@ -37,18 +38,26 @@ def import_callable(name: str, root: Path = Path()) -> Callable[..., Any]:
             raise RecipeError(f"there is no module {error.name!r}", where=name, fix=fix) from None
         fix = "correct that line, or install what it imports"
         raise RecipeError(f"importing it failed: {failure_of(error)}", where=name, fix=fix) from error
-    try:
-        found = getattr(module, attribute)
-    except AttributeError:
-        public = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
-        raise RecipeError(
-            f"module {module_name!r} has no {attribute!r}; {did_you_mean(attribute, public)}",
-            where=name,
-            fix="name a function or class of that module",
-        ) from None
+    found: Any = module
+    for part in attribute.split("."):
+        owner = found
+        try:
+            found = getattr(owner, part)
+        except AttributeError:
+            public = [known for known, value in vars(owner).items() if _is_offered(known, value)]
+            what = f"module {module_name!r}" if owner is module else f"{getattr(owner, '__name__', part)!r}"
+            raise RecipeError(
+                f"{what} has no {part!r}; {did_you_mean(part, public)}",
+                where=name,
+                fix="name a function or class of that module",
+            ) from None
     if not callable(found):
         raise RecipeError(f"{attribute!r} is not callable", where=name, fix="name a function or class of that module")
     return found  # type: ignore[no-any-return]  # checked by callable(), which mypy does not follow
+
+
+def _is_offered(name: str, value: object) -> bool:
+    return not name.startswith("_") and (callable(value) or isinstance(value, classmethod | staticmethod))
 
 
 def call(

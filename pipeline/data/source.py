@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from pipeline.core import Distinct, FilePath, Integer, PositiveInt, Setting
 
-FACTORY = r"^\w+(\.\w+)*:\w+$"
+FACTORY = r"^\w+(\.\w+)*:\w+(\.\w+)*$"
 Factory = Annotated[str, Field(pattern=FACTORY)]
-"""A callable of a user's, as ``module:callable``."""
+"""A callable of a user's, as ``module:callable``, or ``module:Class.method``."""
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 FORMATS = ("npz", "folder", "table", "huggingface", "factory")

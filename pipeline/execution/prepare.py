@@ -6,8 +6,6 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
-
 import targets
 from pipeline.core import DataError, Model, RecipeError, TensorSpec
 from pipeline.data.archive import stored_bytes
@@ -26,7 +24,7 @@ from pipeline.execution.task import require_all_classes, settle_budgets, settle_
 from pipeline.machine.memory import require_memory
 from pipeline.models.function import require_function
 from pipeline.models.interface import checked_model
-from pipeline.models.load import open_module
+from pipeline.models.load import Opened, open_module
 from pipeline.recipe import Budget, Recipe
 from pipeline.stages.contract import Needs, Supplies
 from pipeline.target import Target
@@ -78,11 +76,11 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     Raises:
         EdgewrightError: Names the file, the field and the fix.
     """
-    module, inputs = open_module(recipe.model, root)
+    opened = open_module(recipe.model, root)
     needs = [STAGES[step.name].needs(step.config) for step in recipe.stages]
     _check_needs(recipe, needs)
-    sets = _open_sets(recipe, inputs, root)
-    model = _model(recipe, module, inputs, sets, root)
+    sets = _open_sets(recipe, opened.inputs, root)
+    model = _model(recipe, opened, sets)
     require_function(model.module, model.examples)
     task, sets = settle_task(recipe, model, sets, root)
     check_augmentations(recipe, sets.get("train"))
@@ -131,18 +129,17 @@ def _check_needs(recipe: Recipe, needs: list[Needs]) -> None:
             raise need.one_process
 
 
-def _model(
-    recipe: Recipe, module: nn.Module, inputs: tuple[TensorSpec, ...], sets: dict[str, SampleSet], root: Path
-) -> Model:
+def _model(recipe: Recipe, opened: Opened, sets: dict[str, SampleSet]) -> Model:
     """The model, tried on samples that no result is reported on, where there are any."""
     tried_on = sets.get("calibration") or sets.get("train") or sets["evaluation"]
     model = checked_model(
-        module,
-        inputs,
+        opened.module,
+        opened.inputs,
         recipe.model.outputs,
         recipe.model.classes,
-        where=str(root / recipe.model.checkpoint),
+        where=opened.where,
         examples=examples_of(tried_on),
+        notes=opened.notes,
     )
     return replace(
         model,

@@ -39,7 +39,7 @@ def settle_task(
     if not all(output.isfinite().all() for output in example.outputs if output.is_floating_point()):
         raise StageError(
             "the original model's outputs are not finite",
-            where=str(recipe.model.checkpoint),
+            where=str(recipe.model.name),
             fix="give the weights of a trained model, and the preprocessing that it was trained with",
         )
     task = _task(recipe.task, example, labelled=sets["evaluation"].labelled, root=root)

@@ -39,6 +39,7 @@ def checked_model(
     *,
     where: str,
     examples: tuple[Tensor, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Model:
     """The `Model` of a module, after a few runs, so that a module that cannot run is refused here.
 
@@ -47,6 +48,7 @@ def checked_model(
         classes: Names of the classes, or empty.
         where: What the module came from, for the messages.
         examples: Real samples, which the module is run on; made-up values where there are none.
+        notes: What was changed when the module was loaded.
 
     Raises:
         CheckpointError: The module fails on these inputs, returns something that has no form as tensors ``(N, …)``, or
@@ -55,8 +57,9 @@ def checked_model(
     require_names([spec.name for spec in inputs], "input", where=where)
     module, changes = plain(module, where=where)
     inputs = tuple(spec.model_copy(update={"dtype": "float32"}) if spec.dtype == "float16" else spec for spec in inputs)
-    module, names, notes = in_normal_form(module, inputs, outputs, where=where, examples=examples)
-    for note in (*changes, *notes):
+    module, names, changed = in_normal_form(module, inputs, outputs, where=where, examples=examples)
+    notes = (*notes, *changes, *changed)
+    for note in notes:
         logger.info("%s: %s", where, note)
     logits = _run_on_all(module, examples or example_inputs(inputs), inputs, where, made_up=not examples)[0]
     if classes and logits.ndim <= 2 and logits.shape[-1] != len(classes):  # of other outputs, the task knows
@@ -72,7 +75,7 @@ def checked_model(
         outputs=names,
         classes=classes,
         examples=examples,
-        notes=(*changes, *notes),
+        notes=notes,
     )
 
 

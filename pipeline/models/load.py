@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +14,7 @@ from pipeline.core import CheckpointError, Model, TensorSpec
 from pipeline.core.files import require_file
 from pipeline.data.samples import SampleSet, examples_of
 from pipeline.machine.memory import require_memory
+from pipeline.models.checkpoints.kinds import require_weights
 from pipeline.models.checkpoints.program import read_program
 from pipeline.models.checkpoints.state_dict import build
 from pipeline.models.interface import checked_model
@@ -36,33 +38,65 @@ def load(source: ModelSource, root: Path = Path(), *, samples: SampleSet | None 
             factory's; or the model does not run on these samples, or takes or gives what no target can hold.
         RecipeError: The factory cannot be imported.
     """
-    module, inputs = open_module(source, root)
+    opened = open_module(source, root)
     examples = () if samples is None else examples_of(samples)
     return checked_model(
-        module, inputs, source.outputs, source.classes, where=str(root / source.checkpoint), examples=examples
+        opened.module,
+        opened.inputs,
+        source.outputs,
+        source.classes,
+        where=opened.where,
+        examples=examples,
+        notes=opened.notes,
     )
 
 
-def open_module(source: ModelSource, root: Path = Path()) -> tuple[nn.Module, tuple[TensorSpec, ...]]:
-    """The module that a recipe names, as it was written, and what it takes.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A module as it was written, before anything is asked of it.
+
+    Attributes:
+        inputs: What it takes.
+        where: What it came from, for the messages.
+        notes: What was changed to load it.
+    """
+
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    where: str
+    notes: tuple[str, ...] = ()
+
+
+def open_module(source: ModelSource, root: Path = Path()) -> Opened:
+    """The module that a recipe names.
 
     Raises:
         CheckpointError: See `load`.
         RecipeError: The factory cannot be imported.
     """
-    path = root / source.checkpoint
+    opened = _without_a_file(source, root) if source.checkpoint is None else _from_file(source, source.checkpoint, root)
+    logger.debug("loaded %s from %s", type(opened.module).__name__, opened.where)
+    return opened
+
+
+def _without_a_file(source: ModelSource, root: Path) -> Opened:
+    assert source.factory is not None  # the recipe has checked it
+    module, notes = build(source.factory, source.kwargs, None, root=root, field="model.kwargs")
+    return Opened(module, source.inputs, source.factory, notes)
+
+
+def _from_file(source: ModelSource, checkpoint: Path, root: Path) -> Opened:
+    path = root / checkpoint
+    if source.factory is not None:
+        require_weights(path)
     require_file(path, CheckpointError)
     require_memory(f"loading {path}", 2 * path.stat().st_size, fix="close other programs, or use a larger machine")
-    inputs = source.inputs
-    module: nn.Module
-    if path.suffix == ".pt2":
+    if checkpoint.suffix == ".pt2":
         program = read_program(path, trust=source.trust)
-        module, inputs = program.module(), inputs or inputs_of(program, path)
-    else:
-        assert source.factory is not None  # the recipe has checked it
-        module = build(source.factory, source.kwargs, path, root=root, field="model.kwargs")
-    logger.debug("loaded %s from %s", type(module).__name__, path)
-    return module, inputs
+        return Opened(program.module(), source.inputs or inputs_of(program, path), str(path))
+    assert source.factory is not None  # the recipe has checked it
+    module, notes = build(source.factory, source.kwargs, path, choice=source.weights, root=root, field="model.kwargs")
+    return Opened(module, source.inputs, str(path), notes)
 
 
 def from_module(

@@ -160,7 +160,7 @@ def first_student(model: Model, config: DistillConfig, *, seed: int = 0, root: P
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         weights = None if source.checkpoint is None else root / source.checkpoint
-        student = build(source.factory, source.kwargs, weights, root=root, field="distill.student.kwargs")
+        student, _ = build(source.factory, source.kwargs, weights, root=root, field="distill.student.kwargs")
     inputs = example_inputs(model.examples or model.inputs, 2)
     expected = _shapes(model.reference, inputs)
     try:

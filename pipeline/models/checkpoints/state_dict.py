@@ -1,39 +1,53 @@
-"""A state dict: a factory builds the network, and a ``.safetensors`` or ``.pt`` file holds its weights."""
+"""A state dict: a factory builds the network, and a ``.safetensors`` or torch file holds its weights."""
 
 from __future__ import annotations
 
 import logging
-import pickle
-import re
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pipeline.core import CheckpointError, first_line
+from pipeline.core import CheckpointError
 from pipeline.core.callables import call
 from pipeline.core.files import require_file
+from pipeline.models.checkpoints.candidates import (
+    Candidate,
+    Stored,
+    dtype_of,
+    fitting,
+    nearest,
+    objects_in,
+    tensors_in,
+)
+from pipeline.models.checkpoints.kinds import require_weights
+from pipeline.models.checkpoints.weights_file import SAVE, read_weights
 
-_SHOWN_MISMATCHES = 5
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts nest the weights
+_SHOWN = 5
+"""Mismatches, names or classes in one message."""
 
 logger = logging.getLogger(__name__)
 
 
 def build(
-    factory: str, kwargs: dict[str, Any], weights: Path | None, *, root: Path = Path(), field: str = "kwargs"
-) -> nn.Module:
+    factory: str,
+    kwargs: dict[str, Any],
+    weights: Path | None,
+    *,
+    choice: str | None = None,
+    root: Path = Path(),
+    field: str = "kwargs",
+) -> tuple[nn.Module, tuple[str, ...]]:
     """A network in eval mode, from its factory; with weights from a file, or the factory's own where there is none.
 
     Args:
+        choice: The key of the weights, where a file holds several that fit.
         field: Where in the recipe the kwargs are, for the messages.
+
+    Returns:
+        The network, and notes on how the file's weights became its own.
 
     Raises:
         CheckpointError: The factory cannot be called so, or the weights are missing, unreadable or another network's.
@@ -47,125 +61,116 @@ def build(
             where=factory,
             fix="return the network, an instance",
         )
+    notes: tuple[str, ...] = ()
     if weights is not None:
+        require_weights(weights)
         require_file(weights, CheckpointError)
-        _fill(module, _read_weights(weights), weights)
-    return module.eval()
+        notes = _fill(module, read_weights(weights), weights, choice)
+    return module.eval(), notes
 
 
-_SAVE = "save weights only: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+def _fill(module: nn.Module, content: Any, path: Path, choice: str | None) -> tuple[str, ...]:
+    """Load the weights, all of them and nothing else; notes on what was changed or left out."""
+    stored = list(tensors_in(content))
+    _require_tensors(content, stored, path)
+    expected = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    chosen = _chosen(stored, expected, choice, type(module).__name__, content, path)
+    notes = (*_notes(chosen, expected), *_left_out(chosen, content))
+    module.load_state_dict(chosen.weights, strict=False)  # whose own check knows nothing of counters and own states
+    logger.debug("filled %s with %d tensors of %s", type(module).__name__, len(chosen.weights), path)
+    return notes
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"is not a safetensors file: {error}", where=str(path), fix=_SAVE) from None
-    if (kind := _other_kind(path)) is not None:
-        raise CheckpointError(f"is {kind}, which may hold code and is never loaded", where=str(path), fix=_SAVE)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of versions of pickle: what matters is an error
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        culprit = re.search(r"GLOBAL (\S+)", str(error))
-        raise CheckpointError(
-            f"holds pickled code, which is never run ({culprit[1]})"
-            if culprit
-            else "is not a torch checkpoint, or holds pickled code, which is never run",
-            where=str(path),
-            fix=_SAVE,
-        ) from None
-    except Exception as error:  # torch's reader fails in many ways on what is no checkpoint
-        raise CheckpointError(f"is not a torch checkpoint: {first_line(error)}", where=str(path), fix=_SAVE) from None
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+def _require_tensors(content: Any, stored: list[Stored], path: Path) -> None:
+    """Refuse a file without a dictionary of tensors."""
+    objects = list(dict.fromkeys(objects_in(content)))
+    if not stored and objects:
+        problem = f"holds pickled code, which is never run ({_some(objects)}), and no weights beside it"
+        raise CheckpointError(problem, where=str(path), fix=SAVE)
     if not isinstance(content, Mapping):
+        raise CheckpointError(f"holds {type(content).__name__}, not a state dict of tensors", where=str(path), fix=SAVE)
+    if content and not stored:
+        kinds = sorted({type(value).__name__ for value in content.values()})
         raise CheckpointError(
-            f"holds {type(content).__name__}, not a state dict of tensors", where=str(path), fix=_SAVE
+            f"holds a dictionary of {_some(kinds)}, not a state dict of tensors", where=str(path), fix=SAVE
         )
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"is not a state dict of tensors: {name!r} is {type(value).__name__}", where=str(path), fix=_SAVE
-            )
-    return dict(content)
 
 
-def _other_kind(path: Path) -> str | None:
-    """What a file is that some other framework, or torch's compiler, would load as a whole model."""
-    with path.open("rb") as opened:
-        if opened.read(len(_HDF5)) == _HDF5:
-            return "an HDF5 file, as Keras writes them"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return None  # an old checkpoint, or damaged: torch's reader tells
-    if "config.json" in names:
-        return "a Keras model"
-    return "a TorchScript archive" if any(name.endswith("/constants.pkl") for name in names) else None
+def _chosen(
+    stored: list[Stored],
+    expected: Mapping[str, Tensor],
+    choice: str | None,
+    network: str,
+    content: Any,
+    path: Path,
+) -> Candidate:
+    """The one candidate that fits, or that the recipe chooses.
 
-
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-
-
-def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Load the weights, all of them and nothing else."""
-    expected = module.state_dict()
-    for name in expected.keys() - weights.keys():  # a tied weight is stored once, under either of its names
-        twin = next((key for key in weights if key in expected and _same_memory(expected[key], expected[name])), None)
-        if twin is not None:
-            weights[name] = weights[twin]
-    problems = [f"missing {name} {_size(expected[name])}" for name in expected if name not in weights]
-    problems += [f"unexpected {name} {list(weights[name].shape)}" for name in weights if name not in expected]
-    problems += [
-        f"{name} is {list(weights[name].shape)} where the factory builds {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and not is_lazy(tensor) and weights[name].shape != tensor.shape
-    ]
-    problems += [
-        f"{name} is {_kind(weights[name])} where the factory builds {_kind(tensor)}"
-        for name, tensor in expected.items()
-        if name in weights and not is_lazy(tensor) and not _can_become(weights[name].dtype, tensor.dtype)
-    ]
-    problems += [
-        f"{name} holds NaN or infinity"
-        for name, tensor in weights.items()
-        if name in expected
-        and (is_lazy(expected[name]) or tensor.shape == expected[name].shape)  # any other may stand for terabytes
-        and tensor.is_floating_point()
-        and not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all()
-    ]
-    if problems:
-        more = f"; and {len(problems) - _SHOWN_MISMATCHES} more" if len(problems) > _SHOWN_MISMATCHES else ""
-        prefixed = bool(weights) and all(name.startswith("module.") for name in weights)
+    Raises:
+        CheckpointError: None fits, or several do.
+    """
+    if choice is not None:
+        named = [each for each in stored if f".{choice}." in f".{each.name}"]
+        if not named:
+            problem = f"has no weights {choice!r}; there are {_some(_places(stored))}"
+            raise CheckpointError(problem, where=str(path), fix="correct model.weights")
+        stored = named
+    found = fitting(stored, expected)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        places = [each.prefix or "the file's own keys" for each in found]
         raise CheckpointError(
-            f"does not fit {type(module).__name__}: {'; '.join(problems[:_SHOWN_MISMATCHES])}{more}",
+            f"holds several weights that fit {network}: {', '.join(places)}",
             where=str(path),
-            fix="strip DataParallel's 'module.' from the keys"
-            if prefixed
-            else "give the factory and kwargs that the weights were trained with",
+            fix=f"choose: model: {{weights: {next(each.prefix for each in found if each.prefix)}}}",
         )
-    module.load_state_dict(weights)
-    logger.debug("filled %s with %d tensors of %s", type(module).__name__, len(weights), path)
+    near = nearest(stored, expected)
+    problems = near.problems(expected)
+    if not problems:  # of a network that has no weights
+        return near
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    under = f" with the weights under {near.prefix!r}" if near.prefix else ""
+    flat = all(isinstance(value, Tensor) for value in content.values())
+    holds = "" if flat else f" (the file holds {_some([repr(key) for key in content])})"
+    raise CheckpointError(
+        f"does not fit {network}{under}: {'; '.join(problems[:_SHOWN])}{more}{holds}",
+        where=str(path),
+        fix="give the factory and kwargs that the weights were trained with",
+    )
 
 
-def _size(tensor: Tensor) -> str:
-    return "of a lazy layer" if is_lazy(tensor) else str(list(tensor.shape))
+def _places(stored: list[Stored]) -> list[str]:
+    """The keys of the dictionaries that hold tensors; of a flat file, the first words of its names."""
+    keys = list(dict.fromkeys(each.keys for each in stored if each.keys))
+    return keys or list(dict.fromkeys(each.name.partition(".")[0] for each in stored))
 
 
-def _kind(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _notes(chosen: Candidate, expected: Mapping[str, Tensor]) -> list[str]:
+    """How the file's names and types became the network's."""
+    notes = []
+    if chosen.prefix:
+        notes.append(f"the weights are those under {chosen.prefix!r} in the checkpoint")
+    if chosen.added:
+        notes.append(f"the checkpoint's names lack the network's {chosen.added + '.'!r}, which was added")
+    casts = {
+        (dtype_of(tensor), dtype_of(expected[name]))
+        for name, tensor in chosen.weights.items()
+        if not is_lazy(expected[name]) and tensor.dtype != expected[name].dtype
+    }
+    notes += [f"weights stored as {stored} were converted to {built}" for stored, built in sorted(casts)]
+    return notes
 
 
-def _can_become(stored: torch.dtype, built: torch.dtype) -> bool:
-    """Whether values of one type mean the same as the other: weights that are stored as integers have a scale."""
-    return (stored.is_floating_point, stored.is_complex) == (built.is_floating_point, built.is_complex)
+def _left_out(chosen: Candidate, content: Any) -> list[str]:
+    """What the file holds beside the weights that no one used."""
+    notes = []
+    if chosen.left_out:
+        notes.append(f"other tensors were left out ({len(chosen.left_out)}): {_some(chosen.left_out)}")
+    if objects := list(dict.fromkeys(objects_in(content))):
+        notes.append(f"objects beside the weights were not read: {_some(objects)}")
+    return notes
 
 
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    if is_lazy(one) or is_lazy(other):
-        return False
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.numel() > 0
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -250,7 +250,12 @@ VALUES = [
     mistake("no model", without("model"), "recipe.yaml: model", "required"),
     mistake("model is a list", at("model", [{"factory": "a:b"}]), "recipe.yaml: model", "mapping"),
     mistake("model is a path", at("model", "model.pt2"), "recipe.yaml: model", "mapping"),
-    mistake("no checkpoint", without("model.checkpoint"), "recipe.yaml: model.checkpoint", "required"),
+    mistake(
+        "no checkpoint",
+        both(without("model.checkpoint"), without("model.factory")),
+        "recipe.yaml: model",
+        "names no model",
+    ),
     mistake("checkpoint is a number", at("model.checkpoint", 3), "recipe.yaml: model.checkpoint", "path"),
     mistake("checkpoint is empty", at("model.checkpoint", ""), "recipe.yaml: model.checkpoint"),
     mistake("checkpoint is a folder", at("model.checkpoint", ".."), "..", "is a folder"),
@@ -485,6 +490,18 @@ class Opaque:
     """Something that a checkpoint should not hold."""
 
 
+SHARDS = b'{"weight_map": {"a": "part-1.safetensors"}}'
+
+
+def doubled(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: 2 * tensor for name, tensor in weights.items()}
+
+
+def last_layer(weight: torch.Tensor) -> Change:
+    """A torch file with another tensor as the last layer's weight."""
+    return lambda p: torch_file({**load_file(p.folder / "model.safetensors"), "8.weight": weight})(p)
+
+
 CHECKPOINTS = [
     mistake("empty", file("model.safetensors", b""), "model.safetensors", "safetensors file"),
     mistake("text", file("model.safetensors", b"weights"), "model.safetensors", "safetensors file"),
@@ -554,7 +571,8 @@ CHECKPOINTS = [
         "parallel prefix",
         torch_file({"module.0.weight": torch.zeros(16, 1, 3, 3)}),
         "model.pt",
-        "DataParallel",
+        "under 'module'",
+        "missing",
     ),
     mistake(
         "empty .pt2", both(file("m.pt2", b""), at("model", {"checkpoint": "m.pt2"})), "m.pt2", "torch.export program"
@@ -571,6 +589,97 @@ CHECKPOINTS = [
         "recipe.yaml: model",
         "remove factory",
     ),
+    mistake(
+        "several weights that fit",
+        lambda p: torch_file({"model": (w := load_file(p.folder / "model.safetensors")), "ema": doubled(w)})(p),
+        "model.pt",
+        "several weights that fit Sequential: model, ema",
+        "model: {weights: model}",
+    ),
+    mistake(
+        "weights of another key",
+        both(torch_file({"net": {"a": torch.zeros(2)}}), at("model.weights", "ema")),
+        "model.pt",
+        "no weights 'ema'; there are net",
+        "model.weights",
+    ),
+    mistake("weights without a checkpoint", both(without("model.checkpoint"), at("model.weights", "ema")), "weights"),
+    mistake("weights of a number", at("model.weights", 3), "model.weights"),
+    mistake("empty weights", at("model.weights", ""), "model.weights"),
+    mistake(
+        "nested weights of another network",
+        torch_file({"state_dict": {"8.weight": torch.zeros(5, 32)}, "epoch": 3}),
+        "under 'state_dict'",
+        "missing 0.weight",
+        "the file holds 'state_dict', 'epoch'",
+    ),
+    mistake(
+        "misspelt names",
+        weights(lambda w: w.update({"8.wieght": w.pop("8.weight")})),
+        "missing 8.weight [4, 32], where the file has 8.wieght",
+    ),
+    mistake(
+        "a prefix that some names lack",
+        weights(lambda w: w.update({"net.8.bias": w.pop("8.bias")})),
+        "missing 8.bias",
+        "net.8.bias",
+    ),
+    mistake(
+        "whole module in a dictionary", torch_file({"model": nn.Linear(2, 2), "epoch": 1}), "pickled code", "Linear"
+    ),
+    mistake(
+        "optimizer only", torch_file({"optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}), "not a state dict"
+    ),
+    mistake("weights as arrays", torch_file({"0.weight": np.zeros((16, 1, 3, 3))}), "model.pt", "numpy"),
+    mistake("sparse weights", last_layer(torch.eye(4, 32).to_sparse()), "8.weight", "plain tensor"),
+    mistake("weights without values", last_layer(torch.empty(4, 32, device="meta")), "8.weight", "meta"),
+    mistake(
+        "quantized weights",
+        last_layer(torch.quantize_per_tensor(torch.zeros(4, 32), 0.1, 0, torch.qint8)),
+        "8.weight",
+        "quantized",
+    ),
+    mistake("shards of a folder that are missing", checkpoint("m.index.json", SHARDS), "part-1.safetensors", "no such"),
+    mistake("index that is no index", checkpoint("m.index.json", b"[]"), "m.index.json", "index of shards"),
+    mistake("index of nothing", checkpoint("m.index.json", b'{"weight_map": {}}'), "names no files"),
+    mistake(
+        "index with a path",
+        checkpoint("m.index.json", b'{"weight_map": {"a": "../a.safetensors"}}'),
+        "m.index.json",
+        "beside itself",
+    ),
+    mistake("factory's missing method", at("model.factory", "torch.nn:Linear.smal"), "'Linear' has no 'smal'"),
+    mistake("ONNX by content", checkpoint("model.pt", b"\x08\x0a\x12\x07pytorch"), "model.pt", "ONNX", "torch.export"),
+    mistake("TFLite", checkpoint("model.pt", b"\x1c\0\0\0TFL3" + bytes(40)), "model.pt", "TFLite", "PyTorch network"),
+    mistake("Core ML", checkpoint("model.mlmodel", b"\x08\x04"), "model.mlmodel", "Core ML", "PyTorch network"),
+    mistake("HDF5", checkpoint("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(40)), "model.h5", "HDF5", "PyTorch"),
+    mistake("Keras", checkpoint("model.keras", zip_of(**{"config.json": b"{}"})), "model.keras", "Keras", "PyTorch"),
+    mistake("GGUF", checkpoint("model.gguf", b"GGUF\3\0\0\0"), "model.gguf", "GGUF"),
+    mistake("array", checkpoint("model.npy", b"\x93NUMPY\1\0"), "model.npy", "NumPy"),
+    mistake("packed", checkpoint("model.tar.gz", b"\x1f\x8b\x08\0"), "model.tar.gz", "packed archive", "unpack"),
+    mistake("TensorFlow checkpoint", checkpoint("model.ckpt.index", b"\0\0\0"), "TensorFlow checkpoint"),
+    mistake(
+        "SavedModel",
+        both(
+            lambda p: (p.folder / "saved").mkdir(),
+            file("saved/saved_model.pb", b"\x08\1"),
+            at("model.checkpoint", "saved"),
+        ),
+        "saved",
+        "SavedModel",
+        "PyTorch",
+    ),
+    mistake(
+        "Core ML package",
+        both(
+            lambda p: (p.folder / "a.mlpackage").mkdir(),
+            file("a.mlpackage/Manifest.json", b"{}"),
+            at("model.checkpoint", "a.mlpackage"),
+        ),
+        "a.mlpackage",
+        "Core ML",
+    ),
+    mistake("program as weights", checkpoint("m.pt", zip_of(**{"m/models/model.json": b"{}"})), "torch.export program"),
     mistake(
         "trusted .pt2",
         both(file("m.pt2", b"junk"), at("model", {"checkpoint": "m.pt2", "trust": True})),
