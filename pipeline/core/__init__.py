@@ -196,6 +196,7 @@ class Preprocessing(Setting):
     letterbox: Number | None = Field(
         None, description="resize keeps an image's proportions, and the rest is filled with this stored value"
     )
+    cover: Flag = Field(False, description="resize keeps an image's proportions, and what is too long is cut off")
     crop: tuple[Side, Side] | None = Field(None, description="height, width; taken from the centre")
     scale: Number = 1.0
     mean: tuple[Number, ...] = ()
@@ -207,6 +208,8 @@ class Preprocessing(Setting):
             raise ValueError("scale: 0 makes all samples equal: leave it out, or use 1/255 as 0.00392156862745098")
         if self.letterbox is not None and self.resize is None:
             raise ValueError("letterbox: says how resize works: add resize")
+        if self.cover and (self.resize is None or self.letterbox is not None):
+            raise ValueError("cover: says how resize works, as letterbox does: give resize, and one of the two")
         for axis, name in enumerate(("height", "width")):
             if self.resize is not None and self.crop is not None and self.crop[axis] > self.resize[axis]:
                 raise ValueError(f"crop: its {name} is {self.crop[axis]}, and resize leaves {self.resize[axis]}")

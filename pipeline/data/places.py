@@ -135,9 +135,20 @@ class Frame:
         return found
 
 
-def frame_of(stored: Size, *, resize: Size | None, crop: Size | None, letterbox: bool) -> Frame:
-    """Where an image of this height and width lies after preprocessing."""
+def frame_of(
+    stored: Size, *, resize: Size | None, crop: Size | None, letterbox: bool = False, cover: bool = False
+) -> Frame:
+    """Where an image of this height and width lies after preprocessing.
+
+    >>> frame_of((300, 400), resize=(256, 256), crop=(224, 224), cover=True)  # the shorter side becomes 256
+    Frame(stored=(300, 400), resized=(256, 341), offset=(-16, -58), size=(224, 224))
+    """
     resized = canvas = resize or stored
+    if resize is not None and cover:
+        ratio = max(resize[0] / stored[0], resize[1] / stored[1])
+        resized = (max(resize[0], int(stored[0] * ratio + 1e-6)), max(resize[1], int(stored[1] * ratio + 1e-6)))
+        size = crop or canvas
+        return Frame(stored, resized, (-((resized[0] - size[0]) // 2), -((resized[1] - size[1]) // 2)), size)
     if resize is not None and letterbox:
         ratio = min(resize[0] / stored[0], resize[1] / stored[1])
         resized = (max(1, round(stored[0] * ratio)), max(1, round(stored[1] * ratio)))

@@ -58,7 +58,13 @@ def _size(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> Size
 
 def _frame(stored: Size, preprocessing: Preprocessing) -> Frame:
     letterbox = preprocessing.letterbox is not None
-    return frame_of(stored, resize=preprocessing.resize, crop=preprocessing.crop, letterbox=letterbox)
+    return frame_of(
+        stored,
+        resize=preprocessing.resize,
+        crop=preprocessing.crop,
+        letterbox=letterbox,
+        cover=preprocessing.cover,
+    )
 
 
 def normalise(values: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -1,7 +1,7 @@
-"""Operators with a number of their own that no deployment format can hold: as a plain operator and a product.
+"""Operators in a spelling that some deployment format does not know, as the plain operators that all of them know.
 
-Average pools with a divisor, which torch's ONNX exporter drops, and sums and differences with ``alpha``, which the
-converter to TFLite does not take.
+Average pools with a divisor, which torch's ONNX exporter drops; sums and differences with ``alpha``, which the
+converter to TFLite does not take; and ``a & b``, which coremltools takes for an operator in place by its name, __and__.
 """
 
 from __future__ import annotations
@@ -17,12 +17,23 @@ from torch.nn import functional as F
 aten = torch.ops.aten
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
 SPATIAL_AXES = {aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
+BITWISE = {
+    getattr(getattr(aten, f"__{name}__"), overload): getattr(getattr(aten, f"bitwise_{name}"), overload)
+    for name in ("and", "or", "xor")
+    for overload in ("Tensor", "Scalar")
+} | {
+    getattr(getattr(aten, f"__{name[0]}shift__"), overload): getattr(getattr(aten, f"bitwise_{name}_shift"), plain)
+    for name in ("left", "right")
+    for overload, plain in (("Tensor", "Tensor"), ("Scalar", "Tensor_Scalar"))
+}
+"""The methods behind Python's operators, and torch's functions that compute the same."""
 
 
 def in_plain_forms(program: ExportedProgram) -> ExportedProgram:
-    """The same program without ``divisor_override`` and ``alpha``; the program itself where it has none."""
+    """The same program without such spellings; the program itself where it has none."""
     ways: dict[Any, Callable[..., Any]] = {}
     for node in program.graph.nodes:
+        node.target = BITWISE.get(node.target, node.target) if node.op == "call_function" else node.target
         if node.target in SPATIAL_AXES and len(node.args) > 6 and node.args[6] is not None:
             ways[node.target] = _scaled(node.target, SPATIAL_AXES[node.target])
         elif node.target in SUMS and node.kwargs.get("alpha", 1) != 1:

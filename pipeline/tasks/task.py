@@ -115,12 +115,14 @@ class Example:
     Attributes:
         alphabet: The characters of symbols 1, 2, …, for tasks that read text; may be empty.
         swap: Pairs of keypoints that change places in a mirrored image; None where it is not known.
+        classes: How many classes the recipe names; None where it names none.
     """
 
     inputs: Tensors
     outputs: Tensors
     alphabet: str = ""
     swap: tuple[tuple[int, int], ...] | None = None
+    classes: int | None = None
 
     @property
     def first(self) -> Tensor:

@@ -47,6 +47,8 @@ def one_box(*corners: float) -> dict[str, np.ndarray]:
         pytest.param((2, 4), {"resize": (4, 4), "letterbox": 0}, (0, 0, 2, 1), [0, 1, 2, 2], id="letterbox"),
         pytest.param((8, 4), {"resize": (4, 4), "letterbox": 7}, (0, 0, 4, 8), [1, 0, 3, 4], id="narrow letterbox"),
         pytest.param((6, 6), {"crop": (4, 4)}, (2, 0, 4, 4), [1, 0, 3, 3], id="cropped and cut"),
+        pytest.param((8, 12), {"resize": (4, 4), "cover": True}, (2, 2, 6, 6), [0, 1, 2, 3], id="covered"),
+        pytest.param((8, 12), {"resize": (8, 8), "cover": True, "crop": (4, 4)}, (5, 3, 7, 5), [1, 1, 3, 3], id="both"),
     ],
 )
 def test_boxes_follow_when_images_are_resized(
@@ -151,6 +153,12 @@ def test_box_that_rounding_puts_beyond_the_edge_is_cut(tmp_path: Any) -> None:
 def test_letterbox_without_resize_is_refused() -> None:
     with pytest.raises(ValueError, match="letterbox: says how resize works"):
         Preprocessing(letterbox=0)
+
+
+def test_cover_without_resize_or_beside_letterbox_is_refused() -> None:
+    for others in ({}, {"resize": (4, 4), "letterbox": 0.0}):
+        with pytest.raises(ValueError, match="cover: says how resize works"):
+            Preprocessing(cover=True, **others)
 
 
 def test_batch_of_single_reads_is_the_batch_of_one_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

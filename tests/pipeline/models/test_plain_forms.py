@@ -66,3 +66,17 @@ def test_attention_can_still_be_taken_apart() -> None:
     graph = canonical_graph(from_module(Attending(), [TensorSpec(name="x", shape=(6, 24))]))
     assert "attention" not in str(graph.graph)
     torch.testing.assert_close(graph(x), Attending()(x))
+
+
+class Bitwise(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return x & y, x | y, x ^ y, x & 3, x | 4, x ^ 5, x << y % 5, x >> y % 5, x << 2, (x > 3) & (y > 2)
+
+
+def test_operators_of_bits_have_the_names_of_functions() -> None:
+    specs = tuple(TensorSpec(name=name, shape=(6,), dtype="int64") for name in "xy")
+    program = capture(Bitwise(), specs)
+    values = torch.randint(0, 99, (2, 3, 6))
+    for expected, got in zip(Bitwise()(*values), program.module()(*values), strict=True):
+        torch.testing.assert_close(got, expected)
+    assert not [node for node in program.graph.nodes if "__" in str(node.target)]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pipeline.core import DataError, RecipeError
-from pipeline.tasks.lookup import names
+from pipeline.tasks.lookup import built_in, names
 from pipeline.tasks.scores import Scores
-from pipeline.tasks.task import Task
+from pipeline.tasks.task import Example, Task
 from tests.tasks import task
 
 IMAGE = torch.zeros(1, 3, 20, 30)
@@ -156,6 +156,26 @@ def test_detection_equals_the_hand_computed_precision_of_one_box() -> None:
     assert values(made, (heads,), labels) == {"map": pytest.approx(1.0), "map50": pytest.approx(1.0)}
     labels[0]["boxes"] = np.array([[6.0, 6.0, 14.0, 19.0]])  # 64 of 104: an IoU of 0.615, above 0.5, 0.55 and 0.6
     assert values(made, (heads,), labels) == {"map": pytest.approx(0.3), "map50": pytest.approx(1.0)}
+
+
+def test_detection_reads_logits_and_shares_as_detr_gives_them() -> None:
+    logits = torch.tensor([[[9.0, 0, 0], [8.0, 0, 0], [0, 0, 9.0]]])  # two of class 0 in one place, and no object
+    shares = torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 0.2, 0.4], [0.1, 0.1, 0.1, 0.1]]])
+    image = torch.zeros(1, 3, 20, 30)
+    (found,) = task("detection", logits, shares, inputs=(image,)).predict((logits, shares), (image,))
+    sure = [0.9998, 0.9993]
+    assert found["labels"].tolist() == [0, 0]
+    assert found["boxes"].tolist() == [pytest.approx([12, 6, 18, 14], abs=1e-4)] * 2
+    assert found["scores"].tolist() == pytest.approx(sure, abs=1e-4)
+
+
+def test_detection_takes_scores_of_all_named_classes_one_by_one() -> None:
+    logits, shares = torch.tensor([[[3.0, 4.0, -9.0]]]), torch.full((1, 1, 4), 0.5)
+    image = torch.zeros(1, 3, 20, 30)
+    made = built_in("detection", Example(inputs=(image,), outputs=(logits, shares), classes=3))
+    (found,) = made.predict((logits, shares), (image,))
+    assert found["labels"].tolist() == [1, 0]
+    assert found["scores"].tolist() == pytest.approx([0.98201, 0.95257], abs=1e-4)
 
 
 def test_detection_keeps_one_of_overlapping_boxes_and_both_classes() -> None:
