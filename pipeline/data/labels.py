@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.core import DataError
+from pipeline.core import DataError, did_you_mean
 from pipeline.core.arrays import Array
-from pipeline.data.places import IGNORED, NOWHERE, Frame, Places, Size, follow, in_order
+from pipeline.data.places import IGNORED, NOWHERE, Frame, Places, Size, follow, follow_image, in_order
 
 Labels = Any
 """Of a batch: a tensor ``(N, …)``, or a list with an entry per sample where their sizes differ."""
@@ -51,6 +51,7 @@ class LabelForm:
         *,
         frames: Sequence[Frame] | None = None,
         place_of: Callable[[int], str] | None = None,
+        names: Sequence[str] = (),
     ) -> Labels:
         """The labels of a batch, in the coordinates of the model's input.
 
@@ -60,13 +61,15 @@ class LabelForm:
             indices: Which samples of the source they belong to.
             frames: Where each sample's image lies in the input; None where it stays as it is stored.
             place_of: The file and the line of a sample's label, where each has its own.
+            names: Of classes 0, 1, …, which labels may have in place of numbers.
 
         Raises:
             DataError: They are not what the task expects.
         """
         try:
             if not self.texts and _has_text(stored):
-                stored = [value_of(entry) for entry in stored]
+                known = names if self.classes is not None else ()
+                stored = [_numbered(entry, known, sample) for sample, entry in enumerate(stored)]
             if frames is not None:
                 stored = [self._followed(label, frame, i) for i, (label, frame) in enumerate(_pairs(stored, frames))]
             labels = self.convert(stored)
@@ -86,6 +89,9 @@ class LabelForm:
             label = checked_boxes(label, sample, frame.stored)
         elif isinstance(label, Tensor):
             label = numpy_of(label)
+        if self.places.size is not None:
+            label = numpy_of(label)
+            return follow_image(label, frame, self.places.size) if label.dtype.kind in "biuf" else label
         return follow(self.places.kind, label, frame)
 
 
@@ -97,6 +103,34 @@ def _pairs(stored: Any, frames: Sequence[Frame]) -> Iterator[tuple[Any, Frame]]:
 
 def _has_text(stored: Any) -> bool:
     return any(isinstance(entry, str) for entry in stored) if not isinstance(stored, Tensor) else False
+
+
+def _numbered(entry: Any, names: Sequence[str], sample: int) -> Any:
+    """A label as a number where it is a text that can be meant as one: the name of a class, or digits."""
+    if not isinstance(entry, str):
+        return entry
+    value = value_of(entry) if (number := named_class(entry, names, sample)) is None else number
+    if isinstance(value, str) and names:
+        fix = "correct the label, or list every class in model.classes"
+        raise MisfitError(
+            f"has the label {value!r:.80}, which is no class; {did_you_mean(value, names)}", sample, fix=fix
+        )
+    return value
+
+
+def named_class(text: str, names: Sequence[str], sample: int | None = None) -> int | None:
+    """The number of the class of this name; None where there is none.
+
+    Raises:
+        MisfitError: The name is the number of another class.
+    """
+    if text not in names:
+        return None
+    number = list(names).index(text)
+    if text.isdecimal() and int(text) != number and int(text) < len(names):
+        problem = f"has the label {str(text)!r}, which is the name of class {number}, and the number of another one"
+        raise MisfitError(problem, sample, fix="give the classes names that are no numbers, or store numbers")
+    return number
 
 
 def value_of(text: Any) -> Any:
@@ -187,24 +221,40 @@ def class_indices(classes: int | None = None) -> LabelForm:
 
     def convert(stored: Any) -> Tensor:
         array = array_of(stored)
-        if array.ndim == 2 and array.shape[1] == 1 and isinstance(stored, list):
+        if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
+        elif array.ndim == 2 and array.shape[1] == classes:
+            array = from_one_hot(array)
         if array.ndim != 1:
-            fix = "labels.ravel()" if array.ndim == 2 and array.shape[1] == 1 else "labels.argmax(1)"
+            fix = "store the index of each sample's class: labels.argmax(1); or name the task that these labels are for"
             problem = f"has a label of shape {array.shape[1:]}, not one number"
-            raise MisfitError(
-                problem,
-                0,
-                fix=f"store the index of each sample's class: {fix}; or name the task that these labels are for"
-                if array.ndim == 2
-                else None,
-            )
+            raise MisfitError(problem, 0, fix=fix if array.ndim == 2 else None)
         found = _integers(array)
         if classes is not None:
             _refuse((found < 0) | (found >= classes), lambda i: f"has label {found[i]}, {_range(classes)}")
         return torch.from_numpy(found)
 
     return LabelForm("one integer for each sample, the index of its class", convert, classes=classes)
+
+
+def from_one_hot(array: Array, axis: int = 1) -> Array:
+    """Where along ``axis`` each entry is 1, and 0 elsewhere.
+
+    Raises:
+        MisfitError: An entry is anything else, such as a probability.
+    """
+    right = ((array == 0) | (array == 1)).all(axis) & (array.sum(axis) == 1)
+
+    def problem(sample: int) -> str:
+        shown = f" {array[sample].tolist()!s:.60}" if array.ndim == 2 else ""
+        return f"has the label{shown} of shape {array.shape[1:]}, which is no class, and not one-hot (one 1, else 0)"
+
+    wrong = (~right).reshape(len(array), -1).any(1)
+    if wrong.any():
+        sample = int(wrong.argmax())
+        raise MisfitError(problem(sample), sample, fix="store the index of the class: labels.argmax(1)")
+    found: Array = array.argmax(axis)
+    return found
 
 
 def _range(classes: int) -> str:
@@ -226,7 +276,10 @@ def numbers(shape: tuple[int, ...], places: Places) -> LabelForm:
     """Real numbers for each sample: ``(N, *shape) float32``."""
 
     def convert(stored: Any) -> Tensor:
-        found = _shaped(array_of(stored), shape)
+        found = array_of(stored)
+        if places.kind == "image" and found.ndim == 4 and found.shape[1:] == (*shape[1:], shape[0]) != shape:
+            found = found.transpose(0, 3, 1, 2)
+        found = np.ascontiguousarray(_shaped(found, shape))
         _refuse(~np.isfinite(found), lambda _: "has a label that is NaN or infinite")
         return torch.from_numpy(found.astype(np.float32))
 
@@ -262,7 +315,9 @@ def mask(classes: int, height: int, width: int, image: Size | None = None) -> La
     """
 
     def convert(stored: Any) -> Tensor:
-        found = _integers(stored)
+        found = array_of(stored)
+        axis = next((axis for axis in (1, 3) if found.ndim == 4 and classes > 1 and found.shape[axis] == classes), None)
+        found = _integers(found if axis is None else from_one_hot(found, axis))
         found = _shaped(found, image if image is not None and found.shape[-2:] == image else (height, width))
         wrong = ((found < 0) | (found >= classes)) & (found != IGNORED)
         _refuse(wrong, lambda i: f"has the value {found[i][wrong[i]][0]} in its mask, {_range(classes)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pipeline.core.callables import call, import_callable
 from pipeline.data.coco import CocoSource
 from pipeline.data.dataset import DatasetSource
 from pipeline.data.folder import FolderSource
+from pipeline.data.frame import FrameSource, is_frame
 from pipeline.data.huggingface import HuggingFaceSource
 from pipeline.data.masks import MaskSource
 from pipeline.data.npz import NpzSource
@@ -56,22 +57,53 @@ def open_samples(
     else:
         assert source.factory is not None  # the recipe has checked that one of them is there
         dataset = call(source.factory, source.kwargs, root, field=f"data.{name}.kwargs", refusal=DataError)
-        opened = dataset if isinstance(dataset, Source) else _dataset(dataset, source, inputs, root)
+        opened = dataset if isinstance(dataset, Source) else _dataset(dataset, source, inputs, classes, root)
     if source.box_format != "xyxy":
         opened.box_format = source.box_format
     if source.labels is None:
         opened.labelled = False
-    opened.upright = preprocessing.exif
+    opened.upright, opened.classes = preprocessing.exif, opened.classes or tuple(classes)
     samples = from_source(opened, inputs, preprocessing, name=name)
     samples = samples if source.limit is None else samples.take(source.limit)
     logger.debug("opened %s: %d of %d samples of %s", name, len(samples), len(opened), opened.where)
     return samples
 
 
-def _dataset(dataset: Any, source: DataSource, inputs: tuple[TensorSpec, ...], root: Path) -> Source:
+def _dataset(
+    dataset: Any, source: DataSource, inputs: tuple[TensorSpec, ...], classes: Sequence[str], root: Path
+) -> Source:
+    """What a factory has returned, with the names that the recipe gives."""
     assert source.factory is not None
+    keys = source.inputs if "inputs" in source.model_fields_set else ()
+    labels = source.labels if "labels" in source.model_fields_set else None
     collate = None if source.collate is None else import_callable(source.collate, root)
-    return DatasetSource(dataset, source.factory, [spec.name for spec in inputs], collate)
+    return of_object(
+        dataset, source.factory, inputs, collate=collate, keys=keys, labels=labels, classes=classes, root=root
+    )
+
+
+def of_object(
+    dataset: Any,
+    where: str,
+    inputs: tuple[TensorSpec, ...],
+    *,
+    collate: Callable[[list[Any]], Any] | None = None,
+    keys: Sequence[str] = (),
+    labels: str | Mapping[str, str] | None = None,
+    classes: Sequence[str] = (),
+    root: Path = Path(),
+) -> Source:
+    """A user's object as a source: a DataFrame, or a Dataset, a DataLoader or a list of items.
+
+    Raises:
+        DataError: It is nothing of these, or its inputs or labels are not where they are said to be.
+    """
+    if is_frame(dataset):
+        return FrameSource(dataset, where, inputs, keys, labels, classes, root)
+    if isinstance(labels, Mapping):
+        fix = "name one key that holds all parts of a label, or return (inputs, {part: …})"
+        raise DataError("labels of several parts are for tables and arrays", where=where, fix=fix)
+    return DatasetSource(dataset, where, inputs, collate, keys=keys, label=labels, classes=classes)
 
 
 def _folder(
@@ -120,11 +152,21 @@ def from_dataset(
     *,
     name: str = "samples",
     collate: Callable[[list[Any]], Any] | None = None,
+    keys: Sequence[str] = (),
+    labels: str | Mapping[str, str] | None = None,
+    classes: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
 ) -> SampleSet:
-    """A `SampleSet` of a torch Dataset that already yields model inputs, for use as a library.
+    """A `SampleSet` of a torch Dataset or DataLoader, a Hugging Face data set, or a DataFrame, for use as a library.
 
     Args:
+        dataset: Its items are ``inputs``, ``(inputs, label)``, or mappings.
         collate: Makes a batch ``(inputs, labels)`` of items; by default they are stacked.
+        keys: Under which names mappings, or a frame, have each input.
+        labels: Under which name they have the label.
+        classes: The names of the model's classes, which labels may have in place of numbers.
+        preprocessing: By default items are the model's inputs already.
     """
     where = type(dataset).__name__
-    return from_source(DatasetSource(dataset, where, [spec.name for spec in inputs], collate), inputs, name=name)
+    source = of_object(dataset, where, inputs, collate=collate, keys=keys, labels=labels, classes=classes)
+    return from_source(source, inputs, preprocessing, name=name)

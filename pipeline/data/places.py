@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch.nn import functional
 
 from pipeline.core.arrays import Array
 
@@ -47,9 +49,11 @@ class Places:
     Attributes:
         refused: Augmentations that labels of this form cannot follow, and why, in words that follow their name.
         swap: Pairs of keypoints that change places when the image is mirrored, such as a left and a right eye.
+        size: Of an image that is the label: its height and width.
     """
 
     kind: Kind
+    size: Size | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
     swap: tuple[tuple[int, int], ...] = ()
 
@@ -207,6 +211,36 @@ def follow(kind: Kind, label: Any, frame: Frame) -> Any:
         values = values.astype(np.int64) if values.dtype.kind in "biu" else values  # which holds 255, too
         return frame.moved_pixels(values.reshape(frame.stored), IGNORED if kind == "mask" else 0)
     return label
+
+
+def follow_image(label: Array, frame: Frame, size: Size) -> Array:
+    """An image that is the label of another one, in the model's output: it is resized and cut as its image was.
+
+    Args:
+        label: ``(C, H, W)``, ``(H, W, C)`` or ``(H, W)``; one of the output's size, or of other proportions than the
+            stored image, stays as it is.
+        size: Of the model's output.
+    """
+    candidates = {2: [(0, 1)], 3: [(1, 2), (0, 1)]}.get(label.ndim, [])
+    axes = next(
+        (pair for pair in candidates if _alike((label.shape[pair[0]], label.shape[pair[1]]), frame.stored)), None
+    )
+    if axes is None or (label.shape[axes[0]], label.shape[axes[1]]) == size or not _alike(size, frame.size):
+        return label
+    pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(label, axes, (-2, -1)), np.float32))
+    pixels = pixels.reshape(1, -1, *pixels.shape[-2:])
+    grown = size[0] / frame.size[0]
+    height, width = (round(side * grown) for side in frame.resized)
+    top, left = (round(moved * grown) for moved in frame.offset)
+    pixels = functional.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+    bottom, right = size[0] - top - height, size[1] - left - width
+    found: Array = functional.pad(pixels, (left, right, top, bottom))[0].numpy()
+    return found if label.ndim == 3 else found[0]
+
+
+def _alike(one: Size, other: Size) -> bool:
+    """Whether two images have the same proportions."""
+    return one[0] * other[1] == one[1] * other[0]
 
 
 def _is_of(values: Array, size: Size) -> bool:

@@ -13,7 +13,7 @@ from pipeline.core import DataError, TensorSpec, did_you_mean, first_line
 from pipeline.core.arrays import Array
 from pipeline.data.folder import mode_of, stacked
 from pipeline.data.images import EXTENSIONS, read_image, read_mask, require_regular
-from pipeline.data.labels import value_of
+from pipeline.data.labels import MisfitError, named_class, value_of
 from pipeline.data.samples import Source
 from pipeline.data.source import DataSource
 
@@ -84,7 +84,7 @@ class RowSource(Source):
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
         rows = [(self.row_name(index), self.row(index)) for index in indices]
         inputs = tuple(
-            _column([self._input(spec, _cell(row, name, place), f"{place}: {name}") for place, row in rows])
+            column([self._input(spec, _cell(row, name, place), f"{place}: {name}") for place, row in rows])
             for spec, name in zip(self._specs, self._inputs, strict=True)
         )
         return inputs, [self._label(row, place) for place, row in rows] if self.labelled else None
@@ -133,7 +133,15 @@ class RowSource(Source):
             return read_mask(content, _named(place, path), upright=self.upright)
         if isinstance(cell, str) and cell.lower().endswith(ARRAY):
             return self._value(cell, place)
-        return self._with_numbers(value_of(cell), place) if self.classes else cell
+        return self._with_numbers(self._class_or_value(cell, place), place) if self.classes else cell
+
+    def _class_or_value(self, cell: Any, place: str) -> Any:
+        """The number of the class that a cell names, else the value that it holds."""
+        try:
+            number = named_class(cell, self.classes) if isinstance(cell, str) else None
+        except MisfitError as misfit:
+            raise DataError(str(misfit), where=place, fix=misfit.fix) from None
+        return value_of(cell) if number is None else number
 
     def _with_numbers(self, value: Any, place: str) -> Any:
         """Numbers in place of the names of classes, also in lists."""
@@ -196,6 +204,6 @@ def read_array(path: Path, place: str) -> Array:
         raise DataError(problem, where=where, fix="write it with numpy.save") from None
 
 
-def _column(values: Sequence[Array]) -> Array:
+def column(values: Sequence[Array]) -> Array:
     """One array ``(N, …)``, or ``(N,)`` of arrays where their sizes differ."""
     return np.stack(values) if len({value.shape for value in values}) == 1 else stacked(values)

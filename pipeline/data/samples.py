@@ -122,8 +122,11 @@ class SampleSet:
             if self.form.places.kind != "unknown"
             else replace(self.form, places=Places(kind=self.source.kind))
         )
-        place_of = self.source.place_of
-        return Batch(inputs, form.read(labels, self.source.labels_where, chosen, frames=moved, place_of=place_of))
+        source = self.source
+        read = form.read(
+            labels, source.labels_where, chosen, frames=moved, place_of=source.place_of, names=source.classes
+        )
+        return Batch(inputs, read)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All samples in order; the last batch may be smaller."""
@@ -172,6 +175,9 @@ class SampleSet:
         return digest.hexdigest()
 
     def _tensor(self, array: Array, spec: TensorSpec, indices: Sequence[int]) -> Tensor:
+        if array.dtype == object and len(indices) > 1:  # sizes differ until they are resized
+            self._require_one_size(array, spec, indices)
+            return torch.cat([self._tensor(array[i : i + 1], spec, [index]) for i, index in enumerate(indices)])
         where = self.source.input_place(indices[0]) if len(indices) == 1 else self.source.where
         if array.dtype.kind not in ("biufO" if spec.dtype.startswith("float") else "biuf"):
             raise DataError(
@@ -201,6 +207,18 @@ class SampleSet:
                 fix="set data.preprocessing (layout, resize, crop), or model.inputs",
             )
         return tensor.contiguous()
+
+    def _require_one_size(self, samples: Array, spec: TensorSpec, indices: Sequence[int]) -> None:
+        """Refuse samples of different sizes where nothing brings them to one."""
+        shapes = [np.shape(sample) for sample in samples]
+        odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+        if odd is not None and self.preprocessing.resize is None and self.preprocessing.crop is None:
+            problem = f"sample {indices[odd]} of {spec.name!r} has shape {list(shapes[odd])}, and an earlier one"
+            raise DataError(
+                f"gives samples of different sizes: {problem} {list(shapes[0])}",
+                where=self.source.where,
+                fix="bring them to one size, or let data.preprocessing (resize, letterbox) do it",
+            )
 
 
 def _joined(batches: list[Batch]) -> Batch:

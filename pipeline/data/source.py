@@ -18,8 +18,8 @@ FORMATS = ("npz", "folder", "table", "huggingface", "factory")
 PATHS = ("npz", "folder", "masks", "coco", "table", "huggingface")
 """Keys whose values are paths."""
 _ONLY_WITH = {
-    "inputs": ("npz", "table", "huggingface"),
-    "labels": ("npz", "table", "huggingface"),
+    "inputs": ("npz", "table", "huggingface", "factory"),
+    "labels": ("npz", "table", "huggingface", "factory"),
     "masks": ("folder",),
     "coco": ("folder",),
     "ignore": ("masks",),
@@ -44,13 +44,13 @@ class DataSource(Setting):
     kwargs: dict[str, Any] = {}
     collate: Factory | None = Field(None, description="module:callable that makes a batch of a factory's items")
     inputs: Annotated[tuple[str, ...], Distinct] = Field(
-        ("images",), min_length=1, description="arrays in the npz, or columns, one per model input"
+        ("images",), min_length=1, description="arrays in the npz, columns, or keys of items, one per model input"
     )
     labels: str | dict[str, str] | None = Field(
         "labels",
-        description="array in the npz, or column, or {part: array} for labels of several parts; with a part 'offsets' "
-        "(N + 1) in an npz, sample i has rows offsets[i] to offsets[i + 1] of the others; null means unlabelled, in "
-        "every format, and so does an npz or a table that has no labels",
+        description="array in the npz, column, or key of items, or {part: array} for labels of several parts; with a "
+        "part 'offsets' (N + 1) in an npz, sample i has rows offsets[i] to offsets[i + 1] of the others; null means "
+        "unlabelled, in every format, and so does an npz or a table that has no labels",
     )
     ignore: Annotated[tuple[Integer, ...], Distinct] = Field(
         (), description="values of masks that count for nothing, beside 255"

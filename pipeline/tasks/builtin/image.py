@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -48,7 +49,7 @@ def task(example: Example) -> Task:
         metrics.append(MetricSpec(info=MetricInfo(name="ssim", title="SSIM", unit=""), make=ssim))
     return Task(
         name="image",
-        labels=numbers(tuple(first.shape[1:]), OTHER_IMAGE),
+        labels=numbers(tuple(first.shape[1:]), replace(OTHER_IMAGE, size=(first.shape[2], first.shape[3]))),
         metrics=tuple(metrics),
         predict=lambda outputs, _: outputs[0],
         terms=relative_errors,

@@ -185,6 +185,12 @@ def images(*files: str, content: bytes | None = None) -> Change:
     return change
 
 
+def png_of(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def zip_of(**members: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -771,11 +777,20 @@ DATA = [
     mistake("pickled images", arrays(images=np.array([{}] * 16)), "test.npz", "images", "pickled"),
     mistake("pickled labels", arrays(labels=np.array([None] * 16)), "test.npz", "labels", "pickled"),
     mistake("text labels", arrays(labels=np.array(["cat"] * 16)), "test.npz: labels", "which is no number"),
+    mistake(
+        "labels of no class",
+        both(arrays(labels=np.array([*"abcdabcdabcdabce"])), at("model.classes", list("abcd"))),
+        "test.npz: labels",
+        "sample 15",
+        "'e', which is no class",
+    ),
     mistake("fractional labels", arrays(labels=np.full(16, 1.5)), "test.npz: labels", "1.5"),
     mistake("NaN labels", arrays(labels=np.full(16, np.nan)), "test.npz: labels", "nan"),
     mistake("complex labels", arrays(labels=np.full(16, 1j)), "test.npz: labels", "complex"),
-    mistake("one-hot labels", arrays(labels=np.eye(4)[np.arange(16) % 4]), "test.npz: labels", "(4,)", "argmax"),
-    mistake("labels in a column", arrays(labels=np.zeros((16, 1), int)), "test.npz: labels", "(1,)", "ravel"),
+    mistake("soft labels", arrays(labels=np.full((16, 4), 0.25)), "test.npz: labels", "0.25", "not one-hot", "argmax"),
+    mistake("two-hot labels", arrays(labels=np.ones((16, 4), int)), "test.npz: labels", "sample 0", "not one-hot"),
+    mistake("one-hot of other classes", arrays(labels=np.eye(5)[np.arange(16) % 5]), "labels", "(5,)", "argmax"),
+    mistake("fractions in a column", arrays(labels=np.full((16, 1), 0.5)), "test.npz: labels", "0.5", "integer"),
     mistake("single label", arrays(labels=np.int64(3)), "test.npz", "labels"),
     mistake("dates as labels", arrays(labels=np.full(16, "2024-01-01", "datetime64[D]")), "test.npz: labels", "date"),
     mistake("negative labels", arrays(labels=np.full(16, -1)), "test.npz: labels", "label -1"),
@@ -840,7 +855,6 @@ DATA = [
     mistake("item is nothing", items("None"), "Samples"),
     mistake("item is text", items("('cat', 0)"), "Samples", "<U3"),
     mistake("item is empty", items("()"), "Samples"),
-    mistake("item is a mapping", items("{'picture': torch.zeros(1, 8, 8), 'label': 0}"), "Samples", "no input 'image'"),
     mistake("items of different sizes", items("(torch.zeros(1, 8, 8 + i), 0)"), "Samples", "different sizes"),
     mistake("items of another size", items("(torch.zeros(3, 8, 8), 0)"), "Samples", "[3, 8, 8]"),
     mistake(
@@ -860,7 +874,64 @@ DATA = [
     mistake("complex items", items("(torch.zeros(1, 8, 8) * 1j, 0)"), "Samples", "sample 0"),
     mistake("labels of text", items("(torch.zeros(1, 8, 8), 'cat')"), "Samples", "'cat'"),
     mistake("labels of fractions", items("(torch.zeros(1, 8, 8), 0.7)"), "Samples", "0.7"),
-    mistake("one-hot items", items("(torch.zeros(1, 8, 8), torch.eye(4)[0])"), "Samples", "label"),
+    mistake("soft labels of items", items("(torch.zeros(1, 8, 8), torch.full((4,), 0.25))"), "Samples", "one-hot"),
+    mistake("items with other inputs", items("{'a': torch.zeros(1, 8, 8), 'b': 1, 'label': 0}"), "no input 'image'"),
+    mistake(
+        "items without the named input",
+        both(items("{'photo': torch.zeros(1, 8, 8)}"), at("data.evaluation.inputs", ["picture"])),
+        "no input 'picture'; it has photo",
+        "inputs: [...]",
+    ),
+    mistake(
+        "items without the named label",
+        both(items("{'image': torch.zeros(1, 8, 8), 'kind': 0}"), at("data.evaluation.labels", "kinds")),
+        "no 'kinds'; did you mean 'kind'?",
+    ),
+    mistake("some items of two inputs", items("(torch.zeros(1, 8, 8), 0) if i else ()"), "sample 0 is empty"),
+    mistake("images of 32 bits", items("(__import__('PIL.Image').Image.new('I', (8, 8)), 0)"), "Samples", "mode 'I'"),
+    mistake(
+        "DataLoader that draws at random",
+        dataset("""
+            def Samples():
+                from torch.utils.data import DataLoader, RandomSampler
+                rows = [(torch.zeros(1, 8, 8), 0)] * 4
+                return DataLoader(rows, sampler=RandomSampler(rows, replacement=True))
+        """),
+        "Samples",
+        "RandomSampler",
+        "return a Dataset",
+    ),
+    mistake(
+        "DataLoader of a stream",
+        dataset("""
+            class Stream(torch.utils.data.IterableDataset):
+                def __iter__(self):
+                    return iter([])
+
+            def Samples():
+                return torch.utils.data.DataLoader(Stream())
+        """),
+        "Samples",
+        "IterableDataset",
+    ),
+    mistake(
+        "DataFrame without the column",
+        dataset("def Samples():\n    import pandas\n    return pandas.DataFrame({'a': [1], 'b': [2], 'label': [0]})"),
+        "Samples",
+        "columns a, b, label",
+        "inputs: [...]",
+    ),
+    mistake(
+        "DataFrame with an empty label",
+        both(
+            dataset(
+                "def Samples():\n    import pandas\n    return pandas.DataFrame({'x': ['0.png'], 'label': [None]})"
+            ),
+            file("0.png", png_of(8, 8)),
+        ),
+        "row 0: label",
+    ),
+    mistake("data set of several parts", dataset("def Samples():\n    return {'train': [1]}"), "train", "one part"),
     mistake("boxes as labels", items("(torch.zeros(1, 8, 8), {'boxes': []})"), "Samples", "label"),
     mistake("labels of some", items("(torch.zeros(1, 8, 8), 0 if i else None)"), "Samples", "label"),
     mistake("label out of range", items("(torch.zeros(1, 8, 8), i)"), "Samples", "label 4"),

@@ -1,16 +1,20 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import datasets
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from torch.utils.data import TensorDataset, default_collate
+from PIL import Image
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, default_collate
 
-from pipeline.core import DataError, TensorSpec
+from pipeline.core import DataError, Preprocessing, TensorSpec
 from pipeline.data.labels import ANY, LabelForm, boxes, class_indices
 from pipeline.data.open import from_dataset
 from pipeline.data.source import DataSource
-from tests.pipeline.data.opening import GREY, open_set
+from tests.pipeline.data.opening import COLOUR, GREY, open_set
 
 
 def test_from_dataset_yields_inputs_and_labels_when_given_a_torch_dataset() -> None:
@@ -132,3 +136,91 @@ def test_parts_that_torchs_collate_puts_together_are_taken_apart() -> None:
 def test_wrong_items_are_one_error_that_names_the_sample(items: Any, collate: Any, message: str) -> None:
     with pytest.raises(DataError, match=f"Items.*{message}"):
         labels_of(Items(*items), class_indices(2), collate=collate)
+
+
+def test_mapping_may_call_the_only_input_and_the_label_as_data_sets_do() -> None:
+    for item in ({"image": PICTURE, "label": 1}, {"picture": PICTURE, "targets": 1}, {"x": PICTURE, "id": 7, "y": 1}):
+        specs = (TensorSpec(name="pixels", shape=(1, 4, 4)),)
+        assert labels_of(Items(item, item), class_indices(2), specs).tolist() == [1, 1]
+    item = {"left": PICTURE, "right": PICTURE + 1, "kind": 1}
+    samples = from_dataset([item], GREY, keys=("right",), labels="kind")
+    (batch,) = samples.batches(1)
+    assert float(batch.inputs[0].mean()) == 1
+    assert batch.labels.tolist() == [1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("mode", "specs"), [("RGB", GREY), ("L", COLOUR), ("P", COLOUR), ("I;16", GREY)])
+def test_images_that_pillow_has_decoded_are_read_with_the_models_channels(mode: str, specs: Any) -> None:
+    image = Image.new("I;16", (6, 8), 130 << 8) if mode == "I;16" else Image.new("L", (6, 8), 130).convert(mode)
+    samples = from_dataset([{"image": image}] * 2, specs, preprocessing=Preprocessing(resize=(4, 4)))
+    (batch,) = samples.batches(2)
+    torch.testing.assert_close(batch.inputs[0], torch.full((2, *specs[0].shape), 130.0))
+
+
+def test_samples_of_different_sizes_are_brought_to_one_by_the_preprocessing() -> None:
+    rows = [(np.full((3, 6, 8), 5, np.uint8), 0), (np.full((3, 5, 5), 9, np.uint8), 1)]
+    (batch,) = from_dataset(rows, COLOUR, preprocessing=Preprocessing(resize=(4, 4))).batches(2)
+    assert batch.inputs[0].flatten(1).mean(1).tolist() == [5, 9]
+
+
+def test_bfloat16_samples_are_read_exactly() -> None:
+    rows = [(torch.full((1, 4, 4), 1.5, dtype=torch.bfloat16), torch.tensor(1))]
+    (batch,) = from_dataset(rows, GREY).batches(1)
+    assert batch.inputs[0].dtype == torch.float32
+    assert float(batch.inputs[0].mean()) == 1.5
+
+
+def test_data_loader_gives_its_samples_in_their_own_order() -> None:
+    rows = [(torch.full((1, 4, 4), float(index)), index) for index in range(6)]
+    doubled = lambda items: (2 * torch.stack([x for x, _ in items]), [y for _, y in items])  # noqa: E731
+    for loader, expected in (
+        (DataLoader(rows, batch_size=4, shuffle=True), [0, 1, 2, 3, 4, 5]),  # type: ignore[arg-type]
+        (DataLoader(rows, collate_fn=doubled), [0, 2, 4, 6, 8, 10]),  # type: ignore[arg-type]
+        (DataLoader(rows, sampler=SubsetRandomSampler([4, 1])), [1, 4]),  # type: ignore[arg-type]
+    ):
+        (batch,) = from_dataset(loader, GREY).batches(9)
+        assert batch.inputs[0][:, 0, 0, 0].tolist() == expected
+        assert batch.labels is not None
+
+
+def test_hugging_face_rows_have_the_numbers_of_the_models_classes() -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    images = [Image.new("L", (4, 4), value) for value in (10, 20)]
+    rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1]}, features=features)
+    specs = (TensorSpec(name="pixel_values", shape=(1, 4, 4)),)
+    (batch,) = from_dataset(rows, specs, classes=("dog", "cow", "cat")).batches(2)
+    assert batch.inputs[0][:, 0, 0, 0].tolist() == [10, 20]
+    assert batch.labels.tolist() == [2, 0]  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="has the class 'cat', which is none of the model's; there are cow, dog"):
+        from_dataset(rows, specs, classes=("cow", "dog"))
+
+
+class Folders(Items):
+    """As torchvision's data sets: classes are numbered among those that are there."""
+
+    classes: ClassVar = ["cow", "dog"]
+
+
+def test_classes_that_a_dataset_names_have_the_models_numbers() -> None:
+    found = from_dataset(Folders((PICTURE, 0), (PICTURE, 1)), GREY, classes=("cat", "dog", "cow"))
+    assert next(found.batches(2)).labels.tolist() == [2, 1]  # type: ignore[union-attr]
+    others = from_dataset(Folders((PICTURE, 0), (PICTURE, 1)), GREY, classes=("0", "1"))
+    assert next(others.batches(2)).labels.tolist() == [0, 1]  # type: ignore[union-attr]
+
+
+def test_frame_has_a_column_for_each_number_of_the_input() -> None:
+    rows = pd.DataFrame({"height": [1.5, 2.0], "kind": [0, 1], "weight": [3, 4]})
+    specs = (TensorSpec(name="x", shape=(2,)),)
+    (batch,) = from_dataset(rows, specs, labels="kind").batches(2)
+    assert batch.inputs[0].tolist() == [[1.5, 3], [2, 4]]
+    assert batch.labels.tolist() == [0, 1]  # type: ignore[union-attr]
+
+
+def test_frame_has_paths_and_names_of_classes(tmp_path: Path) -> None:
+    for name, value in (("a.png", 10), ("b.png", 20)):
+        Image.new("L", (4, 4), value).save(tmp_path / name)
+    kinds = pd.Categorical(["dog", "cat"])
+    rows = pd.DataFrame({"file": [str(tmp_path / "a.png"), str(tmp_path / "b.png")], "label": kinds})
+    (batch,) = from_dataset(rows, GREY, classes=("cat", "dog")).batches(2)
+    assert batch.inputs[0][:, 0, 0, 0].tolist() == [10, 20]
+    assert batch.labels.tolist() == [1, 0]  # type: ignore[union-attr]

@@ -1,5 +1,7 @@
 """Labels follow an image that is resized, letterboxed and cropped; all values by hand."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from pipeline.core import DataError, Preprocessing, TensorSpec
 from pipeline.data.labels import boxes, keypoints, mask, numbers
 from pipeline.data.npz import NpzSource
 from pipeline.data.open import from_source
-from pipeline.data.places import Places, clipped
+from pipeline.data.places import OTHER_IMAGE, Places, clipped
 from pipeline.data.samples import Batch, SampleSet
 from tests.pipeline.data.opening import npz
 
@@ -175,3 +177,34 @@ def test_batch_of_single_reads_is_the_batch_of_one_read(tmp_path: Any, monkeypat
     assert alone.labels.tolist() == [0, 1, 2, 3, 4]
     assert reads == [1] * 5
     assert from_source(source, samples.inputs).sha256 == whole
+
+
+def double(shape: tuple[int, ...]) -> Any:
+    return numbers(shape, replace(OTHER_IMAGE, size=(shape[1], shape[2])))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_image_that_is_the_label_is_resized_as_its_input(tmp_path: Path, last: bool) -> None:
+    """A model that doubles: an image of 8 x 8 becomes its input of 4 x 4, and the label of 16 x 16 becomes 8 x 8."""
+    label = np.repeat(np.repeat(np.arange(4.0).reshape(1, 2, 2), 8, 1), 8, 2)
+    stored = np.moveaxis(label, 0, -1) if last else label
+    found = read(tmp_path, double((1, 8, 8)), (8, 8), stored[None], resize=(4, 4)).labels
+    quarters = torch.tensor([[0.0, 1], [2, 3]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert found.shape == (1, 1, 8, 8)  # type: ignore[union-attr]
+    torch.testing.assert_close(found[0, 0, ::7, ::7], quarters[::7, ::7])  # type: ignore[index]
+
+
+def test_image_that_is_the_label_is_cropped_and_padded_as_its_input(tmp_path: Path) -> None:
+    label = np.arange(256.0).reshape(1, 1, 16, 16)
+    found = read(tmp_path, double((1, 8, 8)), (8, 8), label, crop=(4, 4)).labels
+    np.testing.assert_array_equal(found, label[:, :, 4:12, 4:12])
+    wide = np.ones((1, 1, 4, 8))
+    found = read(tmp_path, double((1, 8, 8)), (2, 4), wide, resize=(4, 4), letterbox=0).labels
+    np.testing.assert_array_equal(found[0, 0, :, 0], [0, 0, 1, 1, 1, 1, 0, 0])  # type: ignore[index]
+
+
+def test_image_that_is_the_label_stays_when_it_has_the_outputs_size(tmp_path: Path) -> None:
+    label = np.arange(64.0).reshape(1, 1, 8, 8)
+    np.testing.assert_array_equal(read(tmp_path, double((1, 8, 8)), (16, 16), label, resize=(4, 4)).labels, label)
+    with pytest.raises(DataError, match=r"has a label of shape \(1, 8, 9\), but the task needs \(1, 8, 8\)"):
+        read(tmp_path, double((1, 8, 8)), (16, 16), np.zeros((1, 1, 8, 9)), resize=(4, 4))

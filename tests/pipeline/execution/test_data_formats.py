@@ -54,6 +54,19 @@ def boxes():
     return [(torch.rand(1, 8, 8), label) for _ in range(4)]
 
 
+def rows():
+    return [{"photo": torch.rand(1, 8, 8), "mean": 3.0, "kind": index % 2} for index in range(4)]
+
+
+def loader():
+    return torch.utils.data.DataLoader([(torch.rand(1, 8, 8), index % 2) for index in range(4)], shuffle=True)
+
+
+def frame():
+    import pandas
+    return pandas.DataFrame({"image": ["images/0.png", "images/1.png"], "label": ["dog", "cat"]})
+
+
 def collate(items):
     labels = {name: [label[name] for _, label in items] for name in ("boxes", "labels")}
     return torch.stack([image for image, _ in items]), labels
@@ -179,6 +192,16 @@ def test_own_dataset_with_boxes(project: Path, collate: str | None) -> None:
     data = {"factory": f"{MODULE}:boxes", "collate": collate}
     found = labels_of(checked(project, "Detector", data, task="detection"))
     assert [label["labels"].tolist() for label in found] == [[1]] * 4
+
+
+def test_rows_loaders_and_frames_of_a_factory(project: Path) -> None:
+    data = {"factory": f"{MODULE}:rows", "inputs": ["photo"], "labels": "kind"}
+    assert labels_of(checked(project, "Classifier", data)).tolist() == [0, 1, 0, 1]
+    assert not checked(project, "Classifier", {**data, "labels": None}).evaluation.labelled
+    assert labels_of(checked(project, "Classifier", {"factory": f"{MODULE}:loader"})).tolist() == [0, 1, 0, 1]
+    model = {"classes": ["cat", "dog"]}
+    found = checked(project, "Classifier", {"factory": f"{MODULE}:frame"}, model=model)
+    assert labels_of(found).tolist() == [1, 0]
 
 
 def test_class_names_are_as_many_as_the_task_finds(project: Path) -> None:

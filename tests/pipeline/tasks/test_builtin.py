@@ -245,13 +245,53 @@ def test_task_is_refused_when_outputs_do_not_suit_it(name: str, outputs: Tensor,
 
 
 BOX = {"boxes": np.array([[1.0, 1, 5, 5]]), "labels": np.array([0])}
+HALVES = np.array([[[0, 3, 3, 3, 3, 3], *[[2] * 6] * 5], [[1] * 6] * 6])
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "expected"),
+    [
+        ("classification", np.array([[2], [1]]), [2, 1]),
+        ("classification", np.array([[2.0], [1.0]]), [2, 1]),
+        ("classification", np.eye(3)[[2, 0]], [2, 0]),
+        ("classification", np.eye(3, dtype=bool)[[2, 0]], [2, 0]),
+        ("classification", [torch.eye(3)[1], torch.eye(3)[2]], [1, 2]),
+        ("classification", [torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([0.0])], [1, 0]),
+        ("classification", np.array(["dog", "cat"]), [2, 0]),
+        ("classification", np.array(["1", "dog"]), [1, 2]),
+        ("segmentation", np.eye(4)[HALVES], HALVES.tolist()),
+        ("segmentation", np.eye(4, dtype=np.uint8)[HALVES].transpose(0, 3, 1, 2), HALVES.tolist()),
+    ],
+)
+def test_label_is_converted_where_that_is_exact(name: str, stored: Any, expected: Any) -> None:
+    form = task(name, *OUTPUTS[name], inputs=(IMAGE,)).labels
+    assert form is not None
+    found = form.read(stored, "labels", (0, 1), names=("cat", "cow", "dog"))
+    assert found.tolist() == expected
+    assert found.dtype == torch.int64
+
+
+def test_name_that_is_the_number_of_another_class_is_refused() -> None:
+    form = task("classification", torch.randn(2, 3)).labels
+    assert form is not None
+    assert form.read(np.array(["10", "2"]), "labels", (0, 1), names=("1", "10", "2")).tolist() == [1, 2]
+    with pytest.raises(DataError, match="sample 1 has the label '1', which is the name of class 0, and the number of"):
+        form.read(np.array(["10", "1"]), "labels", (0, 1), names=("1", "10", "2"))
 
 
 @pytest.mark.parametrize(
     ("name", "labels", "said"),
     [
         ("classification", np.array([0, 3]), "labels: sample 1 has label 3, but the model has 3 classes"),
-        ("classification", np.array([[0, 1, 0], [1, 0, 0]]), "not one number"),
+        ("classification", np.array([[0, 1], [1, 0]]), "not one number"),
+        (
+            "classification",
+            np.array([[0, 1, 0], [1, 1, 0]]),
+            "sample 1 has the label [1, 1, 0] of shape (3,), which is",
+        ),
+        ("classification", np.array([[0, 1, 0], [0.9, 0.1, 0]]), "sample 1 has the label [0.9, 0.1, 0.0]"),
+        ("classification", np.array([[np.nan, 1, 0], [0, 1, 0]]), "sample 0 has the label [nan, 1.0, 0.0]"),
+        ("segmentation", np.full((2, 6, 6, 4), 1), "sample 0 has the label of shape (6, 6, 4), which is no class"),
         ("segmentation", np.full((2, 6, 6), 7), "sample 0 has the value 7 in its mask"),
         ("segmentation", np.zeros((2, 5, 5), int), "has a label of shape (5, 5), but the task needs (6, 6)"),
         ("detection", [BOX, {**BOX, "boxes": np.array([[5.0, 1, 1, 5]])}], "labels.boxes: sample 1 has the box"),
