@@ -45,6 +45,7 @@ def open_samples(
         DataError: The source is missing, unreadable, empty, or has the wrong arrays.
     """
     opened: Source
+    preprocessing = source.preprocessing or preprocessing
     if source.npz is not None:
         opened = NpzSource(root / source.npz, source.inputs, source.labels)
     elif source.folder is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.core import Distinct, FilePath, Integer, PositiveInt, Setting
+from pipeline.core import Distinct, FilePath, Integer, PositiveInt, Preprocessing, Setting
 
 FACTORY = r"^\w+(\.\w+)*:\w+(\.\w+)*$"
 Factory = Annotated[str, Field(pattern=FACTORY)]
@@ -59,6 +59,9 @@ class DataSource(Setting):
         "xyxy", description="what four numbers of a box are: corners, corner and size, or centre and size, in pixels"
     )
     split: str | None = Field(None, description="which data set, where several were saved together")
+    preprocessing: Preprocessing | None = Field(
+        None, description="of this set, in place of data.preprocessing; {} for samples that are the model's inputs"
+    )
     limit: PositiveInt | None = Field(None, description="use this many samples, evenly spaced over the set")
 
     @model_validator(mode="after")

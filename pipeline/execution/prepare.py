@@ -18,6 +18,7 @@ from pipeline.execution.options import (
     check_skipped,
     dynamic_axes,
 )
+from pipeline.execution.plausible import doubtful_values
 from pipeline.execution.processes import processes
 from pipeline.execution.stages import STAGES
 from pipeline.execution.task import require_all_classes, settle_budgets, settle_task
@@ -105,7 +106,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
         root=root,
     )
     _check_architectures(prepared)
-    return prepared
+    return replace(prepared, warnings=tuple(doubtful_values(sets)))
 
 
 def _check_architectures(prepared: Prepared) -> None:

@@ -72,6 +72,7 @@ def judged_on_training_data(recipe: Recipe, root: Path) -> Recipe:
                 "choosing": choosing,
                 "seed": recipe.seed,
             },
+            preprocessing=train.preprocessing,
         )
         for name, choosing in (("train", False), ("evaluation", True))
     }
