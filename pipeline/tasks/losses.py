@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.tasks.task import BinaryScores, Tensors, Terms
+from pipeline.tasks.task import BinaryScores, ClassScores, Tensors, Terms
 
 TINY = 1e-12
 
@@ -47,14 +49,20 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float, axis: int =
     return total / places * temperature**2
 
 
-def divergence_of_first(axis: int) -> Terms:
+def divergence_of_first(scores: ClassScores) -> Terms:
     """`divergence` of the first output, and `relative_error` of the others."""
 
     def terms(student: Tensors, teacher: Tensors, temperature: float) -> list[Tensor]:
+        ours, theirs = scores.logits(student[0]), scores.logits(teacher[0])
         rest = relative_errors(student[1:], teacher[1:], temperature)
-        return [divergence(student[0], teacher[0], temperature, axis), *rest]
+        return [divergence(ours, theirs, temperature, scores.axis), *rest]
 
     return terms
+
+
+def cross_entropy_of(scores: ClassScores) -> Callable[[Tensors, Tensor], Tensor]:
+    """Mean cross-entropy of the first output, for labels ``(N,)``."""
+    return lambda outputs, labels: functional.cross_entropy(scores.logits(outputs[0]), labels)
 
 
 def binary_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

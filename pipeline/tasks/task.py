@@ -171,3 +171,30 @@ class BinaryScores:
     def logits(self, scores: Tensor) -> Tensor:
         """Any real number, up to about 14 for a probability of one."""
         return scores.logit(1e-6) if self.are_probabilities else scores
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScores:
+    """Scores of classes that exclude each other: probabilities where the original's end in a softmax, else logits.
+
+    Attributes:
+        axis: Where the classes are.
+    """
+
+    axis: int
+    are_probabilities: bool
+
+    @classmethod
+    def like(cls, scores: Tensor, axis: int = 1) -> Self:
+        """The reading of an original's scores of a few real samples.
+
+        >>> import torch
+        >>> ClassScores.like(torch.tensor([[0.25, 0.75]])).are_probabilities
+        True
+        """
+        add_up = (scores.float().sum(axis) - 1).abs().max() < 1e-3
+        return cls(axis, bool(add_up and (scores >= 0).all()))
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """Numbers of which a softmax gives the probabilities; down to about -14 for a probability of zero."""
+        return scores.clamp_min(1e-6).log() if self.are_probabilities else scores

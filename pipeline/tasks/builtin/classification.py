@@ -1,4 +1,4 @@
-"""Classification: the first output holds one logit per class, and a label is the number of a class."""
+"""Classification: the first output holds one score per class, and a label is the number of a class."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from pipeline.core import MetricInfo
 from pipeline.data.labels import class_indices
-from pipeline.tasks.losses import divergence_of_first
-from pipeline.tasks.task import Example, MetricSpec, Predictions, Task, Tensors, misfit
+from pipeline.tasks.losses import cross_entropy_of, divergence_of_first
+from pipeline.tasks.task import ClassScores, Example, MetricSpec, Predictions, Task, Tensors, misfit
 
 TOP_K = 5
 
 
 def classifies(outputs: Tensors) -> bool:
-    """Whether the first output is logits: real numbers ``(N, classes)`` of at least two classes."""
+    """Whether the first output is scores of classes: real numbers ``(N, classes)`` of at least two classes."""
     return outputs[0].ndim == 2 and outputs[0].shape[1] > 1 and outputs[0].is_floating_point()
 
 
@@ -28,21 +27,16 @@ def task(example: Example) -> Task:
     """Top-1, top-5 where there are more classes, macro F1, and agreement with the original."""
     if not classifies(example.outputs):
         raise misfit("classification needs logits (N, classes) as the first output", example.first)
-    classes = example.first.shape[1]
+    classes, reading = example.first.shape[1], ClassScores.like(example.first)
     return Task(
         name="classification",
         labels=class_indices(classes),
         metrics=tuple(_metrics(classes)),
         predict=lambda outputs, _: outputs[0],
-        terms=divergence_of_first(1),
-        label_loss=cross_entropy,
+        terms=divergence_of_first(reading),
+        label_loss=cross_entropy_of(reading),
         class_axis=1,
     )
-
-
-def cross_entropy(outputs: Tensors, labels: Tensor) -> Tensor:
-    """Of the first output."""
-    return functional.cross_entropy(outputs[0], labels)
 
 
 def agreement(classes: int, scores: Callable[[Predictions], Tensor] = lambda predictions: predictions) -> MetricSpec:

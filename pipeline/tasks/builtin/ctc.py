@@ -13,7 +13,7 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 from pipeline.core import MetricInfo
 from pipeline.data.labels import sequences
 from pipeline.tasks.losses import divergence_of_first
-from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, Update, misfit
+from pipeline.tasks.task import ClassScores, Example, MetricSpec, Task, Tensors, Update, misfit
 
 
 def task(example: Example) -> Task:
@@ -21,7 +21,7 @@ def task(example: Example) -> Task:
     first = example.first
     if first.ndim != 3 or first.shape[2] < 2 or not first.is_floating_point():
         raise misfit("ctc needs logits (N, frames, symbols) as the first output", first)
-    symbols = first.shape[2]
+    symbols, reading = first.shape[2], ClassScores.like(first, axis=2)
     alphabet = example.alphabet or "".join(chr(0x4E00 + number) for number in range(symbols - 1))  # any letters
 
     def text(numbers: Tensor) -> str:
@@ -38,8 +38,8 @@ def task(example: Example) -> Task:
         labels=sequences(symbols, example.alphabet),
         metrics=tuple(metrics),
         predict=lambda outputs, _: [text(greedy(frames)) for frames in outputs[0]],
-        terms=divergence_of_first(2),
-        label_loss=_ctc_loss,
+        terms=divergence_of_first(reading),
+        label_loss=partial(_ctc_loss, reading),
         class_axis=2,
     )
 
@@ -62,8 +62,8 @@ def greedy(frames: Tensor) -> Tensor:
     return found[found != 0]
 
 
-def _ctc_loss(outputs: Tensors, labels: list[Tensor]) -> Tensor:
-    log_probabilities = functional.log_softmax(outputs[0], dim=2).transpose(0, 1)
+def _ctc_loss(scores: ClassScores, outputs: Tensors, labels: list[Tensor]) -> Tensor:
+    log_probabilities = functional.log_softmax(scores.logits(outputs[0]), dim=2).transpose(0, 1)
     frames = torch.full((len(labels),), len(log_probabilities))
     lengths = torch.tensor([len(label) for label in labels])
     return functional.ctc_loss(log_probabilities, torch.cat(labels), frames, lengths, zero_infinity=True)

@@ -11,15 +11,15 @@ from torchmetrics import Metric
 
 from pipeline.core import MetricInfo
 from pipeline.data.labels import class_indices
-from pipeline.tasks.builtin.classification import agreement, classifies, cross_entropy
+from pipeline.tasks.builtin.classification import agreement, classifies
 from pipeline.tasks.comparison import cosines
-from pipeline.tasks.losses import TINY, divergence_of_first, relative_errors
-from pipeline.tasks.task import Example, MetricSpec, Predictions, Task
+from pipeline.tasks.losses import TINY, cross_entropy_of, divergence_of_first, relative_errors
+from pipeline.tasks.task import ClassScores, Example, MetricSpec, Predictions, Task
 
 
 def task(example: Example) -> Task:
     """Agreement where the first output is class scores; signal kept, and cosine, of all outputs."""
-    scores = classifies(example.outputs)
+    scores = ClassScores.like(example.first) if classifies(example.outputs) else None
     return Task(
         name="fidelity",
         labels=class_indices(example.first.shape[1]) if scores else None,
@@ -29,8 +29,8 @@ def task(example: Example) -> Task:
             cosine(),
         ),
         predict=lambda outputs, _: outputs,
-        terms=divergence_of_first(1) if scores else relative_errors,
-        label_loss=cross_entropy if scores else None,
+        terms=divergence_of_first(scores) if scores else relative_errors,
+        label_loss=cross_entropy_of(scores) if scores else None,
         class_axis=1 if scores else None,
     )
 

@@ -15,7 +15,7 @@ from pipeline.data.labels import mask
 from pipeline.data.places import IGNORED
 from pipeline.tasks.losses import cross_entropy_where_known, divergence_of_first
 from pipeline.tasks.pictures import View, coloured
-from pipeline.tasks.task import FIX, Example, MetricSpec, Task, Tensors, misfit
+from pipeline.tasks.task import FIX, ClassScores, Example, MetricSpec, Task, Tensors, misfit
 
 
 def task(example: Example) -> Task:
@@ -24,6 +24,7 @@ def task(example: Example) -> Task:
     if first.ndim != 4 or first.shape[1] < 2 or not first.is_floating_point():
         raise misfit("segmentation needs logits (N, classes, H, W) as the first output", first)
     _, classes, height, width = first.shape
+    reading = ClassScores.like(first)
     if classes > IGNORED:
         problem = f"tells apart {IGNORED} classes at most, as {IGNORED} marks pixels that count for nothing"
         raise RecipeError(f"{problem}, and the model has {classes}", where="task", fix=FIX)
@@ -36,7 +37,7 @@ def task(example: Example) -> Task:
         metric.update(found, labels)
 
     def label_loss(outputs: Tensors, labels: Tensor) -> Tensor:
-        logits = outputs[0]
+        logits = reading.logits(outputs[0])
         if logits.shape[2:] != labels.shape[1:]:
             logits = functional.interpolate(logits, labels.shape[1:], mode="bilinear")
         return cross_entropy_where_known(logits, labels, IGNORED)
@@ -58,7 +59,7 @@ def task(example: Example) -> Task:
             ),
         ),
         predict=lambda outputs, _: outputs[0].argmax(1),
-        terms=divergence_of_first(1),
+        terms=divergence_of_first(reading),
         label_loss=label_loss,
         class_axis=1,
         show=lambda found: View(overlay=coloured(found)),

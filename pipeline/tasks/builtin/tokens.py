@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from pipeline.core import MetricInfo
 from pipeline.data.labels import IGNORED_TOKEN, token_classes
 from pipeline.tasks.losses import cross_entropy_where_known, divergence_of_first
-from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
+from pipeline.tasks.task import ClassScores, Example, MetricSpec, Task, Tensors, misfit
 
 
 def task(example: Example) -> Task:
@@ -20,9 +20,10 @@ def task(example: Example) -> Task:
     if first.ndim != 3 or first.shape[2] < 2 or not first.is_floating_point():
         raise misfit("tokens needs logits (N, tokens, classes) as the first output", first)
     _, length, classes = first.shape
+    reading = ClassScores.like(first, axis=2)
 
     def label_loss(outputs: Tensors, labels: Tensor) -> Tensor:
-        return cross_entropy_where_known(outputs[0].flatten(0, 1), labels.flatten(), IGNORED_TOKEN)
+        return cross_entropy_where_known(reading.logits(outputs[0]).flatten(0, 1), labels.flatten(), IGNORED_TOKEN)
 
     settings: dict[str, Any] = {"num_classes": classes, "ignore_index": IGNORED_TOKEN, "sync_on_compute": False}
     return Task(
@@ -39,7 +40,7 @@ def task(example: Example) -> Task:
             ),
         ),
         predict=lambda outputs, _: outputs[0].argmax(2),
-        terms=divergence_of_first(2),
+        terms=divergence_of_first(reading),
         label_loss=label_loss,
         class_axis=2,
     )

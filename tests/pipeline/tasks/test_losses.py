@@ -103,6 +103,29 @@ def test_sequences_average_the_divergence_over_frames(name: str) -> None:
     assert term == pytest.approx(HALF_TO_QUARTER / 3)
 
 
+@pytest.mark.parametrize("name", ["classification", "segmentation", "tokens", "ctc", "fidelity"])
+@pytest.mark.parametrize("form", ["logits", "probabilities"])
+def test_classes_are_compared_alike_when_a_network_ends_in_a_softmax(name: str, form: str) -> None:
+    """By hand: the second of two places goes from one half each to three and one quarters."""
+    shares = torch.tensor([[[0.9, 0.1], [0.5, 0.5]], [[0.9, 0.1], [0.75, 0.25]]])  # teacher, student
+    axis = 2 if name in ("tokens", "ctc") else 1
+    teacher, student = (each[None] if axis == 2 else each for each in shares)
+    if name == "segmentation":
+        teacher, student = (each.T[None, :, None] for each in (teacher, student))
+    if form == "logits":
+        teacher, student = teacher.log(), student.log()
+    made = task(name, teacher, inputs=(IMAGE,))
+    assert terms(made, (student,), (teacher,)) == [pytest.approx(HALF_TO_QUARTER / 2, rel=1e-5)]
+
+
+def test_labels_are_compared_with_probabilities_as_they_are() -> None:
+    """The cross-entropy of a class that has a share of one quarter is the logarithm of four."""
+    shares = torch.tensor([[0.75, 0.25]])
+    made = task("classification", shares)
+    assert made.label_loss is not None
+    assert float(made.label_loss((shares,), torch.tensor([1]))) == pytest.approx(math.log(4))
+
+
 def test_embeddings_are_compared_by_their_angle_whatever_their_length() -> None:
     teacher = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     student = torch.tensor([[5.0, 0.0], [3.0, 3.0]])
