@@ -63,6 +63,9 @@ class ModelSource(Setting):
         None, description="weights for the factory, or a program; without one, the factory gives trained weights itself"
     )
     factory: Factory | None = Field(None, description="module:callable that builds the network")
+    huggingface: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="folder that save_pretrained of transformers wrote, or a model on the hub: owner/name"
+    )
     kwargs: dict[str, Any] = {}
     inputs: tuple[TensorSpec, ...] = Field((), description="names and shapes without the batch dimension")
     outputs: tuple[str, ...] = ()
@@ -77,13 +80,22 @@ class ModelSource(Setting):
     @property
     def name(self) -> Path | str:
         """What messages call the model: its checkpoint, or the factory that gives its weights."""
-        return self.checkpoint or str(self.factory)
+        return self.checkpoint or self.huggingface or str(self.factory)
+
+    @model_validator(mode="after")
+    def _folder_holds_all(self) -> ModelSource:
+        for key in ("checkpoint", "factory", "kwargs", "weights", "trust"):
+            if self.huggingface and getattr(self, key):
+                raise ValueError(f"huggingface names the network and its weights: remove {key}")
+        return self
 
     @model_validator(mode="after")
     def _factory_needs_inputs(self) -> ModelSource:
+        if self.huggingface:
+            return self
         if self.checkpoint is None:
             if not self.factory:
-                raise ValueError("names no model: add checkpoint: a file, or factory: module:callable")
+                raise ValueError("names no model: add checkpoint: a file, factory: module:callable, or huggingface")
             if self.weights:
                 raise ValueError("weights names a key of a checkpoint: add checkpoint, or remove weights")
         if self.checkpoint is not None and self.checkpoint.suffix == ".pt2":

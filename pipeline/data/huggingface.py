@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.core import DataError, TensorSpec, did_you_mean, first_line
 from pipeline.data.folder import require_folder
-from pipeline.data.rows import RowSource
+from pipeline.data.rows import RowSource, Tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,20 @@ class HuggingFaceSource(RowSource):
         inputs: Sequence[str],
         labels: str | Mapping[str, str] | None,
         classes: Sequence[str] = (),
+        tokenize: Tokenize | None = None,
     ) -> None:
         stored = _opened(path, split)
         self._rows, features = stored.with_format("arrow"), stored.features  # which decodes nothing
         where = str(path) if split is None else f"{path}: {split}"
         super().__init__(
-            where, self._rows.column_names, specs=specs, inputs=inputs, labels=labels, classes=classes, folder=path
+            where,
+            self._rows.column_names,
+            specs=specs,
+            inputs=inputs,
+            labels=labels,
+            classes=classes,
+            folder=path,
+            tokenize=tokenize,
         )
         self._names = {name: names for name in self.label_columns if (names := _class_names(features, name))}
         if not self.classes:

@@ -16,6 +16,7 @@ from pipeline.data.frame import FrameSource, is_frame
 from pipeline.data.huggingface import HuggingFaceSource
 from pipeline.data.masks import MaskSource
 from pipeline.data.npz import NpzSource
+from pipeline.data.rows import Tokenize
 from pipeline.data.samples import SampleSet, Source
 from pipeline.data.source import DataSource
 from pipeline.data.table import TableSource
@@ -33,6 +34,7 @@ def open_samples(
     name: str,
     root: Path = Path(),
     classes: Sequence[str] = (),
+    tokenize: Tokenize | None = None,
 ) -> SampleSet:
     """Open the samples that a recipe names.
 
@@ -40,6 +42,7 @@ def open_samples(
         root: What relative paths start from.
         classes: The names of the model's classes, in order, where they are known: folders, texts and numbered names
             of a data set become their numbers.
+        tokenize: What makes the model's inputs of texts in rows.
 
     Raises:
         DataError: The source is missing, unreadable, empty, or has the wrong arrays.
@@ -51,10 +54,10 @@ def open_samples(
     elif source.folder is not None:
         opened = _folder(source, source.folder, inputs, classes, root)
     elif source.table is not None:
-        opened = TableSource(root / source.table, inputs, source.inputs, source.labels, classes)
+        opened = TableSource(root / source.table, inputs, source.inputs, source.labels, classes, tokenize)
     elif source.huggingface is not None:
         path = root / source.huggingface
-        opened = HuggingFaceSource(path, source.split, inputs, source.inputs, source.labels, classes)
+        opened = HuggingFaceSource(path, source.split, inputs, source.inputs, source.labels, classes, tokenize)
     else:
         assert source.factory is not None  # the recipe has checked that one of them is there
         dataset = call(source.factory, source.kwargs, root, field=f"data.{name}.kwargs", refusal=DataError)

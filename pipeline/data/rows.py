@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,11 @@ from pipeline.data.source import DataSource
 
 ARRAY = ".npy"
 _DEFAULT_LABELS = DataSource.model_fields["labels"].default
+_DEFAULT_INPUTS = DataSource.model_fields["inputs"].default
+_TEXTS = ("text", "sentence")
+
+Tokenize = Callable[[Sequence[Sequence[str]]], tuple[Array, ...]]
+"""All model inputs ``(N, …)`` of texts: one text for each sample, or a pair."""
 
 
 class RowSource(Source):
@@ -32,6 +37,7 @@ class RowSource(Source):
         labels: The column of the labels, or of each part of them.
         classes: The names of classes 0, 1, …, which labels may have in place of numbers.
         folder: What relative paths in cells start from.
+        tokenize: What makes inputs of texts; the columns then hold texts, unless they have the names of the inputs.
 
     Raises:
         DataError: There is no such column.
@@ -49,8 +55,12 @@ class RowSource(Source):
         labels: str | Mapping[str, str] | None,
         classes: Sequence[str],
         folder: Path,
+        tokenize: Tokenize | None = None,
     ) -> None:
         self.where, self._folder, self.classes = where, folder, tuple(classes)
+        self._tokenize = None if set(inputs) & {spec.name for spec in specs} else tokenize
+        if self._tokenize is not None and tuple(inputs) == _DEFAULT_INPUTS and inputs[0] not in columns:
+            inputs = [next((name for name in _TEXTS if name in columns), _TEXTS[0])]
         if labels == _DEFAULT_LABELS and labels not in columns:
             labels = "label" if "label" in columns else None
         self._labels = labels
@@ -83,11 +93,14 @@ class RowSource(Source):
 
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
         rows = [(self.row_name(index), self.row(index)) for index in indices]
+        labels = [self._label(row, place) for place, row in rows] if self.labelled else None
+        if self._tokenize is not None:
+            return self._tokenize([[_text(row, name, place) for name in self._inputs] for place, row in rows]), labels
         inputs = tuple(
             column([self._input(spec, _cell(row, name, place), f"{place}: {name}") for place, row in rows])
             for spec, name in zip(self._specs, self._inputs, strict=True)
         )
-        return inputs, [self._label(row, place) for place, row in rows] if self.labelled else None
+        return inputs, labels
 
     def _input(self, spec: TensorSpec, cell: Any, place: str) -> Array:
         if is_image(cell):
@@ -169,6 +182,17 @@ def _cell(row: Mapping[str, Any], name: str, place: str) -> Any:
     if found is None or (isinstance(found, str) and not found.strip()):
         raise DataError("is empty", where=f"{place}: {name}", fix="fill it in, or remove the row")
     return found
+
+
+def _text(row: Mapping[str, Any], name: str, place: str) -> str:
+    cell = _cell(row, name, place)
+    if not isinstance(cell, str):
+        raise DataError(
+            f"{cell!r:.80} is no text",
+            where=f"{place}: {name}",
+            fix="name columns of texts in the recipe: inputs: [text]",
+        )
+    return cell
 
 
 def is_image(cell: Any) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.core import DataError, TensorSpec, did_you_mean
 from pipeline.core.files import require_file
-from pipeline.data.rows import ARRAY, RowSource, is_image
+from pipeline.data.rows import ARRAY, RowSource, Tokenize, is_image
 
 FORMATS = (".csv", ".jsonl")
 MAX_ROW_BYTES = 1 << 24
@@ -37,6 +37,7 @@ class TableSource(RowSource):
         inputs: Sequence[str],
         labels: str | Mapping[str, str] | None,
         classes: Sequence[str] = (),
+        tokenize: Tokenize | None = None,
     ) -> None:
         if path.suffix.lower() not in FORMATS:
             raise DataError(f"is no {' or '.join(FORMATS)} file", where=str(path), fix="name a table of these formats")
@@ -45,7 +46,14 @@ class TableSource(RowSource):
         header, starts = _scanned(path, inputs)
         self._header, self._starts = header, np.asarray(starts, np.int64).reshape(-1, 3)
         super().__init__(
-            str(path), header, specs=specs, inputs=inputs, labels=labels, classes=classes, folder=path.parent
+            str(path),
+            header,
+            specs=specs,
+            inputs=inputs,
+            labels=labels,
+            classes=classes,
+            folder=path.parent,
+            tokenize=tokenize,
         )
 
     def __len__(self) -> int:

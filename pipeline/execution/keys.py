@@ -23,7 +23,7 @@ UNRELATED = frozenset({"cli", "execution", "search", "report", "stages"})
 """Parts of the package that no stage builds on; a stage's own sources are hashed by themselves."""
 VERSIONED = (
     "edgewright", "torch", "torchao", "neural-compressor", "onnx", "onnxruntime", "coremltools",
-    "tensorflow", "litert-torch", "ai-edge-litert", "ethos-u-vela", "numpy",
+    "tensorflow", "litert-torch", "ai-edge-litert", "ethos-u-vela", "numpy", "transformers",
 )  # fmt: skip
 """Packages whose versions a report states, and an artifact depends on."""
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import targets
-from pipeline.core import DataError, Model, RecipeError, TensorSpec
+from pipeline.core import DataError, Model, RecipeError
 from pipeline.data.archive import stored_bytes
 from pipeline.data.open import open_samples
 from pipeline.data.samples import SampleSet, examples_of
 from pipeline.data.source import DataSource
+from pipeline.execution.complete import completed, with_task
 from pipeline.execution.options import (
     check_augmentations,
     check_options,
@@ -23,6 +24,7 @@ from pipeline.execution.processes import processes
 from pipeline.execution.stages import STAGES
 from pipeline.execution.task import require_all_classes, settle_budgets, settle_task
 from pipeline.machine.memory import require_memory
+from pipeline.models.checkpoints.huggingface import tokenizer_of
 from pipeline.models.function import require_function
 from pipeline.models.interface import checked_model
 from pipeline.models.load import Opened, open_module
@@ -78,9 +80,11 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
         EdgewrightError: Names the file, the field and the fix.
     """
     opened = open_module(recipe.model, root)
+    recipe = completed(recipe, opened.described)
     needs = [STAGES[step.name].needs(step.config) for step in recipe.stages]
     _check_needs(recipe, needs)
-    sets = _open_sets(recipe, opened.inputs, root)
+    sets = _open_sets(recipe, opened, root)
+    recipe = with_task(recipe, opened.described, labelled=sets["evaluation"].labelled)
     model = _model(recipe, opened, sets)
     require_function(model.module, model.examples)
     task, sets = settle_task(recipe, model, sets, root)
@@ -149,16 +153,19 @@ def _model(recipe: Recipe, opened: Opened, sets: dict[str, SampleSet]) -> Model:
     )
 
 
-def _open_sets(recipe: Recipe, inputs: tuple[TensorSpec, ...], root: Path) -> dict[str, SampleSet]:
+def _open_sets(recipe: Recipe, model: Opened, root: Path) -> dict[str, SampleSet]:
     """Open all sets. Where the recipe does not name the classes, the training set does, else the evaluation set."""
     opened: dict[str, SampleSet] = {}
-    classes = recipe.model.classes
+    classes, preprocessing = recipe.model.classes, recipe.data.preprocessing
+    tokenize = None if model.described is None else tokenizer_of(model.described)
     for role in ("train", "evaluation", "calibration"):
         source: DataSource | None = getattr(recipe.data, role)
         if source is None:
             continue
         _require_memory(source, role, root)
-        opened[role] = open_samples(source, inputs, recipe.data.preprocessing, name=role, root=root, classes=classes)
+        opened[role] = open_samples(
+            source, model.inputs, preprocessing, name=role, root=root, classes=classes, tokenize=tokenize
+        )
         if opened[role].labelled:
             classes = classes or opened[role].source.classes
     return opened

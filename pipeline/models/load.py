@@ -14,6 +14,7 @@ from pipeline.core import CheckpointError, Model, TensorSpec
 from pipeline.core.files import require_file
 from pipeline.data.samples import SampleSet, examples_of
 from pipeline.machine.memory import require_memory
+from pipeline.models.checkpoints import huggingface
 from pipeline.models.checkpoints.kinds import require_weights
 from pipeline.models.checkpoints.program import read_program
 from pipeline.models.checkpoints.state_dict import build
@@ -29,7 +30,8 @@ def load(source: ModelSource, root: Path = Path(), *, samples: SampleSet | None 
     """Load the FP32 model that a recipe names.
 
     Args:
-        source: A factory with a ``.safetensors`` or ``.pt`` state dict, or a ``torch.export`` program in a ``.pt2``.
+        source: A factory with a ``.safetensors`` or ``.pt`` state dict, a ``torch.export`` program in a ``.pt2``, or a
+            folder of Hugging Face's transformers.
         root: The folder that relative paths start from.
         samples: What the model is tried on; made-up values where they are left out.
 
@@ -44,7 +46,7 @@ def load(source: ModelSource, root: Path = Path(), *, samples: SampleSet | None 
         opened.module,
         opened.inputs,
         source.outputs,
-        source.classes,
+        source.classes or (opened.described.classes if opened.described else ()),
         where=opened.where,
         examples=examples,
         notes=opened.notes,
@@ -59,12 +61,14 @@ class Opened:
         inputs: What it takes.
         where: What it came from, for the messages.
         notes: What was changed to load it.
+        described: What its folder says about it, where it is one of Hugging Face's.
     """
 
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
     where: str
     notes: tuple[str, ...] = ()
+    described: huggingface.Described | None = None
 
 
 def open_module(source: ModelSource, root: Path = Path()) -> Opened:
@@ -74,7 +78,12 @@ def open_module(source: ModelSource, root: Path = Path()) -> Opened:
         CheckpointError: See `load`.
         RecipeError: The factory cannot be imported.
     """
-    opened = _without_a_file(source, root) if source.checkpoint is None else _from_file(source, source.checkpoint, root)
+    if source.huggingface is not None:
+        opened = _from_folder(source, source.huggingface, root)
+    elif source.checkpoint is not None:
+        opened = _from_file(source, source.checkpoint, root)
+    else:
+        opened = _without_a_file(source, root)
     logger.debug("loaded %s from %s", type(opened.module).__name__, opened.where)
     return opened
 
@@ -83,6 +92,14 @@ def _without_a_file(source: ModelSource, root: Path) -> Opened:
     assert source.factory is not None  # the recipe has checked it
     module, notes = build(source.factory, source.kwargs, None, root=root, field="model.kwargs")
     return Opened(module, source.inputs, source.factory, notes)
+
+
+def _from_folder(source: ModelSource, name: str, root: Path) -> Opened:
+    folder = huggingface.folder_of(name, root)
+    described = huggingface.describe(folder, source.inputs)
+    needed = 2 * sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    require_memory(f"loading {folder}", needed, fix="close other programs, or use a larger machine")
+    return Opened(huggingface.load(described), described.inputs, str(folder), described.notes, described)
 
 
 def _from_file(source: ModelSource, checkpoint: Path, root: Path) -> Opened:
