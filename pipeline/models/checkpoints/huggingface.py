@@ -167,7 +167,8 @@ def load(described: Described) -> nn.Module:
         _take_rgb(module, described.inputs, folder)
     _give_results(module, [spec.name for spec in described.inputs])
     logger.debug("loaded %s from %s", network.__name__, folder)
-    return module.eval()
+    evaluated: nn.Module = module.eval()
+    return evaluated
 
 
 def tokenizer_of(described: Described) -> Tokenize | None:
