@@ -157,9 +157,25 @@ def _rows(rows: Sequence[Row], *, foot_in: float) -> tuple[Figure, Axes]:
         axes.spines[:].set_visible(False)
         for position, row in enumerate(rows):
             muted = MUTED if row.value is None else INK
-            axes.text(0, position - 0.24, row.label, transform=axes.get_yaxis_transform(), color=muted)
+            axes.text(
+                0,
+                position - 0.24,
+                _shortened(row.label, len(row.text)),
+                transform=axes.get_yaxis_transform(),
+                color=muted,
+            )
             axes.text(1, position - 0.24, row.text, transform=axes.get_yaxis_transform(), ha="right", color=muted)
     return figure, axes
+
+
+def _shortened(label: str, beside: int) -> str:
+    """A label that leaves room for so many characters beside it.
+
+    >>> _shortened("coreml · FP32", 10), _shortened("x" * 100, 10) == "x" * 54 + "…"
+    ('coreml · FP32', True)
+    """
+    room = CHARACTERS - beside - 1
+    return label if len(label) <= room else label[: room - 1] + "…"
 
 
 def _svg(figure: Figure, *, name: str, alt: str) -> str:

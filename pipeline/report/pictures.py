@@ -102,8 +102,8 @@ def _latency_row(label: str, latency: Latency, kind: Side) -> charts.Row:
         span = (percentile(latency.samples_ns, 10), percentile(latency.samples_ns, 90))
         return charts.Row(label=where, value=latency.median_ns, text=text, kind=kind, span=span)
     if isinstance(latency, Estimated):
-        text = f"≈ {units.milliseconds(latency.median_ns)} estimated"
-        return charts.Row(label=f"{where} · {latency.device}", value=latency.median_ns, text=text, kind="estimated")
+        text = f"≈ {units.milliseconds(latency.median_ns)}"
+        return charts.Row(label=f"{label} · {latency.device}", value=latency.median_ns, text=text, kind="estimated")
     reason = f"skipped: {latency.reason}"
     fits = len(where) + len(reason) <= charts.CHARACTERS
     return charts.Row(label=where, value=None, text=reason if fits else "skipped, reason above", kind="none")

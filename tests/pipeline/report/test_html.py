@@ -249,7 +249,7 @@ def test_same_bytes_come_out_when_rendered_in_two_processes(frozen_path: Path, t
     assert done.stdout == text
 
 
-HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{1}{0}$ {{ 7*7 }} \"'&"
+HOSTILE = "$\\frac{1}{0}$ </title></style><script>alert(1)</script><img src=x onerror=alert(1)> {{ 7*7 }} \"'&"
 
 
 def hostile(value: Any) -> Any:
