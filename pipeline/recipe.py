@@ -72,6 +72,9 @@ class ModelSource(Setting):
     classes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="class names, in the order of the logits"
     )
+    states: dict[str, str] = Field(
+        {}, description="{input: output}: the output is the input's value in the next call; a sample is a sequence"
+    )
     weights: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="key of the weights in the checkpoint, such as ema, where several there fit the network"
     )
@@ -108,6 +111,13 @@ class ModelSource(Setting):
             raise ValueError("weights alone do not make a model: add factory: module:callable")
         elif not self.inputs:
             raise ValueError("add inputs: [{name: image, shape: [3, 224, 224]}] (shapes without the batch)")
+        return self
+
+    @model_validator(mode="after")
+    def _states_are_apart(self) -> ModelSource:
+        names = list(self.states.values())
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"states: the output {twice!r} becomes two states: give each one of its own")
         return self
 
     @model_validator(mode="after")

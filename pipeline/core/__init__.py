@@ -256,6 +256,7 @@ class Model:
         preprocessing: How stored samples became inputs; targets that embed or describe it need it.
         recipe_sha256: Of the recipe that asked for the model; empty outside a run.
         quantized: Whether ``module`` is a quantized program (a Q/DQ graph).
+        states: Per input that is a state, the output that is its value in the next call.
         dynamic: Per input, axes other than the batch whose size a target keeps variable.
         examples: A few real samples, one tensor ``(N, …)`` per input, on which each step is checked; empty until a
             step has seen samples.
@@ -271,6 +272,7 @@ class Model:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     recipe_sha256: str = ""
     quantized: bool = False
+    states: tuple[tuple[str, str], ...] = ()
     dynamic: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     examples: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
     notes: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ from pipeline.recipe import Recipe, StageStep
 from pipeline.report.model import Report, read_report
 from pipeline.report.write import write_report
 from pipeline.tasks.evaluation import evaluate
+from pipeline.tasks.loop import loop_of, of_sequences
 from pipeline.tasks.prediction import predictor
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,8 @@ def _computed_together(
 
 def _write(result: Model, prepared: Prepared, folder: Path) -> None:
     """Store a stage's result: its record, with the metrics on the evaluation samples, and its module."""
-    metrics = evaluate(result.module, prepared.evaluation, prepared.task, reference=result.reference)
+    module, reference = (of_sequences(each, loop_of(result)) for each in (result.module, result.reference))
+    metrics = evaluate(module, prepared.evaluation, prepared.task, reference=reference)
     known = {name: value for name, value in metrics.items() if math.isfinite(value)}
     record = result.history[-1].model_copy(update={"metrics": known})
     write_text(folder / "record.json", record.model_dump_json())

@@ -42,6 +42,7 @@ def model_key(prepared: Prepared) -> str:
         code=None if source.factory is None else callables.code_sha256(source.factory, prepared.root),
         inputs=[spec.model_dump() for spec in model.inputs],
         outputs=model.outputs,
+        states=model.states,
         dynamic={name: list(axes) for name, axes in model.dynamic.items()},
     )
 

@@ -35,7 +35,7 @@ def shown_samples(
         exported: The first target that runs here predicts for the optimized model, or else its program does.
         samples: The evaluation set, with labels in the task's form.
     """
-    if task.show is None or len(model.inputs[0].shape) != 3 or model.inputs[0].shape[0] not in (1, 3):
+    if model.states or task.show is None or len(model.inputs[0].shape) != 3 or model.inputs[0].shape[0] not in (1, 3):
         return ()
     few = samples.take(SHOWN)
     batch = next(few.batches(SHOWN))

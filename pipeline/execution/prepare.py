@@ -6,12 +6,15 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 import targets
 from pipeline.core import DataError, Model, RecipeError
 from pipeline.data.archive import stored_bytes
 from pipeline.data.open import open_samples
 from pipeline.data.samples import SampleSet, examples_of
 from pipeline.data.source import DataSource
+from pipeline.data.steps import as_sequences
 from pipeline.execution.complete import completed, with_task
 from pipeline.execution.options import (
     check_augmentations,
@@ -21,6 +24,7 @@ from pipeline.execution.options import (
 )
 from pipeline.execution.plausible import doubtful_values
 from pipeline.execution.processes import processes
+from pipeline.execution.sequences import first_steps, of_whole_sequences, steps_of, with_steps
 from pipeline.execution.stages import STAGES
 from pipeline.execution.task import require_all_classes, settle_budgets, settle_task
 from pipeline.machine.memory import require_memory
@@ -31,6 +35,7 @@ from pipeline.models.load import Opened, open_module
 from pipeline.recipe import Budget, Recipe
 from pipeline.stages.contract import Needs, Supplies
 from pipeline.target import Target
+from pipeline.tasks.loop import Loop, without_states
 from pipeline.tasks.task import Task
 
 HELD_OUT = 2_000
@@ -87,7 +92,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     recipe = with_task(recipe, opened.described, labelled=sets["evaluation"].labelled)
     model = _model(recipe, opened, sets)
     require_function(model.module, model.examples)
-    task, sets = settle_task(recipe, model, sets, root)
+    task, sets = settle_task(recipe, of_whole_sequences(model, _tried_on(sets)), sets, root)
     check_augmentations(recipe, sets.get("train"))
     budgets = settle_budgets(recipe, task, sets["evaluation"])
     for samples in sets.values():
@@ -96,7 +101,8 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     found = tuple(targets.get(step.name, step.config) for step in recipe.targets)
     _check_targets(found, needs)
     check_options(recipe, model)
-    train, calibration, held_out = _hold_out(sets.get("train"), sets.get("calibration"), recipe.seed)
+    chosen = _hold_out(sets.get("train"), sets.get("calibration"), recipe.seed)
+    train, calibration, held_out = (steps_of(model, samples) for samples in chosen)
     prepared = Prepared(
         recipe=recipe,
         model=replace(model, dynamic=dynamic_axes(recipe)),
@@ -136,16 +142,18 @@ def _check_needs(recipe: Recipe, needs: list[Needs]) -> None:
 
 def _model(recipe: Recipe, opened: Opened, sets: dict[str, SampleSet]) -> Model:
     """The model, tried on samples that no result is reported on, where there are any."""
-    tried_on = sets.get("calibration") or sets.get("train") or sets["evaluation"]
+    samples, states = _tried_on(sets), recipe.model.states
     model = checked_model(
         opened.module,
         opened.inputs,
         recipe.model.outputs,
         recipe.model.classes,
         where=opened.where,
-        examples=examples_of(tried_on),
+        examples=first_steps(Loop(opened.inputs, (), states), samples) if states else samples,
         notes=opened.notes,
     )
+    if states:
+        model = with_steps(replace(model, states=tuple(states.items())), samples)
     return replace(
         model,
         preprocessing=recipe.data.preprocessing,
@@ -153,19 +161,24 @@ def _model(recipe: Recipe, opened: Opened, sets: dict[str, SampleSet]) -> Model:
     )
 
 
+def _tried_on(sets: dict[str, SampleSet]) -> tuple[Tensor, ...]:
+    """A few samples that no result is reported on, where there are any."""
+    return examples_of(sets.get("calibration") or sets.get("train") or sets["evaluation"])
+
+
 def _open_sets(recipe: Recipe, model: Opened, root: Path) -> dict[str, SampleSet]:
     """Open all sets. Where the recipe does not name the classes, the training set does, else the evaluation set."""
     opened: dict[str, SampleSet] = {}
     classes, preprocessing = recipe.model.classes, recipe.data.preprocessing
+    specs = without_states(model.inputs, recipe.model.states)
     tokenize = None if model.described is None else tokenizer_of(model.described)
     for role in ("train", "evaluation", "calibration"):
         source: DataSource | None = getattr(recipe.data, role)
         if source is None:
             continue
         _require_memory(source, role, root)
-        opened[role] = open_samples(
-            source, model.inputs, preprocessing, name=role, root=root, classes=classes, tokenize=tokenize
-        )
+        samples = open_samples(source, specs, preprocessing, name=role, root=root, classes=classes, tokenize=tokenize)
+        opened[role] = as_sequences(samples) if recipe.model.states else samples
         if opened[role].labelled:
             classes = classes or opened[role].source.classes
     return opened

@@ -66,7 +66,9 @@ def judged_on_training_data(recipe: Recipe, root: Path) -> Recipe:
             factory="pipeline.search.study:part_of_training_data",
             kwargs={
                 "source": train.model_dump(mode="json", exclude_unset=True),
-                "inputs": [spec.model_dump(mode="json") for spec in recipe.model.inputs],
+                "inputs": [
+                    spec.model_dump(mode="json") for spec in recipe.model.inputs if spec.name not in recipe.model.states
+                ],
                 "classes": list(recipe.model.classes),
                 "root": str(root.resolve()),
                 "choosing": choosing,

@@ -48,7 +48,8 @@ from pipeline.target import (
 from pipeline.tasks.comparison import Comparison
 from pipeline.tasks.differences import Difference, Paired, differences, samples_to_tell
 from pipeline.tasks.lookup import for_task, task_of
-from pipeline.tasks.prediction import SetPredictor, predictor, session_predictor
+from pipeline.tasks.loop import Loop, loop_of, of_sequences
+from pipeline.tasks.prediction import Predict, SetPredictor, predictor, session_predictor
 from pipeline.tasks.scores import Scores
 from pipeline.tasks.task import Task
 
@@ -73,7 +74,8 @@ def benchmark(
     Args:
         model: The optimized model that was exported, with its original.
         exported: What `export` returned.
-        samples: The evaluation set. Nothing is chosen by it.
+        samples: The evaluation set. Nothing is chosen by it. Of a model that keeps states, sequences; latency is then
+            that of one step.
         root: Artifact paths in the records are relative to this folder.
         task: What the model is for; suggested by the model and the labels when absent.
         budgets: Those that differences to the original are held against.
@@ -84,12 +86,13 @@ def benchmark(
     task = task_of(model, samples, task)
     samples = for_task(samples, task)
     sample = tuple(value.numpy() for value in example_inputs(model.examples))
+    loop = loop_of(model)
     failures = _Failures()
     ready = []
     for item in exported:
         if item.status == "ok" and item.target.cannot_run() is None:
             with failures.caught(item.target.name, "cannot be loaded"):
-                ready.append(_Artifacts(item, sample, _Scorer(task, len(samples), samples.labelled)))
+                ready.append(_Artifacts(item, sample, _Scorer(task, len(samples), samples.labelled, loop)))
     metrics, paired = _score(model, ready, failures, task, samples, batch_size)
     original_latency = _time(model, ready, failures)
     original = OriginalRecord(
@@ -104,7 +107,10 @@ def benchmark(
         _failed(item, failures[item.target.name], root)
         if item.target.name in failures
         else _record(
-            item, measured_by_target.get(item.target.name), root, _Original(model.outputs, metrics, paired, budgets)
+            item,
+            measured_by_target.get(item.target.name),
+            root,
+            _Original(loop.results if loop else model.outputs, metrics, paired, budgets),
         )
         for item in exported
     )
@@ -129,6 +135,7 @@ class _Run:
 
     lowered: Lowered
     session: Session
+    predict: Predict
     scores: Scores
     against_original: Comparison
     against_program: Comparison
@@ -143,12 +150,14 @@ class _Scorer:
     task: Task
     samples: int
     labelled: bool
+    loop: Loop | None
 
     def run(self, lowered: Lowered, session: Session, *, paired: bool = False) -> _Run:
-        axis = self.task.class_axis
+        axis, predict = self.task.class_axis, session_predictor(session)
         return _Run(
             lowered,
             session,
+            predict if self.loop is None else self.loop.around(predict),
             Scores(self.task, labelled=self.labelled),
             Comparison(axis),
             Comparison(axis),
@@ -233,7 +242,7 @@ def _score(
 ) -> tuple[dict[str, float], Paired]:
     """Run the evaluation set once through everything; returns the original's metrics, also sample by sample."""
     modules = (model.reference, model.module)
-    original, program = (SetPredictor(module, samples) for module in modules)
+    original, program = (SetPredictor(of_sequences(module, loop_of(model)), samples) for module in modules)
     of_original = Scores(task, labelled=samples.labelled, compared=False)
     paired = Paired(task, len(samples), labelled=samples.labelled)
     needs = footprint(lambda count: [predictor(each)(example_inputs(model.examples, count)) for each in modules])
@@ -256,7 +265,7 @@ def _score(
 
 
 def _score_batch(run: _Run, batch: Batch, expected: tuple[Tensor, ...], quantized: tuple[Tensor, ...]) -> None:
-    outputs = session_predictor(run.session)(batch.inputs)
+    outputs = run.predict(batch.inputs)
     run.scores.update(batch.inputs, outputs, expected, batch.labels)
     if run.paired is not None:
         run.paired.update(batch.inputs, outputs, expected, batch.labels)
