@@ -56,6 +56,10 @@ MAX_INPUT_VALUES = 2**31 - 1
 """Of one sample of one input: what 32-bit indices of the targets' formats can count."""
 
 
+_WEIGHTS_ONLY = (".safetensors", ".json")
+"""Endings of files that hold no network."""
+
+
 class ModelSource(Setting):
     """Where the FP32 model comes from: a factory and its weights, or a program that holds both."""
 
@@ -107,9 +111,9 @@ class ModelSource(Setting):
                     raise ValueError(f"a .pt2 checkpoint holds its own program: remove {key}")
         elif self.trust:
             raise ValueError("only a .pt2 checkpoint can be trusted, any other runs no code: remove trust")
-        elif not self.factory:
+        elif not self.factory and (self.checkpoint is None or self.checkpoint.suffix in _WEIGHTS_ONLY):
             raise ValueError("weights alone do not make a model: add factory: module:callable")
-        elif not self.inputs:
+        elif self.factory and not self.inputs:
             raise ValueError("add inputs: [{name: image, shape: [3, 224, 224]}] (shapes without the batch)")
         return self
 

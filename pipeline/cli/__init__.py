@@ -10,6 +10,7 @@ import typer
 from pipeline.cli.app import app
 from pipeline.cli.supervisor import supervised
 from pipeline.core import EdgewrightError
+from pipeline.core.packages import broken_torchvision
 from pipeline.core.printing import printable
 
 LONG = frozenset({"run", "demo", "search"})
@@ -40,6 +41,10 @@ def main() -> None:
         else:
             command_path = "edgewright" if error.ctx is None else error.ctx.command_path
             code = _refused(f"{error.format_message()}\n  fix: see '{command_path} --help'")
+    except Exception as error:
+        if (refusal := broken_torchvision(error)) is None:
+            raise
+        code = _refused(str(refusal))
     sys.exit(code or 0)
 
 

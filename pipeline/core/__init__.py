@@ -182,6 +182,19 @@ class TensorSpec(Setting):
     name: str
     shape: tuple[Integer, ...]
     dtype: DType = "float32"
+    range: tuple[Integer, Integer] | None = Field(
+        None, description="smallest and largest value of an integer input, such as token ids: [0, 30521]"
+    )
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> TensorSpec:
+        if self.range is not None:
+            least, most = self.range
+            if self.dtype.startswith("float"):
+                raise ValueError("range: is of integers: remove it, or name the input's dtype, such as int64")
+            if least > most:
+                raise ValueError(f"range: [{least}, {most}] is empty: give the smallest value first")
+        return self
 
 
 class Preprocessing(Setting):

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.core import EdgewrightError, RecipeError, did_you_mean, first_line
+from pipeline.core.packages import broken_torchvision
 
 OURS = frozenset({"pipeline", "targets"})
 """Our own packages; where a recipe names such a module, and its folder has one, the user's is meant."""
@@ -36,6 +37,8 @@ def import_callable(name: str, root: Path = Path()) -> Callable[..., Any]:
         if isinstance(error, ModuleNotFoundError) and error.name in parents(module_name):
             fix = f"write {module_name.removesuffix('.py')}:{attribute}" if module_name.endswith(".py") else _MODULE_FIX
             raise RecipeError(f"there is no module {error.name!r}", where=name, fix=fix) from None
+        if (refusal := broken_torchvision(error)) is not None:
+            raise refusal from error
         fix = "correct that line, or install what it imports"
         raise RecipeError(f"importing it failed: {failure_of(error)}", where=name, fix=fix) from error
     found: Any = module

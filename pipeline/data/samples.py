@@ -146,7 +146,10 @@ class SampleSet:
 
     def stand_ins(self, count: int) -> tuple[Tensor, ...]:
         """Inputs ``(count, …)`` of the right shapes and types without reading: ones, valid as lengths and ids, too."""
-        return tuple(torch.ones(count, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in self.inputs)
+        return tuple(
+            torch.full((count, *spec.shape), spec.range[0] if spec.range else 1, dtype=getattr(torch, spec.dtype))
+            for spec in self.inputs
+        )
 
     def take(self, count: int) -> SampleSet:
         """At most ``count`` samples, evenly spaced, so that a set sorted by class keeps all its classes."""
@@ -192,6 +195,8 @@ class SampleSet:
                 where=where,
                 fix=f"store them as {spec.dtype}, or name the input's true dtype in model.inputs",
             )
+        if spec.range is not None and tensor.numel():
+            _require_range(tensor, spec, indices, self.source)
         if tensor.is_floating_point() and not (finite := torch.isfinite(tensor).reshape(len(tensor), -1).all(1)).all():
             bad = indices[int((~finite).nonzero()[0, 0])]
             raise DataError(
@@ -219,6 +224,21 @@ class SampleSet:
                 where=self.source.where,
                 fix="bring them to one size, or let data.preprocessing (resize, letterbox) do it",
             )
+
+
+def _require_range(tensor: Tensor, spec: TensorSpec, indices: Sequence[int], source: Source) -> None:
+    """Refuse a sample with a value that its input does not take."""
+    assert spec.range is not None  # the caller has checked it
+    least, most = spec.range
+    outside = (tensor < least) | (tensor > most)
+    if outside.any():
+        position = int(outside.reshape(len(tensor), -1).any(1).nonzero()[0, 0])
+        value = tensor[position][outside[position]].flatten()[0].item()
+        raise DataError(
+            f"sample {indices[position]} of {spec.name!r} holds {value}, and its range is [{least}, {most}]",
+            where=source.input_place(indices[position]),
+            fix="correct the sample, or the range in model.inputs",
+        )
 
 
 def _joined(batches: list[Batch]) -> Batch:

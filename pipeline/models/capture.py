@@ -12,7 +12,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, is_concrete_int
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +21,11 @@ from pipeline.models.plain_forms import in_plain_forms
 
 logger = logging.getLogger(__name__)
 
+
+ONE_STEP = (
+    "what runs may not depend on values: a loop that generates until it is done is out of scope, so give the network "
+    "of one step; choose between values with torch.where"
+)
 
 UNLIKE = 13
 """The batch size with which a program of a dynamic batch is captured. torch keeps a size fixed that some operator found
@@ -33,8 +38,9 @@ Examples = tuple[TensorSpec, ...] | tuple[Tensor, ...]
 def example_inputs(inputs: Examples, batch_size: int = 1) -> tuple[Tensor, ...]:
     """Inputs of the right shape: real samples where there are any, repeated where they are too few.
 
-    For specs, values are made up: seeded standard normal ones for floats, zeros for integers. They fit no model that
-    looks at its inputs: no token is masked, and a sequence has length 0. `Model.examples` does.
+    For specs, values are made up: seeded standard normal ones for floats; for integers random ones in their range, or
+    zeros where they have none. Zeros fit no model that looks at them: no token is masked, and a sequence has length 0.
+    `Model.examples` does.
 
     >>> example_inputs((torch.tensor([3, 5]),), 3)
     (tensor([3, 5, 3]),)
@@ -43,13 +49,18 @@ def example_inputs(inputs: Examples, batch_size: int = 1) -> tuple[Tensor, ...]:
     if tensors:
         return tuple(value[torch.arange(batch_size) % len(value)] for value in tensors)
     generator = torch.Generator().manual_seed(0)
-    return tuple(
-        torch.randn(batch_size, *spec.shape, generator=generator, dtype=dtype)
-        if (dtype := getattr(torch, spec.dtype)).is_floating_point
-        else torch.zeros(batch_size, *spec.shape, dtype=dtype)
-        for spec in inputs
-        if isinstance(spec, TensorSpec)
-    )
+    return tuple(_made_up(spec, batch_size, generator) for spec in inputs if isinstance(spec, TensorSpec))
+
+
+def _made_up(spec: TensorSpec, batch_size: int, generator: torch.Generator) -> Tensor:
+    shape, dtype = (batch_size, *spec.shape), getattr(torch, spec.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+    if spec.range is None:
+        return torch.zeros(shape, dtype=dtype)
+    least, most = spec.range
+    end = most if most - least > 1 else most + 1  # many write the size of the vocabulary for its last token
+    return torch.randint(least, end, shape, generator=generator).to(dtype)
 
 
 def capture(
@@ -82,10 +93,11 @@ def capture(
     except Exception as error:  # torch.export raises a different class for every way a module cannot be traced
         if batch_size is None:  # its code may take one sample at a time
             return capture(module, inputs, examples=examples, batch_size=1, dynamic=dynamic)
+        by_values = isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in str(error)
         raise StageError(
             f"torch.export cannot capture it: {first_line(error)}",
             where=type(module).__name__,
-            fix="make forward traceable: https://docs.pytorch.org/docs/stable/export.html",
+            fix=ONE_STEP if by_values else "make forward traceable: https://docs.pytorch.org/docs/stable/export.html",
         ) from error
     if batch_size is None and fixed_batch_size(program) is not None:
         logger.debug("the code of %s fixes the batch: captured again with batch 1", type(module).__name__)

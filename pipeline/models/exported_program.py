@@ -10,6 +10,7 @@ Format: https://docs.pytorch.org/docs/stable/export/pt2_archive.html
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import warnings
@@ -45,6 +46,7 @@ MAX_REPEATED_BYTES = 1 << 28
 """How much larger than its stored bytes a tensor may be, whose strides repeat them."""
 
 _READ_BYTES = 1 << 24
+_VERSION = re.compile(r"\d[\w.+]{0,40}")
 _WEIGHTS, _CONSTANTS = "data/weights/", "data/constants/"
 
 
@@ -70,11 +72,33 @@ def read_program(path: Path) -> tuple[ExportedProgram, GraphModule]:
             fix="if you trust its author: model: {trust: true} reads it with torch, which runs code in it",
         ) from None
     except Exception as error:  # a damaged archive fails in zipfile, JSON, SymPy or torch, whichever meets it first
-        raise CheckpointError(
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """The error to raise for a file that cannot be read as a program; it names a torch that is not this one."""
+    written_by = _torch_version(path)
+    if written_by in ("", torch.__version__):
+        return CheckpointError(
             f"is not a torch.export program: {first_line(error)}",
             where=str(path),
             fix="write it with torch.export.save, by this version of torch",
-        ) from error
+        )
+    return CheckpointError(
+        f"was written by torch {written_by}, and torch {torch.__version__} cannot read it: {first_line(error)}",
+        where=str(path),
+        fix=f"write it again with torch {torch.__version__}, or give the Python network and its state dict",
+    )
+
+
+def _torch_version(path: Path) -> str:
+    """The torch that wrote a program; empty where the file does not say."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            stated = json.loads(_Archive(file, path.stat().st_size).read("models/model.json"))["torch_version"]
+    except Exception:  # a damaged archive fails in many ways
+        return ""
+    return stated if isinstance(stated, str) and _VERSION.fullmatch(stated) else ""
 
 
 class _Archive:

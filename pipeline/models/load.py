@@ -15,9 +15,10 @@ from pipeline.core.files import require_file
 from pipeline.data.samples import SampleSet, examples_of
 from pipeline.machine.memory import require_memory
 from pipeline.models.checkpoints import huggingface
-from pipeline.models.checkpoints.kinds import require_weights
+from pipeline.models.checkpoints.kinds import kind_of, require_known, require_weights
 from pipeline.models.checkpoints.program import read_program
 from pipeline.models.checkpoints.state_dict import build
+from pipeline.models.checkpoints.torchscript import read_torchscript
 from pipeline.models.interface import checked_model
 from pipeline.models.modules import copied
 from pipeline.models.signature import inputs_of
@@ -25,13 +26,15 @@ from pipeline.recipe import ModelSource
 
 logger = logging.getLogger(__name__)
 
+CONVERTED = "the TorchScript archive was converted to a torch.export program, which computes the same"
+
 
 def load(source: ModelSource, root: Path = Path(), *, samples: SampleSet | None = None) -> Model:
     """Load the FP32 model that a recipe names.
 
     Args:
-        source: A factory with a ``.safetensors`` or ``.pt`` state dict, a ``torch.export`` program in a ``.pt2``, or a
-            folder of Hugging Face's transformers.
+        source: A factory with weights, a ``torch.export`` program in a ``.pt2``, a TorchScript archive, or a folder of
+            Hugging Face's transformers.
         root: The folder that relative paths start from.
         samples: What the model is tried on; made-up values where they are left out.
 
@@ -106,14 +109,31 @@ def _from_file(source: ModelSource, checkpoint: Path, root: Path) -> Opened:
     path = root / checkpoint
     if source.factory is not None:
         require_weights(path)
+    elif path.is_dir():
+        require_known(path)
     require_file(path, CheckpointError)
     require_memory(f"loading {path}", 2 * path.stat().st_size, fix="close other programs, or use a larger machine")
-    if checkpoint.suffix == ".pt2":
-        program = read_program(path, trust=source.trust)
-        return Opened(program.module(), source.inputs or inputs_of(program, path), str(path))
-    assert source.factory is not None  # the recipe has checked it
+    if source.factory is None:
+        return _from_program(source, path)
     module, notes = build(source.factory, source.kwargs, path, choice=source.weights, root=root, field="model.kwargs")
     return Opened(module, source.inputs, str(path), notes)
+
+
+def _from_program(source: ModelSource, path: Path) -> Opened:
+    """A file that holds its own network; which kind it is, its content says."""
+    require_known(path)
+    kind = kind_of(path)
+    if kind == "torchscript":
+        program = read_torchscript(path, source.inputs)
+        return Opened(program.module(), source.inputs, str(path), (CONVERTED,))
+    if path.suffix == ".pt2" or kind == "program":
+        program = read_program(path, trust=source.trust)
+        return Opened(program.module(), source.inputs or inputs_of(program, path), str(path))
+    raise CheckpointError(
+        "holds weights alone, which do not make a model",
+        where=str(path),
+        fix="add model.factory: module:callable, which builds the network",
+    )
 
 
 def from_module(

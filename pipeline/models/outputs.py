@@ -29,6 +29,11 @@ NARROW = (torch.float32, torch.int64, torch.int32, torch.int8, torch.uint8, torc
 MANY = 16
 """Integers of which two tensors hold the same only where they are the same: a few classes agree by chance."""
 
+NO_CACHE = (
+    "generation with a key-value cache is out of scope: give the encoder, or one step over whole sequences "
+    "(a transformers model with use_cache=False)"
+)
+
 NAME = r"[A-Za-z][A-Za-z0-9_]*"
 RESERVED = {"any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "state"} | {
     f"{kind}{bits}" for kind in ("int", "uint", "fp", "bf") for bits in (8, 16, 32, 64)
@@ -130,7 +135,7 @@ def form_of(name: str, values: tuple[Any, ...], *, where: str) -> Form:
             f"{name!r}, which forward returns, is {_article(type(first).__name__)}; it must return a tensor, or "
             "tensors in a tuple, list, dictionary or dataclass",
             where=where,
-            fix="return tensors only; a transformers model gives no caches with use_cache=False",
+            fix=NO_CACHE if "Cache" in type(first).__name__ else "return tensors only",
         )
     if first.layout != torch.strided or first.is_quantized or first.is_complex():
         kind = "complex" if first.is_complex() else "quantized" if first.is_quantized else str(first.layout)

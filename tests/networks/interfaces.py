@@ -29,8 +29,8 @@ class Detection:
     loss: Tensor | None = None
 
 
-def spec(name: str, *shape: int, dtype: str = "float32") -> TensorSpec:
-    return TensorSpec.model_validate({"name": name, "shape": shape, "dtype": dtype})
+def spec(name: str, *shape: int, dtype: str = "float32", **more: Any) -> TensorSpec:
+    return TensorSpec.model_validate({"name": name, "shape": shape, "dtype": dtype, **more})
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ def kind_of(path: Path) -> str | None:
     return "saved model" if path.name == "saved_model.pb" else known or _ENDINGS.get(path.suffix)
 
 
-def require_weights(path: Path) -> None:
-    """Refuse a file that no factory can be filled with.
+def require_known(path: Path) -> None:
+    """Refuse a file of another framework.
 
     Raises:
         CheckpointError: Says what it is, and what to give instead.
@@ -80,6 +80,16 @@ def require_weights(path: Path) -> None:
     if kind in _OTHERS:
         problem, fix = _OTHERS[kind]
         raise CheckpointError(problem, where=str(path), fix=fix)
+
+
+def require_weights(path: Path) -> None:
+    """Refuse a file that no factory can be filled with.
+
+    Raises:
+        CheckpointError: Says what it is, and what to give instead.
+    """
+    require_known(path)
+    kind = kind_of(path)
     if kind == "torchscript":
         raise CheckpointError(
             "is a TorchScript archive, which holds a network of its own", where=str(path), fix="remove model.factory"

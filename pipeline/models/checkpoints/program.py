@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline.core import CheckpointError, first_line
 from pipeline.models import exported_program
 
 
@@ -25,8 +24,4 @@ def read_program(path: Path, *, trust: bool = False) -> torch.export.ExportedPro
     try:
         return torch.export.load(path)
     except Exception as error:  # a damaged archive fails in zipfile, JSON or torch, whichever meets it first
-        raise CheckpointError(
-            f"is not a torch.export program: {first_line(error)}",
-            where=str(path),
-            fix="write it with torch.export.save, by this version of torch",
-        ) from error
+        raise exported_program.unreadable(path, error) from error

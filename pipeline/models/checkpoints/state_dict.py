@@ -25,6 +25,8 @@ from pipeline.models.checkpoints.candidates import (
 from pipeline.models.checkpoints.kinds import require_weights
 from pipeline.models.checkpoints.weights_file import SAVE, read_weights
 
+ONE_NETWORK = "several networks are out of scope: write a recipe for each, with a factory that returns it alone"
+
 _SHOWN = 5
 """Mismatches, names or classes in one message."""
 
@@ -59,7 +61,7 @@ def build(
         raise CheckpointError(
             f"returned {'the class ' if isinstance(module, type) else ''}{what}, not a torch.nn.Module",
             where=factory,
-            fix="return the network, an instance",
+            fix=ONE_NETWORK if _holds_networks(module) else "return the network, an instance",
         )
     notes: tuple[str, ...] = ()
     if weights is not None:
@@ -67,6 +69,11 @@ def build(
         require_file(weights, CheckpointError)
         notes = _fill(module, read_weights(weights), weights, choice)
     return module.eval(), notes
+
+
+def _holds_networks(returned: Any) -> bool:
+    values = returned.values() if isinstance(returned, Mapping) else returned
+    return isinstance(returned, Mapping | list | tuple) and sum(isinstance(each, nn.Module) for each in values) > 1
 
 
 def _fill(module: nn.Module, content: Any, path: Path, choice: str | None) -> tuple[str, ...]:

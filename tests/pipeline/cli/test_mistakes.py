@@ -104,6 +104,17 @@ def torch_file(value: object) -> Change:
     return checkpoint("model.pt", buffer.getvalue())
 
 
+def torchscript(module: nn.Module) -> Change:
+    """A checkpoint that torch.jit has saved."""
+
+    def change(project: Project) -> None:
+        buffer = io.BytesIO()
+        torch.jit.save(torch.jit.script(module), buffer)
+        checkpoint("model.pt", buffer.getvalue())(project)
+
+    return change
+
+
 def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Change:
     """Change the weights in the checkpoint."""
 
@@ -123,6 +134,16 @@ def code(source: str) -> Change:
         head = "import torch\nfrom torch import nn\n\n"
         (project.folder / f"{module}.py").write_text(head + textwrap.dedent(source))
         project.recipe["model"]["factory"] = f"{module}:build"
+
+    return change
+
+
+def code_after(source: str) -> Change:
+    """Add to the factory's module."""
+
+    def change(project: Project) -> None:
+        path = project.folder / f"{project.recipe['model']['factory'].partition(':')[0]}.py"
+        path.write_text(path.read_text() + "\n" + source)
 
     return change
 
@@ -284,6 +305,19 @@ VALUES = [
     mistake("shape is zero", at("model.inputs.0.shape", [1, 0, 8]), "model.inputs[0].shape"),
     mistake("shape of text", at("model.inputs.0.shape", ["batch", 1, 8, 8]), "model.inputs[0].shape"),
     mistake("shape of strings", at("model.inputs.0.shape", ["1", "8", "8"]), "model.inputs[0].shape", "integer"),
+    mistake("range of floats", at("model.inputs.0.range", [0, 9]), "model.inputs[0]", "range: is of integers"),
+    mistake(
+        "range of nothing", both(at("model.inputs.0.dtype", "uint8"), at("model.inputs.0.range", [9, 0])), "is empty"
+    ),
+    mistake("range of one number", at("model.inputs.0.range", [9]), "model.inputs[0].range"),
+    mistake("range of fractions", at("model.inputs.0.range", [0, 0.5]), "model.inputs[0].range", "integer"),
+    mistake(
+        "value outside the range",
+        both(at("model.inputs.0.dtype", "uint8"), at("model.inputs.0.range", [0, 3])),
+        "sample 0 of 'image' holds",
+        "[0, 3]",
+        "model.inputs",
+    ),
     mistake("shape is a number", at("model.inputs.0.shape", 64), "model.inputs[0].shape"),
     mistake("shape with the batch", at("model.inputs.0.shape", [1, 1, 8, 8]), "train.npz", "[1, 1, 8, 8]"),
     mistake("shape of others", at("model.inputs.0.shape", [3, 32, 32]), "[3, 32, 32]"),
@@ -496,6 +530,7 @@ class Opaque:
     """Something that a checkpoint should not hold."""
 
 
+SAVING = b"class A(Module):\n  def __setstate__(self, state: int) -> NoneType:\n    torch.save(state, 'x')\n"
 SHARDS = b'{"weight_map": {"a": "part-1.safetensors"}}'
 
 
@@ -731,6 +766,54 @@ FACTORIES = [
     mistake("returns weights", code("def build():\n    return {'a': torch.zeros(2)}"), ":build", "dict"),
     mistake("returns a class", code("def build():\n    return nn.ReLU"), ":build", "torch.nn.Module"),
     mistake("returns a tuple", code("def build():\n    return nn.ReLU(), 3"), ":build", "tuple"),
+    mistake(
+        "torchvision of another torch",
+        both(
+            lambda p: (p.folder / "torchvision").mkdir(),
+            file("torchvision/__init__.py", b"raise RuntimeError('operator torchvision::nms does not exist')"),
+            code("import torchvision"),
+        ),
+        "torchvision",
+        "does not work beside torch 2",
+        "pip uninstall torchvision",
+    ),
+    mistake(
+        "several networks",
+        code("def build():\n    return {'encoder': nn.ReLU(), 'decoder': nn.ReLU()}"),
+        ":build",
+        "several networks are out of scope",
+    ),
+    mistake(
+        "a key-value cache as output",
+        both(forward("return x.flatten(1)[:, :4], Cache()"), code_after("class Cache:\n    pass\n")),
+        "is a Cache",
+        "out of scope: give the encoder, or one step",
+    ),
+    mistake(
+        "weights without a network",
+        both(without("model.factory"), torch_file({"a": torch.zeros(2)})),
+        "add model.factory",
+    ),
+    mistake(
+        "TorchScript without inputs",
+        both(without("model.factory"), without("model.inputs"), torchscript(nn.Flatten())),
+        "model.pt",
+        "TorchScript",
+        "add model.inputs",
+    ),
+    mistake("TorchScript with a factory", torchscript(nn.Flatten()), "model.pt", "TorchScript", "remove model.factory"),
+    mistake(
+        "TorchScript that writes when it is loaded",
+        both(
+            without("model.factory"), checkpoint("model.pt", zip_of(**{"m/constants.pkl": b"", "m/code/a.py": SAVING}))
+        ),
+        "model.pt",
+        "__setstate__",
+        "torch.export.save",
+    ),
+    mistake(
+        "ONNX without a factory", both(without("model.factory"), checkpoint("model.onnx", b"\x08\x0a\x12")), "ONNX"
+    ),
     mistake("module of no forward", forward("pass"), "no tensor"),
     mistake("forward raises", forward("raise ValueError('bad')"), "ValueError: bad", ".py, line 7"),
     mistake("forward exits", forward("raise SystemExit(4)"), "SystemExit", ".py, line 7"),

@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.core import TensorSpec
+from pipeline.core import CheckpointError, StageError, TensorSpec
 from pipeline.models.capture import capture, count_macs, example_inputs
 from pipeline.models.load import from_module
 from pipeline.stages.quantize.graph.canonical import canonical_graph
@@ -73,3 +74,53 @@ class Needing(nn.Module):
 
 def test_macs_are_counted_on_real_samples() -> None:
     assert count_macs(Needing(), (torch.full((1, 3), 2.0),)) == 6
+
+
+def test_made_up_integers_lie_in_their_range() -> None:
+    given = {"ids": (0, 30522), "mask": (0, 1), "lengths": (1, 6), "one": (3, 3)}
+    specs = tuple(TensorSpec(name=name, shape=(500,), dtype="int64", range=each) for name, each in given.items())
+    found = [(int(value.min()), int(value.max())) for value in example_inputs(specs, 4)]
+    assert found[1:] == [(0, 1), (1, 5), (3, 3)]
+    assert 0 <= found[0][0] < 100
+    assert 30_000 < found[0][1] < 30_522  # so that the size of a vocabulary may be written for its last token
+    flags = example_inputs((TensorSpec(name="flags", shape=(50,), dtype="bool", range=(0, 1)),))[0]
+    assert flags.dtype is torch.bool
+    assert 10 < int(flags.sum()) < 40
+
+
+class Recurrent(nn.Module):
+    """The last step of sequences of given lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(4, 3, batch_first=True)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.layer(packed)[1][0]  # type: ignore[no-any-return]
+
+
+def test_a_module_that_looks_at_its_integers_is_loaded_where_their_range_is_given() -> None:
+    x, lengths = TensorSpec(name="x", shape=(6, 4)), TensorSpec(name="lengths", shape=(), dtype="int64")
+    with pytest.raises(CheckpointError, match="greater than 0"):
+        from_module(Recurrent(), (x, lengths))
+    assert from_module(Recurrent(), (x, lengths.model_copy(update={"range": (1, 6)}))).outputs == ("output",)
+
+
+class Generating(nn.Module):
+    """Adds tokens until one of them ends the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 4), nn.Linear(4, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        while ids.shape[1] < 6 and not bool((ids[:, -1] == 4).all()):
+            ids = torch.cat([ids, self.head(self.embed(ids[:, -1:])).argmax(-1)], dim=1)
+        return ids
+
+
+def test_a_loop_that_depends_on_values_is_refused_with_what_to_give_instead() -> None:
+    with pytest.raises(StageError, match="cannot capture") as caught:
+        capture(Generating(), (TensorSpec(name="ids", shape=(3,), dtype="int64"),))
+    assert "give the network of one step" in str(caught.value.fix)

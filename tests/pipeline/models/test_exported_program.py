@@ -335,6 +335,11 @@ HUGE = {"sizes": [{"as_int": 1 << 40}, {"as_int": 4}], "strides": [{"as_int": 0}
         (set_target("torch.ops.aten._cudnn_rnn.default"), "the operator"),
         (set_target("torch.ops.inductor.resize_storage_bytes_.default"), "the operator"),
         (set_target("torch.ops.aten.einsum.default"), "is not a torch.export program"),
+        (
+            set_model(schema_version={"major": 99, "minor": 1}, torch_version="9.9.0"),
+            r"was written by torch 9\.9\.0, and torch 2\.\S+ cannot read it",
+        ),
+        (set_model(schema_version={"major": 99, "minor": 1}), "is not a torch.export program"),
     ],
 )
 def test_archive_that_does_not_add_up_is_refused(
