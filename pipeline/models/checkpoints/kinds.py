@@ -23,6 +23,10 @@ _OTHERS = {
     "keras": (f"is a Keras model, {_NEVER_LOADED}", _NO_PYTORCH),
     "saved model": (f"is a TensorFlow SavedModel, {_NETWORK}", _NO_PYTORCH),
     "tensorflow": (f"is a TensorFlow checkpoint, {_NETWORK}", _NO_PYTORCH),
+    "transformers": (
+        "is a folder that save_pretrained wrote",
+        "name it in model: {huggingface: …}",
+    ),
     "onnx": (f"is an ONNX model, {_NETWORK}", _PYTORCH),
     "tflite": (f"is a TFLite model, {_NETWORK}", _PYTORCH),
     "core ml": (f"is a Core ML model, {_NETWORK}", _PYTORCH),
@@ -105,6 +109,8 @@ def require_weights(path: Path) -> None:
 def _kind_of_folder(path: Path) -> str | None:
     if (path / "saved_model.pb").is_file():
         return "saved model"
+    if (path / "config.json").is_file():
+        return "transformers"
     return "core ml" if (path / "Manifest.json").is_file() or path.suffix == ".mlmodelc" else None
 
 

@@ -711,6 +711,16 @@ CHECKPOINTS = [
         "PyTorch",
     ),
     mistake(
+        "folder of transformers",
+        both(
+            lambda p: (p.folder / "bert").mkdir(),
+            file("bert/config.json", b"{}"),
+            at("model.checkpoint", "bert"),
+        ),
+        "save_pretrained",
+        "model: {huggingface:",
+    ),
+    mistake(
         "Core ML package",
         both(
             lambda p: (p.folder / "a.mlpackage").mkdir(),
