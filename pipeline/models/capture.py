@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.core import StageError, TensorSpec, first_line
+from pipeline.models.composites import composed
 from pipeline.models.plain_forms import in_plain_forms
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def capture(
     if batch_size is None and fixed_batch_size(program) is not None:
         logger.debug("the code of %s fixes the batch: captured again with batch 1", type(module).__name__)
         return capture(module, inputs, examples=examples, batch_size=1, dynamic=dynamic)
-    return in_plain_forms(_with_named_axes(program))
+    return in_plain_forms(composed(_with_named_axes(program)))
 
 
 def _with_named_axes(program: ExportedProgram) -> ExportedProgram:

@@ -1,0 +1,51 @@
+"""A decomposed program, and what becomes of TorchScript, hold the functions that the module called."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, export
+
+from pipeline.core import TensorSpec
+from pipeline.models.capture import capture
+from pipeline.models.checkpoints.torchscript import _program
+
+X = TensorSpec(name="x", shape=(3, 8, 8))
+
+
+class Layers(nn.Module):
+    """Each operator that is decomposed, and a product of activations, which is no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up = nn.Conv2d(3, 8, 3, padding=1, groups=1), nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.conv1, self.norm = nn.Conv1d(8, 8, 3, dilation=2), nn.LayerNorm(8)
+        self.fc, self.plain = nn.Linear(8, 6), nn.Linear(6, 4, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.norm(self.conv1(self.up(self.conv(x)).flatten(2)).mean(-1))
+        z = self.plain(torch.softmax(self.fc(y), -1))
+        return torch.log_softmax(z, -1), torch.bmm(z[:, :, None], z[:, None])
+
+
+NAMES = {"conv2d": 1, "conv_transpose2d": 1, "conv1d": 1, "layer_norm": 1, "linear": 2, "softmax": 1, "log_softmax": 1}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["decomposed", "TorchScript"])
+def test_the_functions_are_back_and_compute_the_same(kind: str) -> None:
+    torch.manual_seed(0)
+    module, x = Layers().eval(), torch.randn(13, 3, 8, 8)
+    if kind == "decomposed":
+        program = export(module, (x,), dynamic_shapes=({0: Dim.AUTO},)).run_decompositions()
+        assert torch.ops.aten.addmm.default in {node.target for node in program.graph.nodes}
+    else:
+        program = _program(torch.jit.trace(module, x), (X,), "model.pt")
+    captured = capture(program.module(), (X,))
+    found = Counter(str(node.target).split(".")[1] for node in captured.graph.nodes if node.op == "call_function")
+    assert {name: found[name] for name in NAMES} == NAMES
+    assert found["bmm"] == 1
+    few = torch.randn(2, 3, 8, 8)
+    for expected, value in zip(module(few), captured.module(check_guards=False)(few), strict=True):
+        torch.testing.assert_close(value, expected)
