@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ HEADS = {
     "QUESTION_ANSWERING": None,
     "MASKED_LM": None,
     "CAUSAL_LM": None,
+    "TEXT_ENCODING": None,
     "AUDIO_FRAME_CLASSIFICATION": None,
     "AUDIO_XVECTOR": None,
     "IMAGE_TO_IMAGE": None,
@@ -253,10 +255,11 @@ def _network(config: Any, folder: Path) -> tuple[Any, str]:
         for network in found if isinstance(found, tuple | list) else (found,):
             if network.__name__ == architecture:
                 return network, kind
-    base = package.MODEL_MAPPING.get(type(config), None)
-    for network in base if isinstance(base, tuple | list) else (base,):
-        if network is not None and architecture in ("", network.__name__) and not config.is_encoder_decoder:
-            return network, ""
+    base = package.MODEL_MAPPING.get(type(config), ())
+    whole = [network.__name__ for network in (base if isinstance(base, tuple | list) else (base,))]
+    network = _own_class(config, architecture or (whole[0] if whole else ""))
+    if network is not None and not network.can_generate() and not (config.is_encoder_decoder and architecture in whole):
+        return network, ""
     kinds = ", ".join(kind.lower().replace("_", " ") for kind in HEADS)
     raise CheckpointError(
         f"{architecture or type(config).__name__} is out of scope: it generates with a decoder, or consists of several "
@@ -264,6 +267,13 @@ def _network(config: Any, folder: Path) -> tuple[Any, str]:
         where=str(folder / "config.json"),
         fix="save one part of it, such as model.get_encoder(), or export one step with torch.export",
     )
+
+
+def _own_class(config: Any, name: str) -> Any:
+    """The class of this name that transformers has for a configuration; None where it has none."""
+    module = import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
+    found = getattr(module, name, None)
+    return found if isinstance(found, type) and issubclass(found, transformers().PreTrainedModel) else None
 
 
 def _inputs(network: Any, kind: str, config: Any, processor: dict[str, Any], folder: Path) -> tuple[TensorSpec, ...]:
@@ -285,7 +295,8 @@ def _inputs(network: Any, kind: str, config: Any, processor: dict[str, Any], fol
 
 def _text_inputs(network: Any, kind: str, config: Any, folder: Path) -> tuple[TensorSpec, ...]:
     """Token ids, and the mask that leaves padding out; with a causal mask, padding on the right changes nothing."""
-    longest = [LENGTH, getattr(config, "max_position_embeddings", LENGTH)]
+    padding = getattr(config, "pad_token_id", None) or 0  # RoBERTa's positions begin behind the number of its padding
+    longest = [LENGTH, getattr(config, "max_position_embeddings", 2 * LENGTH) - (padding + 1 if padding else 0)]
     stated = _json(folder / "tokenizer_config.json").get("model_max_length", LENGTH)
     length = int(min(*longest, stated))
     masked = kind != "CAUSAL_LM" and "attention_mask" in inspect.signature(network.forward).parameters

@@ -59,6 +59,29 @@ def test_networks_of_blue_green_and_red_take_red_green_and_blue(tmp_path: Path) 
         torch.testing.assert_close(load(ModelSource(huggingface=str(tmp_path))).module(image)[0], expected)
 
 
+def test_encoder_of_a_generating_network_is_read_and_its_whole_refused(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "num_mel_bins": 8, "max_source_positions": 20, "encoder_layers": 1, "decoder_layers": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    config = transformers.WhisperConfig(**sizes, **heads, vocab_size=51866)
+    network = transformers.WhisperForConditionalGeneration(config).eval()
+    network.save_pretrained(tmp_path / "whole")
+    network.get_encoder().save_pretrained(tmp_path / "encoder")
+    with pytest.raises(CheckpointError, match="WhisperForConditionalGeneration is out of scope") as refusal:
+        huggingface.describe(tmp_path / "whole")
+    assert "model.get_encoder()" in str(refusal.value)
+    model = load(ModelSource(huggingface=str(tmp_path / "encoder")))
+    values = torch.randn(2, 8, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(model.module(values)[0], network.get_encoder()(values).last_hidden_state)
+
+
+def test_positions_that_begin_behind_the_padding_leave_fewer_tokens(tmp_path: Path) -> None:
+    settings = {**families.TEXT, **families.ENCODER, "pad_token_id": 1}
+    transformers.RobertaModel(transformers.RobertaConfig(**settings)).save_pretrained(tmp_path)
+    assert huggingface.describe(tmp_path).inputs[0].shape == (14,)
+    assert load(ModelSource(huggingface=str(tmp_path))).outputs == ("last_hidden_state", "pooler_output")
+
+
 def test_spelling_networks_have_the_alphabet_of_their_vocabulary(tmp_path: Path) -> None:
     config = transformers.Wav2Vec2Config(**{**families.SOUND, "vocab_size": 6, "pad_token_id": 0})
     transformers.Wav2Vec2ForCTC(config).save_pretrained(tmp_path)
@@ -175,7 +198,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a missing weight": (_incomplete, r"another network: missing classifier\.weight"),
     "weights of other sizes": (_changed(hidden_dim=48), "cannot be loaded by transformers|mismatched"),
     "a decoder": (_changed(model_type="t5", architectures=["T5ForConditionalGeneration"]), "is out of scope"),
-    "no head of this kind": (_changed(architectures=["DistilBertForMultipleChoice"]), "is out of scope"),
+    "no such network": (_changed(architectures=["DistilBertForPoetry"]), "DistilBertForPoetry is out of scope"),
     "a damaged tokenizer": (_damaged("tokenizer.json"), "its tokenizer cannot be loaded"),
 }
 
