@@ -82,6 +82,11 @@ class ModelSource(Setting):
     weights: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="key of the weights in the checkpoint, such as ema, where several there fit the network"
     )
+    expect: dict[str, Number] | None = Field(
+        None,
+        description="the original's metrics on the evaluation set, as {top1: 0.93}: a run stops where it is off; "
+        "without it, a run stops where the first metric is no better than chance; {} asks for no check",
+    )
     trust: Flag = Field(False, description="read a .pt2 with torch, which may run code in it")
 
     @property

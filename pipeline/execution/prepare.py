@@ -15,6 +15,7 @@ from pipeline.data.open import open_samples
 from pipeline.data.samples import SampleSet, examples_of
 from pipeline.data.source import DataSource
 from pipeline.data.steps import as_sequences
+from pipeline.execution.baseline import check_baseline
 from pipeline.execution.complete import completed, with_task
 from pipeline.execution.options import (
     check_augmentations,
@@ -92,7 +93,8 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     recipe = with_task(recipe, opened.described, labelled=sets["evaluation"].labelled)
     model = _model(recipe, opened, sets)
     require_function(model.module, model.examples)
-    task, sets = settle_task(recipe, of_whole_sequences(model, _tried_on(sets)), sets, root)
+    whole = of_whole_sequences(model, _tried_on(sets))
+    task, sets = settle_task(recipe, whole, sets, root)
     check_augmentations(recipe, sets.get("train"))
     budgets = settle_budgets(recipe, task, sets["evaluation"])
     for samples in sets.values():
@@ -116,7 +118,9 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
         root=root,
     )
     _check_architectures(prepared)
-    return replace(prepared, warnings=tuple(doubtful_values(sets)))
+    own_metrics = recipe.task is not None and bool(recipe.task.metrics)
+    chance = check_baseline(recipe.model.expect, whole.module, task, sets["evaluation"], own_metrics=own_metrics)
+    return replace(prepared, warnings=(*doubtful_values(sets), *filter(None, [chance])))
 
 
 def _check_architectures(prepared: Prepared) -> None:

@@ -80,7 +80,9 @@ def judged_on_training_data(recipe: Recipe, root: Path) -> Recipe:
     }
     limit = recipe.data.calibration.limit if recipe.data.calibration is not None else None
     calibration = parts["train"].model_copy(update={"limit": limit})
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={**parts, "calibration": calibration})})
+    data = recipe.data.model_copy(update={**parts, "calibration": calibration})
+    model = recipe.model.model_copy(update={"expect": {}})  # what is expected holds for the evaluation set
+    return recipe.model_copy(update={"data": data, "model": model})
 
 
 class _Part(Source):

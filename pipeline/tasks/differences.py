@@ -147,6 +147,21 @@ def differences(original: Paired, optimized: Paired) -> list[Difference]:
     ]
 
 
+def interval(spec: MetricSpec, paired: Paired) -> tuple[float, float, float]:
+    """A model's own metric, and its 95 % interval: Wilson's for a share of samples, else of a bootstrap over blocks."""
+    if spec.right is not None:
+        right = torch.cat(paired.right[spec.name])
+        found = binomtest(int(right.sum()), len(right)).proportion_ci(CONFIDENCE, method="wilson")
+        return float(right.double().mean()), float(found.low), float(found.high)
+    blocks, count = paired.whole(spec), len(paired.blocks[spec.make])
+    value = spec.pick(blocks.computed(np.ones(count, np.int64)))
+    random, resamples = np.random.default_rng(0), RESAMPLES if blocks.adds_up else FEW_RESAMPLES
+    drawn = [random.multinomial(count, np.full(count, 1 / count)) for _ in range(resamples if count > 1 else 0)]
+    found = [spec.pick(blocks.computed(times)) for times in drawn] or [value]
+    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return value, min(float(low), value), max(float(high), value)
+
+
 def _of_shares(spec: MetricSpec, original: Paired, optimized: Paired) -> Difference:
     before, after = (torch.cat(each.right[spec.name]) for each in (original, optimized))
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())

@@ -69,6 +69,7 @@ def make_project(folder: Path) -> Project:
             "factory": f"{module}:convnet",
             "checkpoint": "model.safetensors",
             "inputs": [{"name": "image", "shape": [1, 8, 8]}],
+            "expect": {},  # it is not trained
         },
         "data": {
             "preprocessing": {"scale": 1 / 255},

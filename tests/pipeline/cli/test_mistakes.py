@@ -372,10 +372,26 @@ VALUES = [
         "labels",
     ),
     mistake(
-        "inputs of a factory",
-        at("data.evaluation", {"factory": "a:b", "inputs": ["images"]}),
+        "inputs of a folder",
+        at("data.evaluation", {"folder": "images", "inputs": ["images"]}),
         "data.evaluation",
         "inputs",
+    ),
+    mistake(
+        "preprocessing of one set", at("data.train.preprocessing", {"scal": 2}), "data.train.preprocessing", "scale"
+    ),
+    mistake("exif in words", at("data.preprocessing.exif", "no"), "data.preprocessing.exif", "true or false"),
+    mistake("no better than chance", without("model.expect"), "model: Top-1", "chance", "data.preprocessing", "expect"),
+    mistake(
+        "off what is expected", at("model.expect", {"top1": 0.93}), "model.expect.top1", "not 93.0 %", "RGB or BGR"
+    ),
+    mistake("expected metric", at("model.expect", {"top_1": 0.2}), "model.expect.top_1", "did you mean 'top1'?"),
+    mistake("expected in words", at("model.expect", {"top1": "high"}), "model.expect.top1", "number"),
+    mistake(
+        "expected of no labels",
+        both(at("model.expect", {"top1": 0.2}), at("data.evaluation.labels", None)),
+        "model.expect.top1",
+        "no labels",
     ),
     mistake("scale 0", at("data.preprocessing.scale", 0), "data.preprocessing.scale"),
     mistake("scale is NaN", at("data.preprocessing.scale", float("nan")), "data.preprocessing.scale", "finite"),

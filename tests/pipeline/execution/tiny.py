@@ -87,6 +87,7 @@ def tiny_recipe(
                 "checkpoint": "model.safetensors",
                 "inputs": [{"name": "image", "shape": [1, 8, 8]}],
                 "classes": ["a", "b", "c", "d"],
+                "expect": {},  # it is not trained
             },
             "data": {
                 "preprocessing": {"scale": 1 / 255},
