@@ -378,7 +378,7 @@ VALUES = [
         "inputs",
     ),
     mistake(
-        "preprocessing of one set", at("data.train.preprocessing", {"scal": 2}), "data.train.preprocessing", "scale"
+        "own preprocessing", at("data.train.preprocessing", {"scal": 2}), "data.train.preprocessing", "scale"
     ),
     mistake("exif in words", at("data.preprocessing.exif", "no"), "data.preprocessing.exif", "true or false"),
     mistake("no better than chance", without("model.expect"), "model: Top-1", "chance", "data.preprocessing", "expect"),
