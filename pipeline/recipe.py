@@ -151,6 +151,14 @@ class DataConfig(Setting):
     calibration: DataSource | None = None
     evaluation: DataSource
 
+    @model_validator(mode="after")
+    def _only_calibration_is_made(self) -> DataConfig:
+        for role in ("train", "evaluation"):
+            source = getattr(self, role)
+            if source is not None and source.synthetic:
+                raise ValueError(f"{role}: only calibration can be synthetic: give real samples, or remove it")
+        return self
+
 
 class Augmentation(Setting):
     """Random changes to training images; all off by default."""

@@ -14,7 +14,7 @@ Factory = Annotated[str, Field(pattern=FACTORY)]
 """A callable of a user's, as ``module:callable``, or ``module:Class.method``."""
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
-FORMATS = ("npz", "folder", "table", "huggingface", "factory")
+FORMATS = ("npz", "folder", "table", "huggingface", "factory", "synthetic")
 PATHS = ("npz", "folder", "masks", "coco", "table", "huggingface")
 """Keys whose values are paths."""
 _ONLY_WITH = {
@@ -32,7 +32,7 @@ _ONLY_WITH = {
 
 
 class DataSource(Setting):
-    """One set of samples: exactly one of ``npz``, ``folder``, ``table``, ``huggingface`` and ``factory``."""
+    """One set of samples: exactly one of `FORMATS`."""
 
     npz: FilePath | None = Field(None, description="compressed or plain NumPy archive")
     folder: Path | None = Field(None, description="images: one subfolder per class, unless masks or coco is given")
@@ -41,6 +41,9 @@ class DataSource(Setting):
     table: FilePath | None = Field(None, description=".csv or .jsonl with values, texts, and paths of images and .npy")
     huggingface: Path | None = Field(None, description="what a Hugging Face data set's save_to_disk has written")
     factory: Factory | None = Field(None, description="module:callable -> torch Dataset")
+    synthetic: Literal[True] | None = Field(
+        None, description="no samples: inputs are made from the model's batch norms; 'synthetic' alone says the same"
+    )
     kwargs: dict[str, Any] = {}
     collate: Factory | None = Field(None, description="module:callable that makes a batch of a factory's items")
     inputs: Annotated[tuple[str, ...], Distinct] = Field(
@@ -63,6 +66,11 @@ class DataSource(Setting):
         None, description="of this set, in place of data.preprocessing; {} for samples that are the model's inputs"
     )
     limit: PositiveInt | None = Field(None, description="use this many samples, evenly spaced over the set")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, entry: Any) -> Any:
+        return {entry: True} if entry == "synthetic" else entry
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> DataSource:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,9 @@ import numpy as np
 from pipeline.core import Preprocessing
 from pipeline.core.arrays import Array
 from pipeline.data.samples import SampleSet
+from pipeline.recipe import Budget
+from pipeline.tasks.differences import fewest_samples, tango_interval
+from pipeline.tasks.task import Task
 
 LOOKED_AT = 64
 """Samples of each set whose stored values are looked at."""
@@ -17,6 +20,11 @@ DIVIDES = 0.01
 """A scale up to here is meant for values up to 255, or more."""
 DARK = 0.07
 """What such a scale must leave of the largest value: 17 of 255 are the 12 bits of a 16-bit image."""
+
+FEW = 30
+"""Samples of which a bootstrap says something."""
+ONE_IN = 8
+"""Samples are held out of the set that stages learn from: one of so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,40 @@ class Values:
 
     def __str__(self) -> str:
         return f"from {self.low:.3g} to {self.high:.3g}, mean {self.mean:.3g}"
+
+
+def too_few(
+    task: Task, budgets: Sequence[Budget], *, evaluation: SampleSet, held_out: SampleSet | None
+) -> Iterator[str]:
+    """Sets with too few samples to tell whether a budget is kept, even if not one answer changes.
+
+    Args:
+        held_out: What stages choose by; None where none does.
+    """
+    metrics = {spec.name: spec for spec in task.usable(labelled=evaluation.labelled)}
+    for budget in budgets:
+        spec = metrics[budget.metric or ""]
+        allowed = spec.info.allowed(1.0, budget.max_drop, budget.max_drop_relative)
+        if spec.right is None:
+            if len(evaluation) < FEW:
+                problem = f"says little about {spec.info.title}: its interval needs {FEW} or more"
+                yield f"data.evaluation has {len(evaluation)} samples, which {problem}"
+            continue
+        for samples, what in ((evaluation, "the result is judged by"), (held_out, "stages choose by")):
+            if samples is None:
+                continue
+            low, high = tango_interval(0, 0, len(samples))
+            if -low > allowed and (enough := fewest_samples(0, 0, allowed)) is not None:
+                shown = f"even if no answer changes, {spec.info.title} is known to {100 * high:.2g} points"
+                more = "" if samples is evaluation else f", which are {ONE_IN} times as many in {_whole(samples)}"
+                yield (
+                    f"{samples.name} has {len(samples)} samples that {what}: {shown}, and the budget is "
+                    f"{100 * allowed:.2g}. About {enough} would tell{more}"
+                )
+
+
+def _whole(held_out: SampleSet) -> str:
+    return f"data.{held_out.name.partition(' ')[0]}"
 
 
 def doubtful_values(sets: Mapping[str, SampleSet]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pipeline.data.open import open_samples
 from pipeline.data.samples import SampleSet, examples_of
 from pipeline.data.source import DataSource
 from pipeline.data.steps import as_sequences
+from pipeline.data.synthetic import COUNT, SyntheticSource, synthetic_samples
 from pipeline.execution.baseline import check_baseline
 from pipeline.execution.complete import completed, with_task
 from pipeline.execution.options import (
@@ -23,7 +24,7 @@ from pipeline.execution.options import (
     check_skipped,
     dynamic_axes,
 )
-from pipeline.execution.plausible import doubtful_values
+from pipeline.execution.plausible import ONE_IN, doubtful_values, too_few
 from pipeline.execution.processes import processes
 from pipeline.execution.sequences import first_steps, of_whole_sequences, steps_of, with_steps
 from pipeline.execution.stages import STAGES
@@ -93,6 +94,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     recipe = with_task(recipe, opened.described, labelled=sets["evaluation"].labelled)
     model = _model(recipe, opened, sets)
     require_function(model.module, model.examples)
+    sets |= _made(recipe, model)
     whole = of_whole_sequences(model, _tried_on(sets))
     task, sets = settle_task(recipe, whole, sets, root)
     check_augmentations(recipe, sets.get("train"))
@@ -120,7 +122,10 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     _check_architectures(prepared)
     own_metrics = recipe.task is not None and bool(recipe.task.metrics)
     chance = check_baseline(recipe.model.expect, whole.module, task, sets["evaluation"], own_metrics=own_metrics)
-    return replace(prepared, warnings=(*doubtful_values(sets), *filter(None, [chance])))
+    made = [samples.source.warning for samples in sets.values() if isinstance(samples.source, SyntheticSource)]
+    few = too_few(task, budgets, evaluation=sets["evaluation"], held_out=held_out if recipe.stages else None)
+    doubts = (*made, *doubtful_values(sets), *filter(None, [chance]), *few)
+    return replace(prepared, warnings=doubts)
 
 
 def _check_architectures(prepared: Prepared) -> None:
@@ -178,7 +183,7 @@ def _open_sets(recipe: Recipe, model: Opened, root: Path) -> dict[str, SampleSet
     tokenize = None if model.described is None else tokenizer_of(model.described)
     for role in ("train", "evaluation", "calibration"):
         source: DataSource | None = getattr(recipe.data, role)
-        if source is None:
+        if source is None or source.synthetic:
             continue
         _require_memory(source, role, root)
         samples = open_samples(source, specs, preprocessing, name=role, root=root, classes=classes, tokenize=tokenize)
@@ -186,6 +191,19 @@ def _open_sets(recipe: Recipe, model: Opened, root: Path) -> dict[str, SampleSet
         if opened[role].labelled:
             classes = classes or opened[role].source.classes
     return opened
+
+
+def _made(recipe: Recipe, model: Model) -> dict[str, SampleSet]:
+    """The calibration set, where it is synthetic."""
+    source = recipe.data.calibration
+    if source is None or not source.synthetic:
+        return {}
+    if recipe.model.states:
+        problem = "cannot be made for a model that keeps states: only real sequences say what they are"
+        raise DataError(problem, where="data.calibration: synthetic", fix="give real samples")
+    preprocessing = source.preprocessing or recipe.data.preprocessing
+    count = source.limit or COUNT
+    return {"calibration": synthetic_samples(model.module, model.inputs, preprocessing, count=count, seed=recipe.seed)}
 
 
 def _require_memory(source: DataSource, role: str, root: Path) -> None:
@@ -218,7 +236,7 @@ def _hold_out(
         raise DataError(
             "holds a single sample, and some are held out to choose by", where=source.source.where, fix="add samples"
         )
-    kept, held_out = source.split(min(HELD_OUT, max(1, len(source) // 8)), seed)
+    kept, held_out = source.split(min(HELD_OUT, max(1, len(source) // ONE_IN)), seed)
     if train is None:
         return None, kept, held_out
     if calibration is not None and calibration.source.where == train.source.where:

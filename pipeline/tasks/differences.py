@@ -279,12 +279,12 @@ def samples_to_tell(difference: Difference, drop: float, allowed: float) -> int 
     if (distance := abs(drop - allowed)) < 1e-9:
         return None
     if difference.gained is not None and difference.lost is not None:
-        return _fewest(difference.gained / difference.samples, difference.lost / difference.samples, allowed)
+        return fewest_samples(difference.gained / difference.samples, difference.lost / difference.samples, allowed)
     width = max(difference.high - difference.value, difference.value - difference.low)
     return math.ceil(difference.samples * (width / distance) ** 2)
 
 
-def _fewest(gained: float, lost: float, allowed: float) -> int | None:
+def fewest_samples(gained: float, lost: float, allowed: float) -> int | None:
     """The fewest samples with these shares of changes of which Tango's interval lies on one side of a drop."""
 
     def tells(samples: int) -> bool:

@@ -377,9 +377,11 @@ VALUES = [
         "data.evaluation",
         "inputs",
     ),
-    mistake(
-        "own preprocessing", at("data.train.preprocessing", {"scal": 2}), "data.train.preprocessing", "scale"
-    ),
+    mistake("own preprocessing", at("data.train.preprocessing", {"scal": 2}), "data.train.preprocessing", "scale"),
+    mistake("synthetic evaluation", at("data.evaluation", "synthetic"), "data.evaluation", "only calibration can be"),
+    mistake("synthetic training", at("data.train", {"synthetic": True}), "data.train", "only calibration can be"),
+    mistake("synthetic: false", at("data.calibration", {"synthetic": False}), "data.calibration.synthetic"),
+    mistake("another bare word", at("data.calibration", "random"), "data.calibration", "{key: value}"),
     mistake("exif in words", at("data.preprocessing.exif", "no"), "data.preprocessing.exif", "true or false"),
     mistake("no better than chance", without("model.expect"), "model: Top-1", "chance", "data.preprocessing", "expect"),
     mistake(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.cli.show import summary
 from pipeline.core import Preprocessing, TensorSpec
 from pipeline.data.open import from_dataset
+from pipeline.data.samples import SampleSet
 from pipeline.execution.apply import run
-from pipeline.execution.plausible import doubtful_values
+from pipeline.execution.plausible import doubtful_values, too_few
+from pipeline.recipe import Budget, parse_recipe
+from pipeline.tasks.lookup import built_in
+from pipeline.tasks.task import Example
 from tests.pipeline.execution.tiny import tiny_recipe
 
 IMAGENET = {"scale": 1 / 255, "mean": (0.485,), "std": (0.229,)}
@@ -97,3 +103,41 @@ def test_a_set_may_have_its_own_preprocessing(tiny: Path, tmp_path: Path, capsys
 def _evaluated_on(source: dict[str, Any]) -> Any:
     data = {"preprocessing": {"scale": 1 / 255}, "train": {"npz": "train.npz"}, "evaluation": source}
     return tiny_recipe(stages=[], data=data)
+
+
+def test_synthetic_calibration_is_said_in_the_first_line(tiny: Path, tmp_path: Path) -> None:
+    data = {
+        "preprocessing": {"scale": 1 / 255},
+        "calibration": {"synthetic": True, "limit": 32},
+        "evaluation": {"npz": "test.npz"},
+    }
+    report = run(tiny_recipe(stages=[{"quantize": {}}], data=data), tmp_path / "out", root=tiny)
+    first = "No real sample was seen in calibration: 28 synthetic inputs"
+    assert report.warnings[0].startswith(first.replace("28", "32"))
+    assert summary(report).startswith("warning: No real sample was seen")
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.index("No real sample was seen") < page.index('class="verdict')
+    assert report.data["calibration"].samples == 28  # of 32, one of eight is held out
+    assert report.stages[0].metrics["agreement"] > 0.8
+    assert parse_recipe({**report.run.recipe, "data": {**data, "calibration": "synthetic"}}).data.calibration.synthetic  # type: ignore[union-attr]
+
+
+def set_of(count: int, name: str) -> SampleSet:
+    return replace(from_dataset([(np.zeros(2), 0)] * count, (TensorSpec(name="x", shape=(2,)),)), name=name)
+
+
+def test_too_few_samples_to_tell_are_named_with_how_many_would() -> None:
+    """Tango's interval without a change reaches to z² / (n + z²), with z = 1.96: 3.8415 / 380.3 = 1.01 % for 376.5."""
+    task = built_in("classification", Example(inputs=(), outputs=(torch.zeros(2, 3),)))
+    few, enough = set_of(100, "evaluation"), set_of(381, "calibration (held out)")
+    (warning,) = too_few(task, (Budget(metric="top1"),), evaluation=few, held_out=enough)
+    assert warning == (
+        "evaluation has 100 samples that the result is judged by: even if no answer changes, Top-1 accuracy is known "
+        "to 3.7 points, and the budget is 1. About 381 would tell"
+    )
+    (warning,) = too_few(task, (Budget(metric="top1", max_drop=0.1),), evaluation=enough, held_out=set_of(12, "train"))
+    assert "train has 12 samples that stages choose by" in warning
+    assert "About 35 would tell, which are 8 times as many in data.train" in warning
+    values = built_in("regression", Example(inputs=(), outputs=(torch.zeros(2, 3),)))
+    (warning,) = too_few(values, (Budget(metric="mae"),), evaluation=set_of(20, "evaluation"), held_out=None)
+    assert "data.evaluation has 20 samples, which says little about" in warning
