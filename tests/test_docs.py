@@ -29,7 +29,8 @@ def test_model_is_part_of_a_valid_recipe(snippet: str) -> None:
 
 
 def test_every_key_of_a_data_source_is_shown() -> None:
-    shown = {key for snippet in SNIPPETS for key in (yaml.safe_load(snippet).get("evaluation") or {})}
+    sets = [yaml.safe_load(snippet).get(role) or {} for snippet in SNIPPETS for role in ("evaluation", "calibration")]
+    shown = {key for source in sets for key in source if key != "limit"}
     assert shown == set(DataSource.model_fields) - {"limit"}
     assert set(FORMATS) < shown
 
