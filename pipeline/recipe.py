@@ -132,7 +132,10 @@ class ModelSource(Setting):
     @model_validator(mode="after")
     def _inputs_have_values(self) -> ModelSource:
         for index, spec in enumerate(self.inputs):
-            if not all(size > 0 for size in spec.shape):
+            if spec.open_sizes and self.states:
+                raise ValueError(f"inputs[{index}].shape: {spec.written} has open sizes, and states need fixed ones")
+            closed = [size for axis, size in enumerate(spec.shape) if axis not in {o.axis for o in spec.open_sizes}]
+            if not all(size > 0 for size in closed):
                 raise ValueError(
                     f"inputs[{index}].shape: {list(spec.shape)} must hold positive sizes, without the batch"
                 )

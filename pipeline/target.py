@@ -30,10 +30,12 @@ class Capabilities(Record):
 
     Attributes:
         source: The page that says so.
+        open_sizes: Whether its files take inputs of other sizes than the samples', where the model does.
     """
 
     weight_dtypes: tuple[str, ...]
     source: str
+    open_sizes: bool = False
 
 
 class Fallback(Record):

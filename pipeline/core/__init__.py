@@ -6,12 +6,14 @@ Nothing here imports torch: reading a report, printing ``--help`` or refusing a 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, WithJsonSchema, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -176,15 +178,61 @@ class Setting(BaseModel):
         return values
 
 
+OPEN_SIZE = re.compile(r"([A-Za-z_]\w{0,30})(?:\s*<=\s*([1-9]\d{0,9}))?")
+"""An open size as it is written: a name, and perhaps the largest size, as in ``seq<=128``."""
+_BATCH_NAMES = ("batch", "batch_size", "n", "b", "bs")
+
+
+class OpenSize(Record):
+    """A size of an input that may vary.
+
+    Attributes:
+        axis: Of the shape without the batch.
+        name: Axes of one name have one size.
+        most: The largest size; None where any is allowed.
+    """
+
+    axis: int
+    name: str
+    most: int | None = None
+
+
 class TensorSpec(Setting):
-    """One named input of a model. ``shape`` excludes the batch dimension; its units are elements."""
+    """One named input of a model. ``shape`` excludes the batch dimension; its units are elements.
+
+    Attributes:
+        open_sizes: Sizes that were written as names in the shape, which then holds the size of the samples; 0 before
+            one was read.
+    """
 
     name: str
-    shape: tuple[Integer, ...]
+    shape: Annotated[
+        tuple[Integer, ...],
+        WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "integer"}, {"type": "string"}]}}),
+    ]
     dtype: DType = "float32"
+    open_sizes: SkipJsonSchema[tuple[OpenSize, ...]] = ()
     range: tuple[Integer, Integer] | None = Field(
         None, description="smallest and largest value of an integer input, such as token ids: [0, 30521]"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_open_sizes(cls, values: Any) -> Any:
+        """``[3, "H", "seq<=128"]`` as sizes, 0 and the largest, and what is open; other words are left, and refused."""
+        shape = values.get("shape") if isinstance(values, dict) else None
+        if not isinstance(shape, list | tuple) or not any(isinstance(size, str) for size in shape):
+            return values
+        matches = {axis: OPEN_SIZE.fullmatch(size.strip()) for axis, size in enumerate(shape) if isinstance(size, str)}
+        found = [
+            OpenSize(axis=axis, name=match[1], most=int(match[2]) if match[2] else None)
+            for axis, match in matches.items()
+            if match is not None and match[1].lower() not in _BATCH_NAMES
+        ]
+        sizes = list(shape)
+        for each in found:
+            sizes[each.axis] = each.most or 0
+        return {**values, "shape": sizes, "open_sizes": found}
 
     @model_validator(mode="after")
     def _range_is_one(self) -> TensorSpec:
@@ -195,6 +243,12 @@ class TensorSpec(Setting):
             if least > most:
                 raise ValueError(f"range: [{least}, {most}] is empty: give the smallest value first")
         return self
+
+    @property
+    def written(self) -> list[int | str]:
+        """The shape as a recipe has it, with the names of open sizes."""
+        names: dict[int, str] = {each.axis: each.name for each in self.open_sizes}
+        return [names.get(axis, size) for axis, size in enumerate(self.shape)]
 
 
 class Preprocessing(Setting):

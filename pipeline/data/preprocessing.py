@@ -34,6 +34,20 @@ def prepare(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> Te
     return _prepare_floats(stored, spec, preprocessing)
 
 
+def prepared_shape(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> tuple[int, ...]:
+    """The shape of one sample as an input, whatever sizes the spec has.
+
+    Args:
+        stored: As for `prepare`.
+    """
+    first = stored[0][None] if stored.dtype == object else stored[:1]
+    if not spec.dtype.startswith("float") or len(spec.shape) != 3:
+        return tuple(first.shape[1:])
+    if preprocessing.resize is not None or preprocessing.crop is not None:
+        return (spec.shape[0], *_frame(_size(first, spec, preprocessing), preprocessing).size)
+    return tuple(prepare(first, spec, preprocessing).shape[1:])
+
+
 def frames(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> list[Frame] | None:
     """Where each stored image lies in the model's input; None where all stay as they are, or are no images.
 

@@ -27,6 +27,7 @@ from pipeline.execution.options import (
 from pipeline.execution.plausible import ONE_IN, doubtful_values, too_few
 from pipeline.execution.processes import processes
 from pipeline.execution.sequences import first_steps, of_whole_sequences, steps_of, with_steps
+from pipeline.execution.sizes import sized, with_open_axes
 from pipeline.execution.stages import STAGES
 from pipeline.execution.task import require_all_classes, settle_budgets, settle_task
 from pipeline.machine.memory import require_memory
@@ -88,6 +89,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     """
     opened = open_module(recipe.model, root)
     recipe = completed(recipe, opened.described)
+    opened = sized(opened, recipe, root)
     needs = [STAGES[step.name].needs(step.config) for step in recipe.stages]
     _check_needs(recipe, needs)
     sets = _open_sets(recipe, opened, root)
@@ -105,11 +107,12 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     found = tuple(targets.get(step.name, step.config) for step in recipe.targets)
     _check_targets(found, needs)
     check_options(recipe, model)
+    model = with_open_axes(model)
     chosen = _hold_out(sets.get("train"), sets.get("calibration"), recipe.seed)
     train, calibration, held_out = (steps_of(model, samples) for samples in chosen)
     prepared = Prepared(
         recipe=recipe,
-        model=replace(model, dynamic=dynamic_axes(recipe)),
+        model=replace(model, dynamic={**model.dynamic, **dynamic_axes(recipe)}),
         task=task,
         budgets=budgets,
         targets=found,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -44,6 +44,15 @@ def load(source: ModelSource, root: Path = Path(), *, samples: SampleSet | None 
         RecipeError: The factory cannot be imported.
     """
     opened = open_module(source, root)
+    if samples is not None and any(spec.open_sizes for spec in opened.inputs):
+        opened = replace(opened, inputs=samples.inputs)
+    for spec in opened.inputs:
+        if 0 in spec.shape:
+            raise CheckpointError(
+                f"input {spec.name!r} has open sizes, {spec.written}, and there are no samples that have sizes",
+                where=opened.where,
+                fix="give samples=…, or sizes",
+            )
     examples = () if samples is None else examples_of(samples)
     return checked_model(
         opened.module,

@@ -52,10 +52,11 @@ def lower(model: Model, config: OnnxConfig, out_dir: Path, *, name: str, variant
     """Write ``out_dir/name.onnx``. See `pipeline.target.Target.lower`."""
     assert variant in (None, "fp16")
     cpu = deployment_cpu(config)
-    program = capture(model.module, model.inputs, examples=model.examples, dynamic=config.dynamic)
+    dynamic = {**model.dynamic, **config.dynamic}
+    program = capture(model.module, model.inputs, examples=model.examples, dynamic=dynamic)
     onnx_model = to_onnx(program, model)
-    name_dimensions(onnx_model, config.dynamic)
-    notes = [f"ONNX opset {OPSET}"]
+    fixed = name_dimensions(onnx_model, dynamic, names_of(model), required=config.dynamic)
+    notes = [f"ONNX opset {OPSET}", *fixed]
     pixels: tuple[str, ...] = ()
     if model.quantized:
         fuse(onnx_model, cpu)
@@ -143,12 +144,27 @@ def in_fp16(model: ir.Model) -> ir.Model:
     return half
 
 
-def name_dimensions(model: ir.Model, dynamic: Mapping[str, Sequence[int]]) -> None:
-    """Call the dynamic first dimension ``batch`` and the others after their input, as in ``image_2``, everywhere.
+def names_of(model: Model) -> dict[tuple[str, int], str]:
+    """What the recipe calls the open axes of inputs; axis 0 is the batch."""
+    return {(spec.name, each.axis + 1): each.name for spec in model.inputs for each in spec.open_sizes}
+
+
+def name_dimensions(
+    model: ir.Model,
+    dynamic: Mapping[str, Sequence[int]],
+    called: Mapping[tuple[str, int], str],
+    *,
+    required: Mapping[str, Sequence[int]],
+) -> list[str]:
+    """Call the dynamic first dimension ``batch`` and the others as the recipe does, or after their input: ``image_2``.
+
+    Args:
+        required: Axes that must be dynamic; where another is not, a note says so.
 
     Raises:
         TargetError: A size that is to vary is fixed by the model's own code.
     """
+    notes = []
     values = {*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs)}
     _change_sizes(values, _number)
     names: dict[ir.SymbolicDim, str] = {}
@@ -158,14 +174,18 @@ def name_dimensions(model: ir.Model, dynamic: Mapping[str, Sequence[int]]) -> No
             names[shape[0]] = "batch"
         for axis in dynamic.get(value.name or "", ()):
             size = shape[axis] if axis < len(shape) else 0
+            if not isinstance(size, ir.SymbolicDim) and axis not in required.get(value.name or "", ()):
+                notes.append(f"axis {axis} of {value.name!r} is fixed at {size}, by the model's own code")
+                continue
             if not isinstance(size, ir.SymbolicDim):
                 raise TargetError(
                     f"the model's own code fixes axis {axis} of {value.name!r} at {size}",
                     where=f"targets: onnx.dynamic.{value.name}",
                     fix="leave the axis out, or write the layer without that size",
                 )
-            names.setdefault(size, f"{value.name}_{axis}")
+            names.setdefault(size, called.get((value.name or "", axis), f"{value.name}_{axis}"))
     _change_sizes(values, lambda size: ir.SymbolicDim(names.get(size, size.value)))
+    return notes
 
 
 def _change_sizes(values: Iterable[ir.Value], change: Callable[[ir.SymbolicDim], int | ir.SymbolicDim]) -> None:

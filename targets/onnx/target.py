@@ -23,6 +23,7 @@ class OnnxTarget:
     name = "onnx"
     capabilities = Capabilities(
         weight_dtypes=("int8", "uint8"),
+        open_sizes=True,
         source="https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html",
     )
 

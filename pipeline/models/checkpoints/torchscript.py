@@ -54,6 +54,9 @@ def read_torchscript(path: Path, inputs: tuple[TensorSpec, ...]) -> ExportedProg
     if not inputs:
         fix = "add model.inputs: [{name: image, shape: [3, 224, 224]}] (shapes without the batch)"
         raise CheckpointError("is TorchScript, which does not say what its inputs are", where=where, fix=fix)
+    if any(0 in spec.shape for spec in inputs):
+        fix = "write sizes in model.inputs, or give the Python network"
+        raise CheckpointError("is TorchScript, which is converted for sizes that are known", where=where, fix=fix)
     specs = [spec.model_dump() for spec in inputs]
     memory = max(MEMORY_BYTES, 8 * path.stat().st_size)
     try:

@@ -45,7 +45,7 @@ def _export_one(model: Model, target: Target, folder: Path) -> Exported:
         folder.mkdir(parents=True, exist_ok=True)
         optimized = target.lower(model, folder, name="model")
         original = target.lower(model.original(), folder, name="original")
-        optimized = replace(optimized, notes=(*model.notes, *optimized.notes))
+        optimized = replace(optimized, notes=(*model.notes, *_fixed_sizes(model, target), *optimized.notes))
         written = Exported(target=target, status="ok", optimized=optimized, original=original)
         exported = verify(written, model, folder) if model.examples else written
     except OutputError:
@@ -56,6 +56,17 @@ def _export_one(model: Model, target: Target, folder: Path) -> Exported:
         return exported
     variants = {variant: _variant(model.original(), target, folder, variant) for variant in target.variants}
     return replace(exported, variants=variants)
+
+
+def _fixed_sizes(model: Model, target: Target) -> tuple[str, ...]:
+    """Where a target's file takes one size of an input only, and the recipe leaves it open."""
+    if target.capabilities.open_sizes:
+        return ()
+    return tuple(
+        f"input {spec.name!r}, open as {spec.written}, has the samples' size in this file: {list(spec.shape)}"
+        for spec in model.inputs
+        if spec.open_sizes
+    )
 
 
 def _require_memory(model: Model, target: Target) -> None:
