@@ -492,6 +492,10 @@ class TaskConfig(Setting):
         None, description="pairs of keypoints, from 0, that change places when an image is flipped; [] where none do"
     )
 
+    data_range: Number | None = Field(
+        None, gt=0, description="the largest value of a task image's images, 1 or 255; as the outputs are when absent"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _bare_name(cls, entry: Any) -> Any:
@@ -505,6 +509,8 @@ class TaskConfig(Setting):
             raise ValueError("alphabet belongs to the task ctc: remove it")
         if self.swap is not None and self.name != "keypoints":
             raise ValueError("swap belongs to the task keypoints: remove it")
+        if self.data_range is not None and self.name != "image":
+            raise ValueError("data_range belongs to the task image: remove it")
         points = [point for pair in self.swap or () for point in pair]
         if len(points) != len(set(points)):
             raise ValueError("swap: a keypoint changes places with one other, and is named once")

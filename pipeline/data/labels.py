@@ -272,8 +272,12 @@ def yes_or_no(shape: tuple[int, ...], places: Places = NOWHERE) -> LabelForm:
     return LabelForm(f"{_many(shape)} 0 or 1 for each sample", convert, places)
 
 
-def numbers(shape: tuple[int, ...], places: Places) -> LabelForm:
-    """Real numbers for each sample: ``(N, *shape) float32``."""
+def numbers(shape: tuple[int, ...], places: Places, limit: float | None = None) -> LabelForm:
+    """Real numbers for each sample: ``(N, *shape) float32``.
+
+    Args:
+        limit: Beyond which images are of another range than the model's.
+    """
 
     def convert(stored: Any) -> Tensor:
         found = array_of(stored)
@@ -281,6 +285,12 @@ def numbers(shape: tuple[int, ...], places: Places) -> LabelForm:
             found = found.transpose(0, 3, 1, 2)
         found = np.ascontiguousarray(_shaped(found, shape))
         _refuse(~np.isfinite(found), lambda _: "has a label that is NaN or infinite")
+        beyond = np.abs(found).reshape(len(found), -1).max(1) > limit if limit is not None else np.zeros(1, bool)
+        if beyond.any():
+            sample = int(beyond.argmax())
+            problem = f"has a value of {np.abs(found[sample]).max():g} in its label, and the model's images"
+            fix = "store labels in the range of the model's outputs, or name it: task: {name: image, data_range: 255}"
+            raise MisfitError(f"{problem} have smaller ones", sample, fix=fix)
         return torch.from_numpy(found.astype(np.float32))
 
     return LabelForm(f"{_many(shape)} numbers for each sample", convert, places)

@@ -38,6 +38,8 @@ IGNORED = 255
 """A mask's value for pixels that count for nothing."""
 LEAST_SHARE = 0.1
 """Of a box's area that has to remain in the image; a box of which less is seen is no longer labelled."""
+SHARE_EDGE = 1e-3
+"""By which a share of the image's sides may exceed 1: it is rounded."""
 LEAST_SIDE = 1.0
 """Pixels that a box must still be high and wide."""
 
@@ -169,19 +171,34 @@ def inside(points: Array, size: Size) -> Array:
     )
 
 
-def as_corners(label: Any, box_format: str) -> Any:
-    """A label whose boxes are given by a corner or the centre, and width and height, with corners; others unchanged.
+def as_corners(label: Any, box_format: str, size: Size) -> Any:
+    """A label whose boxes are given in another format, with corners in pixels; others unchanged.
 
-    >>> as_corners({"boxes": np.array([[4, 4, 2, 6]])}, "cxcywh")["boxes"].tolist()
+    Args:
+        size: Height and width of the image; boxes of a format that ends in n are shares of them.
+
+    Raises:
+        ValueError: Such a box has a number beyond 1.
+
+    >>> as_corners({"boxes": np.array([[4, 4, 2, 6]])}, "cxcywh", (8, 8))["boxes"].tolist()
     [[3.0, 1.0, 5.0, 7.0]]
+    >>> as_corners({"boxes": np.array([[0.5, 0.5, 0.5, 1]])}, "cxcywhn", (8, 16))["boxes"].tolist()
+    [[4.0, 0.0, 12.0, 8.0]]
     """
     if box_format == "xyxy" or not isinstance(label, Mapping) or "boxes" not in label:
         return label
     boxes = np.asarray(label["boxes"]).astype(np.float64)
     if boxes.ndim == 0 or boxes.shape[-1] != 4:  # the form of labels refuses it, or there are none
         return label
+    if box_format.endswith("n"):
+        if (np.abs(boxes) > 1 + SHARE_EDGE).any():
+            odd = boxes[(np.abs(boxes) > 1 + SHARE_EDGE).any(-1)][0]
+            raise ValueError(f"has the box {odd.tolist()}, which are no shares of the image's width and height")
+        boxes = boxes * np.array([size[1], size[0]] * 2)
     first, sides = boxes[..., :2], boxes[..., 2:]
-    low = first - sides / 2 if box_format == "cxcywh" else first
+    if box_format.startswith("xyxy"):
+        return {**label, "boxes": boxes}
+    low = first - sides / 2 if box_format.startswith("cxcywh") else first
     return {**label, "boxes": np.concatenate([low, low + sides], -1)}
 
 

@@ -56,10 +56,15 @@ def frames(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> lis
     """
     if not spec.dtype.startswith("float") or (preprocessing.resize is None and preprocessing.crop is None):
         return None
-    sizes = [_size(stored, spec, preprocessing)] * len(stored) if stored.dtype != object else []
-    sizes = sizes or [_size(sample[None], spec, preprocessing) for sample in stored]
-    found = [_frame(size, preprocessing) for size in sizes]
+    found = [_frame(size, preprocessing) for size in sizes(stored, spec, preprocessing)]
     return None if all(frame.keeps for frame in found) else found
+
+
+def sizes(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> list[Size]:
+    """Height and width of each stored image."""
+    if stored.dtype != object:
+        return [_size(stored, spec, preprocessing)] * len(stored)
+    return [_size(sample[None], spec, preprocessing) for sample in stored]
 
 
 def _size(stored: Array, spec: TensorSpec, preprocessing: Preprocessing) -> Size:

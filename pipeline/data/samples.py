@@ -19,7 +19,7 @@ from pipeline.core import DataError, Model, Preprocessing, TensorSpec
 from pipeline.core.arrays import Array
 from pipeline.data.labels import ANY, LabelForm, Labels, tensors_in
 from pipeline.data.places import Kind, Places, as_corners
-from pipeline.data.preprocessing import frames, prepare
+from pipeline.data.preprocessing import frames, prepare, sizes
 from pipeline.data.source import BoxFormat
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class SampleSet:
         if labels is None or self.form is None or not self.source.labelled:
             return Batch(inputs, None)
         if self.source.box_format != "xyxy":
-            labels = [as_corners(label, self.source.box_format) for label in labels]
+            labels = self._with_corners(arrays[0], labels, chosen)
         moved = frames(arrays[0], self.inputs[0], self.preprocessing)
         form = (
             self.form
@@ -127,6 +127,17 @@ class SampleSet:
             labels, source.labels_where, chosen, frames=moved, place_of=source.place_of, names=source.classes
         )
         return Batch(inputs, read)
+
+    def _with_corners(self, images: Array, labels: Any, chosen: Sequence[int]) -> list[Any]:
+        """Labels whose boxes are corners in pixels of the stored images."""
+        found = []
+        for label, size, index in zip(labels, sizes(images, self.inputs[0], self.preprocessing), chosen, strict=True):
+            try:
+                found.append(as_corners(label, self.source.box_format, size))
+            except ValueError as error:
+                where, fix = f"{self.source.place_of(index)}.boxes", "correct it, or box_format"
+                raise DataError(f"sample {index} {error}", where=where, fix=fix) from None
+        return found
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All samples in order; the last batch may be smaller."""

@@ -13,7 +13,7 @@ FACTORY = r"^\w+(\.\w+)*:\w+(\.\w+)*$"
 Factory = Annotated[str, Field(pattern=FACTORY)]
 """A callable of a user's, as ``module:callable``, or ``module:Class.method``."""
 
-BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
+BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn"]
 FORMATS = ("npz", "folder", "table", "huggingface", "factory", "synthetic")
 PATHS = ("npz", "folder", "masks", "coco", "table", "huggingface")
 """Keys whose values are paths."""
@@ -59,7 +59,9 @@ class DataSource(Setting):
         (), description="values of masks that count for nothing, beside 255"
     )
     box_format: BoxFormat = Field(
-        "xyxy", description="what four numbers of a box are: corners, corner and size, or centre and size, in pixels"
+        "xyxy",
+        description="what four numbers of a box are: corners, corner and size, or centre and size, in pixels; with n "
+        "behind it in shares of the image's width and height, as YOLO writes them (cxcywhn)",
     )
     split: str | None = Field(None, description="which data set, where several were saved together")
     preprocessing: Preprocessing | None = Field(

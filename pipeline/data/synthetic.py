@@ -77,10 +77,11 @@ def synthetic_samples(
     Raises:
         DataError: An input holds integers, whose meaning nothing says.
     """
-    whole = next((spec for spec in inputs if not spec.dtype.startswith("float")), None)
+    whole = next((spec for spec in inputs if not spec.dtype.startswith("float") and spec.range is None), None)
     if whole is not None:
-        problem = f"cannot be made for the input {whole.name!r} of {whole.dtype}: only its samples say what it means"
-        raise DataError(problem, where="data.calibration: synthetic", fix="give real samples")
+        problem = f"cannot be made for the input {whole.name!r} of {whole.dtype}: nothing says which it may hold"
+        fix = "give real samples, or the input's range in model.inputs: range: [0, 30522]"
+        raise DataError(problem, where="data.calibration: synthetic", fix=fix)
     generator = torch.Generator().manual_seed(seed)
     parts, layers = [], 0
     with Progress("synthetic inputs", total=STEPS * -(-count // AT_ONCE)) as bar:
@@ -95,6 +96,10 @@ def synthetic_samples(
 
 def _random(count: int, spec: TensorSpec, preprocessing: Preprocessing, generator: torch.Generator) -> Tensor:
     """Smooth random images as the model takes them; for other inputs, and without preprocessing, standard normal."""
+    if not spec.dtype.startswith("float"):
+        assert spec.range is not None
+        least, most = spec.range
+        return torch.randint(least, most + 1, (count, *spec.shape), generator=generator).to(getattr(torch, spec.dtype))
     plain = preprocessing.scale == 1 and not preprocessing.mean and not preprocessing.std
     if len(spec.shape) != 3:
         return torch.randn(count, *spec.shape, generator=generator)
@@ -121,9 +126,12 @@ def _range(preprocessing: Preprocessing) -> tuple[float, float]:
 
 def _matched(module: nn.Module, started: Sequence[Tensor], bar: Progress) -> tuple[list[Tensor], int]:
     """The inputs after optimisation, and how many batch norms they were optimised for."""
-    inputs = [tensor.clone().requires_grad_() for tensor in started]
-    limits = [(float(tensor.min()), float(tensor.max())) for tensor in started]
-    optimizer = torch.optim.Adam(inputs, lr=LEARNING_RATE)
+    inputs = [tensor.clone().requires_grad_(tensor.is_floating_point()) for tensor in started]
+    free = [tensor for tensor in inputs if tensor.requires_grad]
+    if not free:
+        return inputs, 0
+    limits = [(float(tensor.min()), float(tensor.max())) for tensor in map(Tensor.detach, free)]
+    optimizer = torch.optim.Adam(free, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     collect, layers = _collector(module), 0
     for _ in range(STEPS):
@@ -133,13 +141,13 @@ def _matched(module: nn.Module, started: Sequence[Tensor], bar: Progress) -> tup
             if not found:
                 break
             loss = torch.stack([_distance(layer) for layer in found]).mean()
-            gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
-        for tensor, gradient in zip(inputs, gradients, strict=True):
+            gradients = torch.autograd.grad(loss, free, allow_unused=True)
+        for tensor, gradient in zip(free, gradients, strict=True):
             tensor.grad = gradient
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            for tensor, (low, high) in zip(inputs, limits, strict=True):
+            for tensor, (low, high) in zip(free, limits, strict=True):
                 tensor.clamp_(low, high)
         bar.advance(distance=float(loss.detach()))
     return [tensor.detach() for tensor in inputs], layers

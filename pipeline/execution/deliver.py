@@ -146,7 +146,7 @@ def _report(
 
 def _task(prepared: Prepared) -> TaskRecord:
     task = prepared.task
-    note = NOT_ASKED if prepared.recipe.task is None and task.name == "fidelity" else None
+    note = NOT_ASKED if prepared.recipe.task is None and task.name == "fidelity" else task.note
     return TaskRecord(name=task.name, metrics=tuple(spec.info for spec in task.metrics), note=note)
 
 

@@ -35,6 +35,7 @@ def settle_task(
         outputs=outputs_of(model.module, model.examples),
         alphabet="" if recipe.task is None else recipe.task.alphabet,
         swap=None if recipe.task is None else recipe.task.swap,
+        data_range=None if recipe.task is None else recipe.task.data_range,
         classes=len(recipe.model.classes) or None,
     )
     if not all(output.isfinite().all() for output in example.outputs if output.is_floating_point()):

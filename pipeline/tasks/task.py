@@ -87,6 +87,7 @@ class Task:
         terms: The distillation loss, output by output.
         label_loss: The loss against labels, which takes part in the first term; None where there is none.
         class_axis: The axis of the first output with one score per class; None where it holds no class scores.
+        note: What a reader of the report has to know of it.
         show: What a report shows of a sample's prediction or label, on top of its image; None where it shows nothing.
     """
 
@@ -98,6 +99,7 @@ class Task:
     label_loss: LabelLoss | None = None
     class_axis: int | None = None
     show: Show | None = None
+    note: str | None = None
 
     def metric(self, name: str) -> MetricSpec:
         """The metric of this name; `KeyError` where there is none."""
@@ -116,6 +118,7 @@ class Example:
         alphabet: The characters of symbols 1, 2, …, for tasks that read text; may be empty.
         swap: Pairs of keypoints that change places in a mirrored image; None where it is not known.
         classes: How many classes the recipe names; None where it names none.
+        data_range: The largest value of images; None where it is not known.
     """
 
     inputs: Tensors
@@ -123,6 +126,7 @@ class Example:
     alphabet: str = ""
     swap: tuple[tuple[int, int], ...] | None = None
     classes: int | None = None
+    data_range: float | None = None
 
     @property
     def first(self) -> Tensor:

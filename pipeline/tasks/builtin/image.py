@@ -19,16 +19,22 @@ from pipeline.tasks.pictures import View, pixels
 from pipeline.tasks.task import Example, MetricSpec, Task, Tensors, misfit
 
 SSIM_WINDOW = 11
+BEYOND = 2.0
+"""How many times the largest value of images a label may be, before it is one of another range."""
 MOST_DB = 100.0
 """The PSNR of an image that is exactly right, in place of infinity."""
 
 
 def task(example: Example) -> Task:
-    """PSNR and SSIM, averaged over images, whose values reach from 0 to 1 or from 0 to 255."""
+    """PSNR and SSIM, averaged over images, whose values reach from 0 to 1 or from 0 to 255.
+
+    Where nothing says which, the original's outputs of a few samples do, and the report names it.
+    """
     first = example.first
     if first.ndim != 4 or not first.is_floating_point():
         raise misfit("image needs images (N, C, H, W) as the first output", first)
-    top = 1.0 if first.abs().max() < 2 else 255.0
+    top = example.data_range or (1.0 if first.abs().max() < 2 else 255.0)
+    seen = "" if example.data_range else ", as the original's outputs of a few samples are; task.data_range changes it"
 
     def decibels(metric: Metric, images: Tensor, labels: Tensor) -> None:
         found = peak_signal_noise_ratio(images, labels, (0.0, top), reduction="none", dim=(1, 2, 3))
@@ -49,10 +55,13 @@ def task(example: Example) -> Task:
         metrics.append(MetricSpec(info=MetricInfo(name="ssim", title="SSIM", unit=""), make=ssim))
     return Task(
         name="image",
-        labels=numbers(tuple(first.shape[1:]), replace(OTHER_IMAGE, size=(first.shape[2], first.shape[3]))),
+        labels=numbers(
+            tuple(first.shape[1:]), replace(OTHER_IMAGE, size=(first.shape[2], first.shape[3])), limit=BEYOND * top
+        ),
         metrics=tuple(metrics),
         predict=lambda outputs, _: outputs[0],
         terms=relative_errors,
         label_loss=label_loss,
         show=lambda image: View(overlay=pixels(image, top)),
+        note=f"PSNR and SSIM are of images with values from 0 to {top:g}{seen}.",
     )

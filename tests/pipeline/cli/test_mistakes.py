@@ -382,6 +382,9 @@ VALUES = [
     mistake("synthetic training", at("data.train", {"synthetic": True}), "data.train", "only calibration can be"),
     mistake("synthetic: false", at("data.calibration", {"synthetic": False}), "data.calibration.synthetic"),
     mistake("another bare word", at("data.calibration", "random"), "data.calibration", "{key: value}"),
+    mistake("box format", at("data.evaluation.box_format", "yolo"), "data.evaluation.box_format", "cxcywhn"),
+    mistake("range of no image", at("task", {"name": "regression", "data_range": 1}), "task", "data_range belongs to"),
+    mistake("range of 0", at("task", {"name": "image", "data_range": 0}), "task.data_range", "greater than 0"),
     mistake("exif in words", at("data.preprocessing.exif", "no"), "data.preprocessing.exif", "true or false"),
     mistake("no better than chance", without("model.expect"), "model: Top-1", "chance", "data.preprocessing", "expect"),
     mistake(

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from pipeline.core import DataError, Preprocessing, TensorSpec
+from pipeline.data.dataset import DatasetSource
 from pipeline.data.labels import boxes, keypoints, mask, numbers
 from pipeline.data.npz import NpzSource
 from pipeline.data.open import from_source
 from pipeline.data.places import OTHER_IMAGE, Places, clipped
 from pipeline.data.samples import Batch, SampleSet
-from tests.pipeline.data.opening import npz
+from tests.pipeline.data.opening import GREY, npz
 
 SMALL, WIDE = (4, 4), (2, 4)
 """Heights and widths."""
@@ -208,3 +209,26 @@ def test_image_that_is_the_label_stays_when_it_has_the_outputs_size(tmp_path: Pa
     np.testing.assert_array_equal(read(tmp_path, double((1, 8, 8)), (16, 16), label, resize=(4, 4)).labels, label)
     with pytest.raises(DataError, match=r"has a label of shape \(1, 8, 9\), but the task needs \(1, 8, 8\)"):
         read(tmp_path, double((1, 8, 8)), (16, 16), np.zeros((1, 1, 8, 9)), resize=(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("box_format", "stored"),
+    [
+        ("xyxyn", [0.25, 0.0, 0.75, 0.5]),
+        ("xywhn", [0.25, 0.0, 0.5, 0.5]),
+        ("cxcywhn", [0.5, 0.25, 0.5, 0.5]),  # as YOLO writes them
+    ],
+)
+def test_boxes_in_shares_of_the_image_follow_its_own_size(box_format: str, stored: list[float]) -> None:
+    """In an image of 4 x 8 pixels the box is 2, 0, 6, 2; resized to 4 x 4, its columns are halved."""
+    label = {"boxes": np.array([stored]), "labels": np.array([0])}
+    source = DatasetSource([(np.zeros((1, 4, 8)), label)], "rows", GREY)
+    source.box_format = box_format  # type: ignore[assignment]
+    samples = from_source(source, GREY, Preprocessing(resize=(4, 4)))
+    (batch,) = replace(samples, form=boxes(1, 4, 4)).batches(1)
+    assert batch.labels[0]["boxes"].tolist() == [[1, 0, 3, 2]]  # type: ignore[index]
+    label["boxes"] = np.array([[3.0, 0, 6, 2]])
+    with pytest.raises(
+        DataError, match=r"rows: labels.boxes: sample 0 has the box \[3.0, .*\], which are no shares of"
+    ):
+        next(replace(samples, form=boxes(1, 4, 4)).batches(1))

@@ -86,3 +86,10 @@ def test_integers_cannot_be_made() -> None:
     tokens = (TensorSpec(name="ids", shape=(4,), dtype="int64"),)
     with pytest.raises(DataError, match=r"data.calibration: synthetic: cannot be made for the input 'ids' of int64"):
         synthetic_samples(nn.Flatten(), tokens, UNIT, count=3, seed=0)
+
+
+def test_integers_of_a_known_range_are_drawn_from_it() -> None:
+    tokens = (TensorSpec(name="ids", shape=(40,), dtype="int64", range=(3, 5)),)
+    (batch,) = synthetic_samples(nn.Identity(), tokens, UNIT, count=3, seed=0).batches(3)
+    assert batch.inputs[0].dtype == torch.int64
+    assert sorted(set(batch.inputs[0].flatten().tolist())) == [3, 4, 5]

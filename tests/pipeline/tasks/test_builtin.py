@@ -140,6 +140,27 @@ def test_keypoints_are_right_within_a_fifth_of_the_object() -> None:
     assert found["oks"] == pytest.approx((1 + math.exp(-9 / (2 * 10 * 0.16**2))) / 2, abs=1e-6)
 
 
+@pytest.mark.parametrize(("largest", "data_range", "top"), [(0.9, None, 1), (200.0, None, 255), (0.9, 255.0, 255)])
+def test_image_says_which_range_its_values_have(largest: float, data_range: float | None, top: int) -> None:
+    outputs = torch.full((1, 1, 4, 4), largest)
+    made = built_in("image", Example(inputs=(IMAGE,), outputs=(outputs,), data_range=data_range))
+    step = 0.1 * top if largest + 0.1 * top <= top else -0.1 * top
+    off = np.full((1, 1, 4, 4), largest + step)  # by a tenth of the range, which are 20 dB
+    assert values(made, (outputs,), off)["psnr"] == pytest.approx(20, abs=1e-4)
+    assert made.note is not None
+    assert f"values from 0 to {top}" in made.note
+    assert ("as the original's outputs" in made.note) == (data_range is None)
+
+
+def test_image_refuses_labels_of_another_range() -> None:
+    form = task("image", torch.rand(2, 1, 4, 4)).labels
+    assert form is not None
+    with pytest.raises(
+        DataError, match="sample 1 has a value of 200 in its label, and the model's images have smaller"
+    ):
+        form.read(np.stack([np.zeros((1, 4, 4)), np.full((1, 4, 4), 200)]), "labels", (0, 1))
+
+
 def test_keypoints_of_heat_maps_are_their_peaks_in_pixels_of_the_image() -> None:
     maps = torch.zeros(1, 1, 10, 15)
     maps[0, 0, 4, 7] = 1
