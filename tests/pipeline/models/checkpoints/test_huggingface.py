@@ -15,6 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from pipeline.core import CheckpointError, Preprocessing, TensorSpec
+from pipeline.models.capture import capture
 from pipeline.models.checkpoints import huggingface
 from pipeline.models.checkpoints.processors import audio_inputs, image_input, preprocessing_of
 from pipeline.models.load import load
@@ -43,6 +44,20 @@ def test_network_gives_what_transformers_gives_for_inputs_that_the_folder_names(
     )
     for output, value in zip(model.outputs, model.module(*values), strict=True):
         torch.testing.assert_close(value, expected[output], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["distilbert", "llama"])
+def test_masks_of_texts_are_read_by_attention_and_leave_out_what_they_should(name: str, tmp_path: Path) -> None:
+    families.save(name, tmp_path)
+    model = load(ModelSource(huggingface=str(tmp_path)))
+    known = (torch.arange(16) < 5).long()[None]
+    ids = torch.randint(4, 9, (1, 16))
+    others = torch.where(known.bool(), ids, 9)
+    masks = (known,) if name == "distilbert" else ()
+    one, other = (model.module(each, *masks)[0] for each in (ids, others))
+    torch.testing.assert_close(*((one, other) if name == "distilbert" else (one[:, :5], other[:, :5])))
+    graph = capture(model.module, model.inputs).graph  # without indices of samples, which no target needs
+    assert not graph.find_nodes(op="call_function", target=torch.ops.aten.index.Tensor)
 
 
 def test_networks_of_blue_green_and_red_take_red_green_and_blue(tmp_path: Path) -> None:

@@ -141,3 +141,20 @@ def test_batch_norm_whose_folding_would_show_is_refused_by_name() -> None:
     network[1].load_state_dict({"running_mean": mean, "running_var": torch.zeros(4)}, strict=False)
     with pytest.raises(StageError, match=r"^1: batch norms cannot be folded"):
         canonical_graph(from_module(network, [TensorSpec(name="x", shape=(4, 6, 6))]), inputs=(x,))
+
+
+class Turned(nn.Module):
+    """Positions as angles, with conversions that torch.export guards by assertions."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        speeds = torch.ones(4, dtype=torch.float64).to(torch.float32)
+        angles = torch.arange(x.shape[1]).to(torch.float32)[:, None] * speeds
+        return x * angles.cos() + x.flip(2) * angles.sin()
+
+
+def test_tables_are_computed_though_conversions_of_them_are_asserted() -> None:
+    module = Turned()
+    graph = canonical_graph(Model(module=module, reference=module, inputs=(TensorSpec(name="x", shape=(6, 4)),)))
+    assert not {"aten.cos.default", "aten.sin.default", "aten.arange.default"} & set(targets(graph))
+    x = torch.randn(2, 6, 4)
+    torch.testing.assert_close(graph(x), module(x))
