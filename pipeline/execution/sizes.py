@@ -14,6 +14,7 @@ from pipeline.data.open import open_samples
 from pipeline.data.preprocessing import prepared_shape
 from pipeline.data.source import DataSource
 from pipeline.models.capture import capture, example_inputs
+from pipeline.models.checkpoints.huggingface import tokenizer_of
 from pipeline.models.load import Opened
 from pipeline.progress import console
 from pipeline.recipe import Recipe
@@ -33,7 +34,8 @@ def sized(opened: Opened, recipe: Recipe, root: Path) -> Opened:
         return opened
     source: DataSource = recipe.data.evaluation
     preprocessing = source.preprocessing or recipe.data.preprocessing
-    samples = open_samples(source, opened.inputs, preprocessing, name="evaluation", root=root)
+    tokenize = None if opened.described is None else tokenizer_of(opened.described)
+    samples = open_samples(source, opened.inputs, preprocessing, name="evaluation", root=root, tokenize=tokenize)
     arrays, _ = samples.source.read(samples.indices[:1])
     specs = tuple(
         _sized(spec, prepared_shape(array, spec, preprocessing), samples.source.where) if spec.open_sizes else spec

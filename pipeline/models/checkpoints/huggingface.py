@@ -182,7 +182,7 @@ def tokenizer_of(described: Described) -> Tokenize | None:
     names, folder = [spec.name for spec in described.inputs], described.folder
     if "input_ids" not in names or not (folder / "tokenizer_config.json").is_file():
         return None
-    length = described.inputs[names.index("input_ids")].shape[0]
+    length = described.inputs[names.index("input_ids")].shape[0] or LENGTH  # 0 where the recipe leaves it open
     with _quiet():
         try:
             tokenizer = transformers().AutoTokenizer.from_pretrained(
@@ -300,8 +300,8 @@ def _text_inputs(network: Any, kind: str, config: Any, folder: Path) -> tuple[Te
     stated = _json(folder / "tokenizer_config.json").get("model_max_length", LENGTH)
     length = int(min(*longest, stated))
     masked = kind != "CAUSAL_LM" and "attention_mask" in inspect.signature(network.forward).parameters
-    names = ("input_ids", "attention_mask") if masked else ("input_ids",)
-    return tuple(TensorSpec(name=name, shape=(length,), dtype="int64") for name in names)
+    most = {"input_ids": config.vocab_size - 1} | ({"attention_mask": 1} if masked else {})
+    return tuple(TensorSpec(name=name, shape=(length,), dtype="int64", range=(0, most[name])) for name in most)
 
 
 def _classes(config: Any, kind: str) -> tuple[str, ...]:
@@ -389,7 +389,7 @@ def _simplify(module: nn.Module, inputs: tuple[TensorSpec, ...], *, causal: bool
     if names[0] != "input_ids" or not (causal or "attention_mask" in names):
         return
     simple = _with_forward(original, names, mask=True, causal=causal)
-    length = inputs[0].shape[0]
+    length = inputs[0].shape[0] or 8  # any, where the recipe leaves it open
     ids, known = torch.arange(2 * length).reshape(2, -1) % 7, torch.arange(length).expand(2, -1) <= length // 2
     values = tuple(ids if name == "input_ids" else known.long() for name in names)
     with torch.no_grad():

@@ -46,13 +46,14 @@ def preprocessing_of(processor: dict[str, Any], image: TensorSpec) -> Preprocess
     """How stored images become the input of a network.
 
     Args:
-        image: The input; its size may be the recipe's, and then the resizing in front of a crop grows with it.
+        image: The input; its size may be the recipe's, and then the resizing in front of a crop grows with it. Of an
+            open size (0), nothing is known.
 
     >>> stated = {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 224, "rescale_factor": 0.5}
     >>> preprocessing_of(stated, TensorSpec(name="x", shape=(3, 112, 112))).model_dump(exclude_defaults=True)
     {'resize': (128, 128), 'cover': True, 'crop': (112, 112), 'scale': 0.5}
     """
-    if not processor or len(image.shape) != 3:
+    if not processor or len(image.shape) != 3 or 0 in image.shape:
         return Preprocessing()
     size, crop = processor.get("size"), processor.get("crop_size") if processor.get("do_center_crop") else None
     height, width = image.shape[1:]

@@ -92,6 +92,14 @@ def test_task_and_classes_come_from_the_folder(name: str, labels: dict[str, Any]
     assert prepared.task.name == task
 
 
+def test_texts_may_have_an_open_length(texts: Path) -> None:
+    names = ("input_ids", "attention_mask")
+    inputs = [{"name": name, "shape": ["tokens<=12"], "dtype": "int64"} for name in names]
+    prepared = check(recipe({"table": "texts.csv"}, model={"huggingface": "model", "inputs": inputs}), texts)
+    assert prepared.model.dynamic == {"input_ids": (1,), "attention_mask": (1,)}
+    assert prepared.model.examples[0].shape == (8, 12)
+
+
 def test_column_of_another_name_or_of_no_texts_is_refused(texts: Path) -> None:
     write_texts(texts, column="review")
     with pytest.raises(DataError, match="has no column 'text'; there are review, label"):
