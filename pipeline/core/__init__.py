@@ -265,6 +265,9 @@ class Preprocessing(Setting):
     )
     cover: Flag = Field(False, description="resize keeps an image's proportions, and what is too long is cut off")
     crop: tuple[Side, Side] | None = Field(None, description="height, width; taken from the centre")
+    sampling_rate: PositiveInt | None = Field(
+        None, description="in Hz, of sound files; another is refused; all have to be of one when absent"
+    )
     scale: Number = 1.0
     mean: tuple[Number, ...] = ()
     std: tuple[Annotated[Number, Field(gt=0)], ...] = ()

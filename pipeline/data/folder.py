@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.core import DataError, did_you_mean
+from pipeline.core import DataError, TensorSpec, did_you_mean
 from pipeline.core.arrays import Array
+from pipeline.data import sound
 from pipeline.data.images import EXTENSIONS, read_image
 from pipeline.data.samples import Source
 
@@ -23,10 +25,39 @@ _UNREAD = frozenset(
 """Images of formats that are not read: to leave them out would be to lose samples."""
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A kind of files that samples are read from.
+
+    Attributes:
+        what: As messages call one.
+        extensions: Of those that are read.
+        unread: Of others of the kind, which are refused.
+    """
+
+    what: str
+    extensions: frozenset[str]
+    unread: frozenset[str]
+
+    def holds(self, entry: Path) -> bool:
+        """Whether an entry is such a file, by its name."""
+        return entry.suffix.lower() in self.extensions
+
+    @property
+    def listed(self) -> str:
+        """What is read, for messages."""
+        return ", ".join(sorted(self.extensions))
+
+
+IMAGES = Files("image", EXTENSIONS, _UNREAD)
+RECORDINGS = Files("recording", frozenset((sound.EXTENSION,)), sound.UNREAD)
+
+
 class FolderSource(Source):
-    """Images under one subfolder per class, at any depth; decoded on demand.
+    """Images or recordings under one subfolder per class, at any depth; decoded on demand.
 
     Args:
+        spec: The model's input, which says which of the two they are.
         classes: The names of classes 0, 1, …; by default those of the folders in sorted order.
         labelled: Whether folders are classes; if not, every image below the folder is a sample without a label.
 
@@ -34,9 +65,10 @@ class FolderSource(Source):
         DataError: There are no images, a folder is of no known class, or an image is of no class or cannot be read.
     """
 
-    def __init__(self, path: Path, channels: int, classes: Sequence[str] = (), *, labelled: bool = True) -> None:
+    def __init__(self, path: Path, spec: TensorSpec, classes: Sequence[str] = (), *, labelled: bool = True) -> None:
         self.where = self.labels_where = str(path)
-        self.labelled, self.one_by_one, self._mode = labelled, True, mode_of(channels)
+        self.labelled, self.one_by_one, self._spec = labelled, True, spec
+        self._of = RECORDINGS if sound.is_sound_input(spec) else IMAGES
         require_folder(path)
         try:
             self._files = self._classed(path, tuple(classes)) if labelled else self._unlabelled(path)
@@ -44,9 +76,10 @@ class FolderSource(Source):
             raise DataError(f"cannot be read: {error.strerror}", where=str(error.filename), fix="allow it") from None
 
     def _unlabelled(self, path: Path) -> list[tuple[Path, int]]:
-        found = Found.below(path)
+        found = Found.below(path, self._of)
         if not found.images:
-            raise DataError(f"holds no image ({_READ})", where=self.where, fix="add images")
+            problem = f"holds no {self._of.what} ({self._of.listed})"
+            raise DataError(problem, where=self.where, fix=f"add {self._of.what}s")
         self.notes = found.notes(path)
         return [(file, 0) for file in found.images]
 
@@ -54,11 +87,11 @@ class FolderSource(Source):
         folders = [entry for entry in _visible(path) if entry.is_dir()]
         if not folders:
             problem = f"holds {_some(path)}, and no class folders"
-            fix = "make one subfolder per class, or read the images without labels: labels: null"
+            fix = f"make one subfolder per class, or read the {self._of.what}s without labels: labels: null"
             raise DataError(problem, where=self.where, fix=fix)
         self._require_known(folders, known)
-        found = {folder.name: Found.below(folder) for folder in folders}
-        loose = next((file for file in _visible(path) if file.is_file() and _is_image(file)), None)
+        found = {folder.name: Found.below(folder, self._of) for folder in folders}
+        loose = next((file for file in _visible(path) if file.is_file() and self._of.holds(file)), None)
         if loose is not None:
             fix = "move it into the folder of its class, or remove it"
             raise DataError("lies beside the class folders, so its class is not known", where=str(loose), fix=fix)
@@ -85,14 +118,14 @@ class FolderSource(Source):
         """Refuse a class without images and, where nothing says what the classes are, one of folders only."""
         if not found.images and not named:
             raise DataError(
-                f"class folder {folder.name!r} holds {_some(folder)}, and no image ({_READ})",
+                f"class folder {folder.name!r} holds {_some(folder)}, and no {self._of.what} ({self._of.listed})",
                 where=self.where,
-                fix="add images, or remove the folder: classes are numbered in the order of their folders",
+                fix=f"add {self._of.what}s, or remove the folder: classes are numbered in the order of their folders",
             )
         if found.images and not named and not any(file.parent == folder for file in found.images):
             inner = found.images[0].relative_to(folder).parts[0]
             raise DataError(
-                f"class folder {folder.name!r} holds folders, such as {inner!r}, and no image itself",
+                f"class folder {folder.name!r} holds folders, such as {inner!r}, and no {self._of.what} itself",
                 where=self.where,
                 fix=f"name the folder whose subfolders are the classes, such as {folder.name}; or list the classes "
                 "in model.classes",
@@ -102,22 +135,27 @@ class FolderSource(Source):
         return len(self._files)
 
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Array | None]:
-        images = [read_image(self._files[index][0], self._mode, upright=self.upright) for index in indices]
-        return (stacked(images),), np.asarray([self._files[index][1] for index in indices]) if self.labelled else None
+        read = [self._decoded(self._files[index][0]) for index in indices]
+        return (stacked(read),), np.asarray([self._files[index][1] for index in indices]) if self.labelled else None
+
+    def _decoded(self, file: Path) -> Array:
+        if self._of is RECORDINGS:
+            return self.sound(file, self._spec, str(file))
+        return read_image(file, mode_of(self._spec.shape[0]), upright=self.upright)
 
     def input_place(self, index: int) -> str:
         return str(self._files[index][0])
 
 
 class Found(NamedTuple):
-    """The image files below a folder, in order, and what was passed over."""
+    """The files of a kind below a folder, in order, and what was passed over."""
 
     images: tuple[Path, ...]
     passed_over: tuple[Path, ...]
 
     @classmethod
-    def below(cls, folder: Path) -> Found:
-        """The images in a folder and in those inside it, but not in hidden ones.
+    def below(cls, folder: Path, of: Files = IMAGES) -> Found:
+        """The files in a folder and in those inside it, but not in hidden ones.
 
         Raises:
             DataError: One is of a format that is not read.
@@ -127,26 +165,27 @@ class Found(NamedTuple):
         for entry in sorted(folder.iterdir()):
             if _is_hidden(entry):
                 passed_over.append(entry)
-            elif _is_image(entry):
+            elif of.holds(entry):
                 images.append(entry)
             elif entry.is_dir() and not entry.is_symlink():
-                inner = cls.below(entry)
+                inner = cls.below(entry, of)
                 images.extend(inner.images)
                 passed_over.extend(inner.passed_over)
-            elif entry.suffix.lower() in _UNREAD:
-                problem = f"is a {entry.suffix.lower()} image, and only {_READ} are read"
-                raise DataError(problem, where=str(entry), fix="convert it to PNG, or remove it")
+            elif entry.suffix.lower() in of.unread:
+                problem = f"is a {entry.suffix.lower()} {of.what}, and only {of.listed} are read"
+                fix = f"convert it to {'PNG' if of is IMAGES else 'WAV'}, or remove it"
+                raise DataError(problem, where=str(entry), fix=fix)
             else:
                 passed_over.append(entry)
         return cls(tuple(images), tuple(passed_over))
 
     def notes(self, folder: Path) -> tuple[str, ...]:
-        """What a reader has to know of what was passed over: hidden entries, and files that are no images."""
+        """What a reader has to know of what was passed over: hidden entries, and files of other kinds."""
         hidden = [entry for entry in self.passed_over if _is_hidden(entry)]
         others = [entry for entry in self.passed_over if not _is_hidden(entry)]
         return tuple(
             f"{folder}: passed over {len(entries)} {what}, such as {entries[0].relative_to(folder)}"
-            for what, entries in (("hidden entries", hidden), ("entries that are no images", others))
+            for what, entries in (("hidden entries", hidden), ("entries of other kinds", others))
             if entries
         )
 
@@ -179,12 +218,5 @@ def _is_hidden(entry: Path) -> bool:
     return entry.name.startswith(".") or entry.name in _HIDDEN
 
 
-def _is_image(entry: Path) -> bool:
-    return entry.suffix.lower() in EXTENSIONS
-
-
 def _some(folder: Path) -> str:
     return ", ".join(entry.name for entry in _visible(folder)[:3]) or "nothing"
-
-
-_READ = ", ".join(sorted(EXTENSIONS))

@@ -18,6 +18,7 @@ from pipeline.data.masks import MaskSource
 from pipeline.data.npz import NpzSource
 from pipeline.data.rows import Tokenize
 from pipeline.data.samples import SampleSet, Source
+from pipeline.data.sound import is_sound_input
 from pipeline.data.source import DataSource
 from pipeline.data.table import TableSource
 
@@ -66,7 +67,8 @@ def open_samples(
         opened.box_format = source.box_format
     if source.labels is None:
         opened.labelled = False
-    opened.upright, opened.classes = preprocessing.exif, opened.classes or tuple(classes)
+    opened.upright, opened.sampling_rate = preprocessing.exif, preprocessing.sampling_rate
+    opened.classes = opened.classes or tuple(classes)
     samples = from_source(opened, inputs, preprocessing, name=name)
     samples = samples if source.limit is None else samples.take(source.limit)
     logger.debug("opened %s: %d of %d samples of %s", name, len(samples), len(opened), opened.where)
@@ -113,7 +115,9 @@ def of_object(
 def _folder(
     source: DataSource, folder: Path, inputs: tuple[TensorSpec, ...], classes: Sequence[str], root: Path
 ) -> Source:
-    """Images with masks, with boxes, or in one subfolder per class."""
+    """Images with masks or with boxes; images or recordings in one subfolder per class."""
+    if is_sound_input(inputs[0]) and source.masks is None and source.coco is None:
+        return FolderSource(root / folder, inputs[0], classes, labelled=source.labels is not None)
     if len(inputs[0].shape) != 3 or not inputs[0].dtype.startswith("float"):
         problem = (
             f"images are for inputs [channels, height, width] of floats, and {inputs[0].name!r} is {inputs[0].dtype}"
@@ -124,7 +128,7 @@ def _folder(
         return MaskSource(root / folder, root / source.masks, channels, source.ignore)
     if source.coco is not None:
         return CocoSource(root / source.coco, root / folder, channels, classes)
-    return FolderSource(root / folder, channels, classes, labelled=source.labels is not None)
+    return FolderSource(root / folder, inputs[0], classes, labelled=source.labels is not None)
 
 
 def from_source(

@@ -15,6 +15,7 @@ from pipeline.data.folder import mode_of, stacked
 from pipeline.data.images import EXTENSIONS, read_image, read_mask, require_regular
 from pipeline.data.labels import MisfitError, named_class, value_of
 from pipeline.data.samples import Source
+from pipeline.data.sound import EXTENSION, is_sound_input
 from pipeline.data.source import DataSource
 
 ARRAY = ".npy"
@@ -103,6 +104,12 @@ class RowSource(Source):
         return inputs, labels
 
     def _input(self, spec: TensorSpec, cell: Any, place: str) -> Array:
+        if is_sound(cell):
+            if not is_sound_input(spec):
+                problem = f"is a recording, and {spec.name!r} is {spec.dtype} {list(spec.shape)}"
+                raise DataError(problem, where=place, fix="recordings are for inputs [samples] or [channels, samples]")
+            content, path = image_of(cell, self._folder)
+            return self.sound(content, spec, _named(place, path))
         if is_image(cell):
             content, path = image_of(cell, self._folder)
             return read_image(
@@ -111,7 +118,7 @@ class RowSource(Source):
         value = self._value(cell, place)
         if value.dtype.kind not in "biuf":
             raise DataError(
-                f"{cell!r:.80} is no number, list of numbers, or path of an image or {ARRAY} file",
+                f"{cell!r:.80} is no number, list of numbers, or path of an image, {EXTENSION} or {ARRAY} file",
                 where=place,
                 fix="correct it; paths are relative to the table",
             )
@@ -193,6 +200,13 @@ def _text(row: Mapping[str, Any], name: str, place: str) -> str:
             fix="name columns of texts in the recipe: inputs: [text]",
         )
     return cell
+
+
+def is_sound(cell: Any) -> bool:
+    """Whether a cell is a recording: the path of one, or one as Hugging Face stores it."""
+    if isinstance(cell, Mapping) and set(cell) == {"bytes", "path"}:
+        cell = cell["path"] if cell["bytes"] is None else f".{(cell['bytes'][:4] == b'RIFF') * 'wav'}"
+    return isinstance(cell, str) and cell.lower().endswith(EXTENSION)
 
 
 def is_image(cell: Any) -> bool:

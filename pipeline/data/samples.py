@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipeline.core.arrays import Array
 from pipeline.data.labels import ANY, LabelForm, Labels, tensors_in
 from pipeline.data.places import Kind, Places, as_corners
 from pipeline.data.preprocessing import frames, prepare, sizes
+from pipeline.data.sound import read_sound
 from pipeline.data.source import BoxFormat
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Source(ABC):
         kind: What the labels say about places, where that is known without a task.
         box_format: What the four numbers of a box are.
         upright: Whether images are turned as their EXIF orientation says.
+        sampling_rate: That sound files must have, in Hz; when absent, that of the first one.
         notes: What a reader of the report has to know, such as entries that were passed over.
         one_by_one: Whether a sample takes so much memory before preprocessing that one is read at a time.
     """
@@ -59,6 +62,7 @@ class Source(ABC):
     one_by_one: bool = False
     box_format: BoxFormat = "xyxy"
     upright: bool = True
+    sampling_rate: int | None = None
     notes: tuple[str, ...] = ()
 
     @abstractmethod
@@ -71,6 +75,11 @@ class Source(ABC):
     def input_place(self, _index: int) -> str:
         """The file, or the place in it, of one sample's inputs, for messages."""
         return self.where
+
+    def sound(self, file: Path | bytes, spec: TensorSpec, where: str) -> Array:
+        """A recording, which has the sampling rate of those before it."""
+        samples, self.sampling_rate = read_sound(file, spec, where, self.sampling_rate)
+        return samples
 
     def place_of(self, _index: int) -> str:
         """The file and the field of one sample's label, for messages."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.core import DataError, TensorSpec, did_you_mean
 from pipeline.core.files import require_file
-from pipeline.data.rows import ARRAY, RowSource, Tokenize, is_image
+from pipeline.data.rows import ARRAY, RowSource, Tokenize, is_image, is_sound
 
 FORMATS = (".csv", ".jsonl")
 MAX_ROW_BYTES = 1 << 24
@@ -97,7 +97,7 @@ def _scanned(path: Path, inputs: Sequence[str]) -> tuple[list[str], list[tuple[i
 
 
 def _is_file(cell: Any) -> bool:
-    return isinstance(cell, str) and (is_image(cell) or cell.lower().endswith(ARRAY))
+    return isinstance(cell, str) and (is_image(cell) or is_sound(cell) or cell.lower().endswith(ARRAY))
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, int, int]]:

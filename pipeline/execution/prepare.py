@@ -104,6 +104,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     for samples in sets.values():
         _ = samples.sha256  # reads every sample, so that a bad one is found now and not after an hour of training
     require_all_classes(recipe, task, sets)
+    _require_one_rate(sets)
     found = tuple(targets.get(step.name, step.config) for step in recipe.targets)
     _check_targets(found, needs)
     check_options(recipe, model)
@@ -194,6 +195,16 @@ def _open_sets(recipe: Recipe, model: Opened, root: Path) -> dict[str, SampleSet
         if opened[role].labelled:
             classes = classes or opened[role].source.classes
     return opened
+
+
+def _require_one_rate(sets: dict[str, SampleSet]) -> None:
+    """Refuse recordings of another sampling rate than in another set."""
+    heard = [samples.source for samples in sets.values() if samples.source.sampling_rate is not None]
+    for source in heard[1:]:
+        if source.sampling_rate != heard[0].sampling_rate:
+            problem = f"is sampled at {source.sampling_rate} Hz, and {heard[0].where} at {heard[0].sampling_rate} Hz"
+            fix = "resample one of them, and say which rate is right: data.preprocessing.sampling_rate"
+            raise DataError(problem, where=source.where, fix=fix)
 
 
 def _made(recipe: Recipe, model: Model) -> dict[str, SampleSet]:

@@ -99,7 +99,7 @@ class _Part(Source):
         return len(self._indices)
 
     def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
-        self._source.upright = self.upright
+        self._source.upright, self._source.sampling_rate = self.upright, self.sampling_rate
         return self._source.read([self._indices[index] for index in indices])
 
     def input_place(self, index: int) -> str:

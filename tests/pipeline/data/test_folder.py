@@ -120,4 +120,4 @@ def test_image_of_a_format_that_is_not_read_is_refused_by_name(name: str, tmp_pa
         read(source)
     (tmp_path / name).rename(tmp_path / "cat/notes.txt")
     samples = open_set(source, COLOUR)
-    assert samples.source.notes == (f"{tmp_path}: passed over 1 entries that are no images, such as cat/notes.txt",)
+    assert samples.source.notes == (f"{tmp_path}: passed over 1 entries of other kinds, such as cat/notes.txt",)

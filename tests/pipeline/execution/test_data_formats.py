@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scipy.io import wavfile
 
 from pipeline.core import DataError, RecipeError
 from pipeline.execution.apply import run
@@ -102,7 +103,11 @@ def recipe(network: str, data: dict[str, Any], sets: Any = None, **keys: Any) ->
                 "inputs": [{"name": "image", "shape": [1, 8, 8]}],
                 **keys.pop("model", {}),
             },
-            "data": {"preprocessing": {"scale": 1 / 255, "resize": [8, 8]}, "evaluation": data, **(sets or {})},
+            "data": {
+                "preprocessing": keys.pop("preprocessing", {"scale": 1 / 255, "resize": [8, 8]}),
+                "evaluation": data,
+                **(sets or {}),
+            },
             **keys,
         }
     )
@@ -112,9 +117,9 @@ def checked(project: Path, *arguments: Any, **keys: Any) -> Prepared:
     return check(recipe(*arguments, **keys), project)
 
 
-def labels_of(prepared: Prepared) -> Any:
+def labels_of(prepared: Prepared, shape: tuple[int, ...] = (1, 8, 8)) -> Any:
     batch = next(prepared.evaluation.batches(8))
-    assert batch.inputs[0].shape[1:] == (1, 8, 8)
+    assert batch.inputs[0].shape[1:] == shape
     return batch.labels
 
 
@@ -204,6 +209,19 @@ def test_rows_loaders_and_frames_of_a_factory(project: Path) -> None:
     assert labels_of(found).tolist() == [1, 0]
 
 
+def test_recordings_of_two_sets_have_one_sampling_rate(project: Path) -> None:
+    for rate in (8_000, 16_000):
+        for name in ("no", "yes"):
+            (project / f"{rate}/{name}").mkdir(parents=True)
+            wavfile.write(project / f"{rate}/{name}/1.wav", rate, np.full(64, rate, np.int16))
+    model = {"inputs": [{"name": "sound", "shape": [64]}]}
+    keys = {"model": model, "preprocessing": {}}
+    sets = {"train": {"folder": "8000"}}
+    assert labels_of(checked(project, "Classifier", {"folder": "8000"}, sets=sets, **keys), (64,)).tolist() == [0, 1]
+    with pytest.raises(DataError, match=r"16000: is sampled at 16000 Hz, and .*8000 at 8000 Hz"):
+        checked(project, "Classifier", {"folder": "16000"}, sets=sets, **keys)
+
+
 def test_class_names_are_as_many_as_the_task_finds(project: Path) -> None:
     with pytest.raises(RecipeError, match=r"model.classes: names 1 classes, and the task segmentation finds 3"):
         checked(project, "Segmenter", MASKS, task="segmentation", model={"classes": ["road"]})
@@ -287,7 +305,10 @@ def test_report_and_console_say_what_was_passed_over(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"folder": "images", "npz": "x.npz"}, "name exactly one of npz, folder, table, huggingface and factory"),
+        (
+            {"folder": "images", "npz": "x.npz"},
+            "name exactly one of npz, folder, table, huggingface, factory and synthetic",
+        ),
         ({"coco": "boxes.json"}, "name exactly one of"),
         ({"npz": "x.npz", "coco": "boxes.json"}, "coco goes with folder, and none is given: remove it"),
         ({"folder": "images", "masks": "m", "coco": "b.json"}, "a folder has either masks or coco"),
