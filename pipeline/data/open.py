@@ -19,7 +19,7 @@ from pipeline.data.npz import NpzSource
 from pipeline.data.rows import Tokenize
 from pipeline.data.samples import SampleSet, Source
 from pipeline.data.sound import is_sound_input
-from pipeline.data.source import DataSource
+from pipeline.data.source import COCO_LABELS, CocoLabels, DataSource
 from pipeline.data.table import TableSource
 
 MAX_SAMPLES = 10**9
@@ -127,7 +127,8 @@ def _folder(
     if source.masks is not None:
         return MaskSource(root / folder, root / source.masks, channels, source.ignore)
     if source.coco is not None:
-        return CocoSource(root / source.coco, root / folder, channels, classes)
+        of: CocoLabels = next((kind for kind in COCO_LABELS if kind == source.labels), "boxes")
+        return CocoSource(root / source.coco, root / folder, channels, classes, of)
     return FolderSource(root / folder, inputs[0], classes, labelled=source.labels is not None)
 
 

@@ -15,11 +15,14 @@ Factory = Annotated[str, Field(pattern=FACTORY)]
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn"]
 FORMATS = ("npz", "folder", "table", "huggingface", "factory", "synthetic")
+CocoLabels = Literal["boxes", "masks", "keypoints"]
+COCO_LABELS: tuple[CocoLabels, ...] = ("boxes", "masks", "keypoints")
+"""What a COCO file says of an image."""
 PATHS = ("npz", "folder", "masks", "coco", "table", "huggingface")
 """Keys whose values are paths."""
 _ONLY_WITH = {
     "inputs": ("npz", "table", "huggingface", "factory"),
-    "labels": ("npz", "table", "huggingface", "factory"),
+    "labels": ("npz", "table", "huggingface", "factory", "coco"),
     "masks": ("folder",),
     "coco": ("folder",),
     "ignore": ("masks",),
@@ -37,7 +40,10 @@ class DataSource(Setting):
     npz: FilePath | None = Field(None, description="compressed or plain NumPy archive")
     folder: Path | None = Field(None, description="images: one subfolder per class, unless masks or coco is given")
     masks: Path | None = Field(None, description="folder of masks (PNG of class values), named as the images")
-    coco: FilePath | None = Field(None, description="JSON file in COCO's format with the boxes of the folder's images")
+    coco: FilePath | None = Field(
+        None,
+        description="JSON file in COCO's format with boxes of the folder's images, or with labels: masks or keypoints",
+    )
     table: FilePath | None = Field(None, description=".csv or .jsonl with values, texts, and paths of images and .npy")
     huggingface: Path | None = Field(None, description="what a Hugging Face data set's save_to_disk has written")
     factory: Factory | None = Field(None, description="module:callable -> torch Dataset")
@@ -82,6 +88,8 @@ class DataSource(Setting):
             written = key in self.model_fields_set and getattr(self, key) not in (None, {}, ())
             if written and all(getattr(self, other) is None for other in others):
                 raise ValueError(f"{key} goes with {' or '.join(others)}, and none is given: remove it")
+        if self.coco is not None and self.labels not in (*COCO_LABELS, "labels", None):
+            raise ValueError(f"labels: with coco, name one of {', '.join(COCO_LABELS)}")
         if self.masks is not None and self.coco is not None:
             raise ValueError("a folder has either masks or coco")
         return self

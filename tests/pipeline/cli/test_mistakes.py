@@ -385,6 +385,13 @@ VALUES = [
     mistake("box format", at("data.evaluation.box_format", "yolo"), "data.evaluation.box_format", "cxcywhn"),
     mistake("range of no image", at("task", {"name": "regression", "data_range": 1}), "task", "data_range belongs to"),
     mistake("range of 0", at("task", {"name": "image", "data_range": 0}), "task.data_range", "greater than 0"),
+    mistake(
+        "labels of a COCO file",
+        at("data.evaluation", {"folder": "images", "coco": "c.json", "labels": "polygons"}),
+        "data.evaluation.labels",
+        "boxes, masks, keypoints",
+    ),
+    mistake("sampling rate", at("data.preprocessing.sampling_rate", "16k"), "data.preprocessing.sampling_rate"),
     mistake("exif in words", at("data.preprocessing.exif", "no"), "data.preprocessing.exif", "true or false"),
     mistake("no better than chance", without("model.expect"), "model: Top-1", "chance", "data.preprocessing", "expect"),
     mistake(

@@ -159,6 +159,24 @@ def test_coco_boxes(project: Path) -> None:
         checked(project, "Detector", data, task="detection", model=model)
 
 
+def test_coco_masks_and_keypoints(project: Path) -> None:
+    outline, points = [[2, 3, 6, 3, 6, 9, 2, 9]], [4, 6, 2] * 4
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(4)],
+        "annotations": [{"id": 5, "image_id": 2, "category_id": 9, "segmentation": outline, "keypoints": points}],
+        "categories": [{"id": 9, "name": "cat"}],
+    }
+    (project / "outlines.json").write_text(json.dumps(content))
+    data = {"folder": "images", "coco": "outlines.json", "labels": "masks"}
+    model = {"classes": ["dog", "background", "cat"]}
+    found = labels_of(checked(project, "Segmenter", data, task="segmentation", model=model))
+    assert found[2, :, 1].tolist() == [1, 1, 2, 2, 2, 2, 1, 1]
+    with pytest.raises(DataError, match=r"names 2 classes \(background, cat\), but the model has 3 classes"):
+        checked(project, "Segmenter", data, task="segmentation")
+    found = labels_of(checked(project, "Poser", {**data, "labels": "keypoints"}, task="keypoints"))
+    assert found[2, 0].tolist() == pytest.approx([1.75, 3.833, 1], abs=1e-3)  # (4.5 / 2 - 0.5, 6.5 * 8 / 12 - 0.5)
+
+
 def test_csv_of_texts(project: Path) -> None:
     (project / "texts.csv").write_text("path,text\nimages/0.png,ab\nimages/3.png,bba\n")
     data = {"table": "texts.csv", "inputs": ["path"], "labels": "text"}
@@ -307,7 +325,7 @@ def test_report_and_console_say_what_was_passed_over(
     [
         (
             {"folder": "images", "npz": "x.npz"},
-            "name exactly one of npz, folder, table, huggingface, factory and synthetic",
+            "one of npz, folder, table, huggingface, factory and synthetic",
         ),
         ({"coco": "boxes.json"}, "name exactly one of"),
         ({"npz": "x.npz", "coco": "boxes.json"}, "coco goes with folder, and none is given: remove it"),
