@@ -60,7 +60,7 @@ def test_recipe_parses_and_survives_a_round_trip_when_every_part_is_given() -> N
         pytest.param({**MINIMAL, "targets": ["onxx"]}, "did you mean 'onnx'?", id="a target's name"),
         pytest.param(
             with_value("data.evaluation.npz", None),
-            "exactly one of npz, folder, table, huggingface and factory",
+            "exactly one of npz, folder, table, huggingface, factory and synthetic",
             id="no source",
         ),
         pytest.param(with_value("model.factory", None), "add factory", id="weights without a factory"),
