@@ -157,7 +157,8 @@ class CocoSource(Source):
             raise DataError(
                 f"is {width} x {height} pixels, and the file says {entry.width} x {entry.height}",
                 where=where,
-                fix="give the images that the boxes were drawn on; those of a camera are turned as their EXIF data say",
+                fix="give the images that the objects were marked on; those of a camera are turned as their EXIF data "
+                "say, unless data.preprocessing.exif is false",
             )
         return pixels
 

@@ -30,6 +30,8 @@ from pipeline.data.samples import Source
 _RETURN = "return (input, label) from __getitem__, or the input alone"
 LABEL_NAMES = ("label", "labels", "target", "targets", "y", "class")
 """Where a sample that is a mapping, or a frame, has its label, unless the recipe names it."""
+_SHOWN = 10
+"""Names, at most, in a note."""
 _INPUT_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "audio", "input_values", "data")
 """Where a mapping has the input of a model with one, if nothing has the input's own name."""
 
@@ -78,6 +80,9 @@ class DatasetSource(Source):
         self.classes = tuple(classes) or own
         self._numbers = _translation(own, self.classes, where)
         self.labelled = self._length > 0 and self._batch([0])[1] is not None
+        first = self._fetched(0) if self._length and not self.labelled else None
+        if isinstance(first, Mapping):
+            self.notes = unread(where, [str(key) for key in first], label)
 
     def __len__(self) -> int:
         return self._length
@@ -200,6 +205,14 @@ class DatasetSource(Source):
             raise DataError(problem, where=self.where, fix="return its values as an array")
         pixels = as_bytes(turned(image) if self.upright else image)
         return np.asarray(pixels.convert(mode_of(spec.shape[0] if spec is not None and spec.shape else 1)))
+
+
+def unread(where: str, names: Sequence[str], label: str | None) -> tuple[str, ...]:
+    """A note on what rows without a label hold, where one of their names may be meant as the label."""
+    if label is not None or len(names) < 2:
+        return ()
+    shown = ", ".join(names[:_SHOWN])
+    return (f"{where}: no label is read of {shown}; labels: … names one, and labels: null says that there is none",)
 
 
 def unwrapped(dataset: Any, where: str, collate: Any) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import DataError, TensorSpec
-from pipeline.data.dataset import LABEL_NAMES
+from pipeline.data.dataset import LABEL_NAMES, unread
 from pipeline.data.rows import RowSource
 
 
@@ -54,6 +54,8 @@ class FrameSource(RowSource):
             )
         columns = [*self._columns, *names] if self._features else self._columns
         super().__init__(where, columns, specs=specs, inputs=inputs, labels=labels, classes=classes, folder=folder)
+        if labels is None and len(features) > len(inputs) and not self._features:
+            self.notes = unread(where, self._columns, None)
 
     def __len__(self) -> int:
         return len(self._frame)

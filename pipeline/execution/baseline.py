@@ -19,12 +19,13 @@ from pipeline.tasks.differences import Paired, interval
 from pipeline.tasks.prediction import SetPredictor, predictor
 from pipeline.tasks.task import MetricSpec, Predictions, Task
 
-LOOKED_AT = 256
+LOOKED_AT = 128
 """Samples on which a model is compared with chance, at most; fewer where predictions are large."""
 ENOUGH = 100
 """Samples from which on chance stops a run; with fewer it is a warning."""
 FEWEST = 8
 """Samples below which nothing is said of chance."""
+AT_ONCE = 16
 MAX_VALUES = 1 << 24
 """Of the outputs of these samples."""
 SHUFFLES, FEW_SHUFFLES = 99, 19
@@ -69,7 +70,8 @@ def check_baseline(
         return None
     shown = f"{spec.info.title} of the original is {_shown(value, spec.info)} on {count} evaluation samples"
     problem = f"{shown}, no better than with the labels of other samples, which is chance"
-    go_on = f"set model: {{expect: {{{spec.name}: {_rounded(value)}}}}} to go on with such a model"
+    whole, _, _ = interval(spec, _measured(module, task, evaluation))
+    go_on = f"set model: {{expect: {{{spec.name}: {_rounded(whole)}}}}} to go on with such a model"
     if count < ENOUGH or own_metrics:
         return f"{problem}. With so few samples that may be an accident; if not, {CAUSES}; or {go_on}"
     raise RecipeError(problem, where="model", fix=f"{CAUSES}; or {go_on}")
@@ -107,7 +109,7 @@ def _measured(module: nn.Module, task: Task, samples: SampleSet) -> Paired:
     paired = Paired(task, len(samples), labelled=samples.labelled)
     predict = SetPredictor(module, samples)
     needs = footprint(lambda count: predictor(module)(samples.stand_ins(count)))
-    size = affordable_batch(f"evaluation on {samples.name}", needs, min(LOOKED_AT, len(samples)))
+    size = affordable_batch(f"evaluation on {samples.name}", needs, min(256, len(samples)))
     for batch in samples.batches(size):
         outputs = predict(batch.inputs)
         paired.update(batch.inputs, outputs, outputs, batch.labels)
@@ -134,7 +136,7 @@ def _some(module: nn.Module, task: Task, samples: SampleSet) -> tuple[Prediction
     one = predict(next(samples.take(1).batches(1)).inputs)
     room = MAX_VALUES // max(1, sum(output.numel() for output in one))
     few = samples.take(max(FEWEST, min(LOOKED_AT, room)))
-    batches = list(few.batches(FEWEST))
+    batches = list(few.batches(AT_ONCE))
     predict = SetPredictor(module, few)
     outputs = [predict(batch.inputs) for batch in batches]
     joined = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))

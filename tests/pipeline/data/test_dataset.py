@@ -149,6 +149,18 @@ def test_mapping_may_call_the_only_input_and_the_label_as_data_sets_do() -> None
     assert batch.labels.tolist() == [1]  # type: ignore[union-attr]
 
 
+def test_rows_whose_label_is_not_found_are_said_to_have_none() -> None:
+    samples = from_dataset([{"image": PICTURE, "fine_label": 1}], GREY)
+    assert not samples.labelled
+    (note,) = samples.source.notes
+    assert note.startswith("list: no label is read of image, fine_label; labels: … names one")
+    assert from_dataset([{"image": PICTURE}], GREY).source.notes == ()
+    assert from_dataset([{"image": PICTURE, "fine_label": 1}], GREY, labels="fine_label").source.notes == ()
+    frame = pd.DataFrame({"x": [[1.0]], "kind": [0]})
+    (note,) = from_dataset(frame, (TensorSpec(name="x", shape=(1,)),)).source.notes
+    assert note.startswith("DataFrame: no label is read of x, kind")
+
+
 @pytest.mark.parametrize(("mode", "specs"), [("RGB", GREY), ("L", COLOUR), ("P", COLOUR), ("I;16", GREY)])
 def test_images_that_pillow_has_decoded_are_read_with_the_models_channels(mode: str, specs: Any) -> None:
     image = Image.new("I;16", (6, 8), 130 << 8) if mode == "I;16" else Image.new("L", (6, 8), 130).convert(mode)

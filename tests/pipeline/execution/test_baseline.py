@@ -73,7 +73,7 @@ def test_model_that_is_better_than_chance_goes_on(name: str, labels: Tensor, fun
     [
         ("classification", LARGEST, lambda x: x.flip(1), "top1: 0.0"),  # classes in another order
         ("classification", LARGEST, always_the_first, "top1: 0.2"),
-        ("classification", MOSTLY_THE_FIRST, always_the_first, "top1: 0.895"),
+        ("classification", MOSTLY_THE_FIRST, always_the_first, "top1: 0.9"),
         ("classification", LARGEST, lambda x: torch.sin(1e4 * x), "top1: 0.2"),
         ("regression", POINTS * 2, lambda x: x * 0, "mae: 1.6"),
         ("binary", (POINTS[:, 0] > 0).long(), lambda x: x[:, 1:2], "auroc: 0.4"),
