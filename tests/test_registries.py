@@ -96,7 +96,9 @@ def test_every_target_has_its_options_its_extra_and_its_suffix() -> None:
         set(targets.TARGETS) == TargetStep.model_fields.keys() == set(get_args(TargetName)) == set(TARGET_OF.values())
     )
     assert targets.TARGETS.keys() <= extras.keys()
-    assert extras["all"] == [f"edgewright[{','.join([*targets.TARGETS, 'search', 'huggingface', 'datasets'])}]"]
+    assert extras["all"] == [
+        f"edgewright[{','.join([*targets.TARGETS, 'search', 'keras', 'huggingface', 'datasets'])}]"
+    ]
     (contract,) = (
         contract
         for contract in PROJECT["tool"]["importlinter"]["contracts"]

@@ -15,6 +15,7 @@ from pipeline.core.files import require_file
 from pipeline.data.samples import SampleSet, examples_of
 from pipeline.machine.memory import require_memory
 from pipeline.models.checkpoints import huggingface
+from pipeline.models.checkpoints.keras_archive import read_keras
 from pipeline.models.checkpoints.kinds import kind_of, require_known, require_weights
 from pipeline.models.checkpoints.program import read_program
 from pipeline.models.checkpoints.state_dict import build
@@ -26,6 +27,7 @@ from pipeline.recipe import ModelSource
 
 logger = logging.getLogger(__name__)
 
+FROM_KERAS = "the network was built from a Keras archive, in layers of torch; images are (N, C, H, W)"
 CONVERTED = "the TorchScript archive was converted to a torch.export program, which computes the same"
 
 
@@ -33,8 +35,8 @@ def load(source: ModelSource, root: Path = Path(), *, samples: SampleSet | None 
     """Load the FP32 model that a recipe names.
 
     Args:
-        source: A factory with weights, a ``torch.export`` program in a ``.pt2``, a TorchScript archive, or a folder of
-            Hugging Face's transformers.
+        source: A factory with weights, a ``torch.export`` program in a ``.pt2``, a TorchScript or Keras archive, or a
+            folder of Hugging Face's transformers.
         root: The folder that relative paths start from.
         samples: What the model is tried on; made-up values where they are left out.
 
@@ -135,6 +137,9 @@ def _from_program(source: ModelSource, path: Path) -> Opened:
     if kind == "torchscript":
         program = read_torchscript(path, source.inputs)
         return Opened(program.module(), source.inputs, str(path), (CONVERTED,))
+    if kind == "keras":
+        network, inputs = read_keras(path, source.inputs)
+        return Opened(network, inputs, str(path), (FROM_KERAS,))
     if path.suffix == ".pt2" or kind == "program":
         program = read_program(path, trust=source.trust)
         return Opened(program.module(), source.inputs or inputs_of(program, path), str(path))

@@ -15,12 +15,11 @@ _PYTORCH = (
 )
 _NO_PYTORCH = "write the network in PyTorch, copy the weights into it, and give its factory and state dict"
 
-_NEVER_LOADED = "which may hold code and is never loaded"
+_KERAS_3 = "load it with Keras 3 and save it again: model.save('model.keras'); or give a PyTorch network"
 _NETWORK = "and edgewright starts from a PyTorch network"
 
 _OTHERS = {
-    "hdf5": (f"is an HDF5 file, as Keras writes them, {_NEVER_LOADED}", _NO_PYTORCH),
-    "keras": (f"is a Keras model, {_NEVER_LOADED}", _NO_PYTORCH),
+    "hdf5": (f"is an HDF5 file, as older versions of Keras write them, {_NETWORK}", _KERAS_3),
     "saved model": (f"is a TensorFlow SavedModel, {_NETWORK}", _NO_PYTORCH),
     "tensorflow": (f"is a TensorFlow checkpoint, {_NETWORK}", _NO_PYTORCH),
     "transformers": (
@@ -52,7 +51,7 @@ _ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind of a file or folder: a key of the table above, ``torchscript``, ``program``, or None for any other."""
+    """A key of the table above, ``torchscript``, ``keras`` or ``program``; None for any other file or folder."""
     try:
         if path.is_dir():
             return _kind_of_folder(path)
@@ -97,6 +96,10 @@ def require_weights(path: Path) -> None:
     if kind == "torchscript":
         raise CheckpointError(
             "is a TorchScript archive, which holds a network of its own", where=str(path), fix="remove model.factory"
+        )
+    if kind == "keras":
+        raise CheckpointError(
+            "is a Keras model, which holds a network of its own", where=str(path), fix="remove model.factory"
         )
     if kind == "program":
         raise CheckpointError(

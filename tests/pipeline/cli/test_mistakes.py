@@ -722,7 +722,16 @@ CHECKPOINTS = [
     mistake("TFLite", checkpoint("model.pt", b"\x1c\0\0\0TFL3" + bytes(40)), "model.pt", "TFLite", "PyTorch network"),
     mistake("Core ML", checkpoint("model.mlmodel", b"\x08\x04"), "model.mlmodel", "Core ML", "PyTorch network"),
     mistake("HDF5", checkpoint("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(40)), "model.h5", "HDF5", "PyTorch"),
-    mistake("Keras", checkpoint("model.keras", zip_of(**{"config.json": b"{}"})), "model.keras", "Keras", "PyTorch"),
+    mistake(
+        "Keras", checkpoint("model.keras", zip_of(**{"config.json": b"{}"})), "model.keras", "Keras", "model.factory"
+    ),
+    mistake(
+        "damaged Keras",
+        both(without("model.factory"), checkpoint("model.keras", zip_of(**{"config.json": b"{}"}))),
+        "model.keras",
+        "is not a model of Keras 3",
+        "model.save",
+    ),
     mistake("GGUF", checkpoint("model.gguf", b"GGUF\3\0\0\0"), "model.gguf", "GGUF"),
     mistake("array", checkpoint("model.npy", b"\x93NUMPY\1\0"), "model.npy", "NumPy"),
     mistake("packed", checkpoint("model.tar.gz", b"\x1f\x8b\x08\0"), "model.tar.gz", "packed archive", "unpack"),
