@@ -19,8 +19,10 @@ from pipeline.tasks.differences import Paired, interval
 from pipeline.tasks.prediction import SetPredictor, predictor
 from pipeline.tasks.task import MetricSpec, Predictions, Task
 
-LOOKED_AT = 128
-"""Samples on which a model is compared with chance, at most; fewer where predictions are large."""
+FIRST, LOOKED_AT = 32, 128
+"""Samples on which a model is compared with chance: at first, and at most; fewer where predictions are large."""
+OFTEN = 0.05
+"""The share of shuffles that must not do as well."""
 ENOUGH = 100
 """Samples from which on chance stops a run; with fewer it is a warning."""
 FEWEST = 8
@@ -117,25 +119,42 @@ def _measured(module: nn.Module, task: Task, samples: SampleSet) -> Paired:
 
 
 def _against_chance(spec: MetricSpec, module: nn.Module, task: Task, samples: SampleSet) -> tuple[float, int, bool]:
-    """The metric of some samples, their number, and whether shuffled labels often give as good a value (5 %)."""
-    predictions, labels, count = _some(module, task, samples)
-    value = _value(spec, predictions, labels)
+    """The metric of some samples, their number, and whether shuffled labels often give as good a value (5 %).
+
+    A few samples are enough for most models, for which no shuffle is as good, and metrics may be slow: only a model
+    that these leave in doubt is asked for more.
+    """
+    for limit, often in ((FIRST, 0.0), (LOOKED_AT, OFTEN)):
+        predictions, labels, count = _some(module, task, samples, limit)
+        value = _value(spec, predictions, labels)
+        by_chance = math.isfinite(value) and _reached(value, spec, predictions, labels, count, often)
+        if not by_chance:
+            break
+    return value, count, by_chance
+
+
+def _reached(
+    value: float, spec: MetricSpec, predictions: Predictions, labels: Labels, count: int, often: float
+) -> bool:
+    """Whether more than this share of shuffles gives as good a value; the labels as they are count as one."""
     random = np.random.default_rng(0)
     shuffles = FEW_SHUFFLES if spec.right is None else SHUFFLES
     better = 0
-    for _ in range(shuffles if math.isfinite(value) else 0):
+    for _ in range(shuffles):
         other = _value(spec, predictions, _ordered(labels, random.permutation(count)))
         better += other >= value if spec.info.higher_is_better else other <= value
-    return value, count, (1 + better) / (1 + shuffles) > 0.05
+        if better and (1 + better) / (1 + shuffles) > often:
+            return True
+    return False
 
 
 @torch.no_grad()
-def _some(module: nn.Module, task: Task, samples: SampleSet) -> tuple[Predictions, Labels, int]:
-    """Predictions and labels of as many samples as fit."""
+def _some(module: nn.Module, task: Task, samples: SampleSet, limit: int) -> tuple[Predictions, Labels, int]:
+    """Predictions and labels of as many samples as fit, up to a limit."""
     predict = SetPredictor(module, samples)
     one = predict(next(samples.take(1).batches(1)).inputs)
     room = MAX_VALUES // max(1, sum(output.numel() for output in one))
-    few = samples.take(max(FEWEST, min(LOOKED_AT, room)))
+    few = samples.take(max(FEWEST, min(limit, room)))
     batches = list(few.batches(AT_ONCE))
     predict = SetPredictor(module, few)
     outputs = [predict(batch.inputs) for batch in batches]
