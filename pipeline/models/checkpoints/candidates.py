@@ -29,6 +29,9 @@ WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 _ALIKE = 0.45
 """How like a missing name another one of the same shape must be (`difflib`) to be named beside it."""
 
+WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+"""What torch's older weight norm calls its two tensors, and what the newer one does."""
+
 _COUNTER = "num_batches_tracked"
 """A batch norm's count of training steps, which no result depends on, and which old files lack."""
 _OWN_STATE = "_extra_state"
@@ -86,22 +89,20 @@ class Candidate:
 
 
 def tensors_in(content: Any, keys: str = "", depth: int = 0, seen: set[int] | None = None) -> Iterator[Stored]:
-    """The tensors in a dictionary and in the dictionaries in it.
+    """The tensors in a dictionary and in the dictionaries in it, or in a list of dictionaries.
 
     >>> [each.name for each in tensors_in({"ema": {"0.weight": torch.ones(2)}, "epoch": 3})]
     ['ema.0.weight']
     """
     seen = set() if seen is None else seen
-    if depth > MAX_DEPTH or not isinstance(content, Mapping) or id(content) in seen:
+    if depth > MAX_DEPTH or not isinstance(content, Mapping | list | tuple) or id(content) in seen:
         return
     seen.add(id(content))
-    for key, value in content.items():
+    for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
         name = f"{keys}.{key}" if keys else str(key)
-        if not isinstance(key, str):
-            continue
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and isinstance(key, str):
             yield Stored(name, keys, value)
-        else:
+        elif isinstance(key, str) or (depth == 0 and isinstance(value, Mapping)):
             yield from tensors_in(value, name, depth + 1, seen)
 
 
@@ -138,14 +139,27 @@ def nearest(stored: list[Stored], expected: Mapping[str, Tensor]) -> Candidate:
 
 
 def _variants(stored: list[Stored], expected: Mapping[str, Tensor]) -> Iterator[list[Candidate]]:
-    """Candidates by how their names are read: as they are; without wrappers' words; with words that the file lacks."""
+    """Candidates by how their names are read: as they are; without wrappers' words; with words that the file lacks.
+
+    Names of torch's older weight norm count as those of the newer one, where the network has that.
+    """
     known = {word for name in expected for word in name.split(".")}
     words = [word for word in WRAPPERS if word not in known]
-    plain = [Stored(_without(each.name, words), _without(each.keys, words), each.tensor) for each in stored]
+    words_of = {old: new for old, new in WEIGHT_NORM.items() if any(name.endswith(new) for name in expected)}
+    plain = [
+        Stored(_renamed(_without(each.name, words), words_of), _without(each.keys, words), each.tensor)
+        for each in stored
+    ]
     common = _common_words([name for name in expected if not name.endswith(_OWN_STATE)])
     for names in (stored, plain) if plain != stored else (stored,):
         for count in range(len(common) + 1):
             yield list(_candidates(names, expected, ".".join(common[:count])))
+
+
+def _renamed(name: str, words: Mapping[str, str]) -> str:
+    """A name with its last word replaced, where that is one of these."""
+    before, dot, last = name.rpartition(".")
+    return f"{before}{dot}{words.get(last, last)}"
 
 
 def _without(name: str, words: list[str]) -> str:

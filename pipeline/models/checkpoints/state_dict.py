@@ -94,7 +94,7 @@ def _require_tensors(content: Any, stored: list[Stored], path: Path) -> None:
     if not stored and objects:
         problem = f"holds pickled code, which is never run ({_some(objects)}), and no weights beside it"
         raise CheckpointError(problem, where=str(path), fix=SAVE)
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) and not stored:
         raise CheckpointError(f"holds {type(content).__name__}, not a state dict of tensors", where=str(path), fix=SAVE)
     if content and not stored:
         kinds = sorted({type(value).__name__ for value in content.values()})
@@ -138,7 +138,7 @@ def _chosen(
         return near
     more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     under = f" with the weights under {near.prefix!r}" if near.prefix else ""
-    flat = all(isinstance(value, Tensor) for value in content.values())
+    flat = not isinstance(content, Mapping) or all(isinstance(value, Tensor) for value in content.values())
     holds = "" if flat else f" (the file holds {_some([repr(key) for key in content])})"
     raise CheckpointError(
         f"does not fit {network}{under}: {'; '.join(problems[:_SHOWN])}{more}{holds}",

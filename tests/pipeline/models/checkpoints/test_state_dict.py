@@ -159,6 +159,8 @@ KINDS: dict[str, tuple[Any, str]] = {
         {"state_dict": {**prefixed("model.", filled()), "criterion.weight": torch.ones(4)}},
         "other tensors were left out (1): state_dict.criterion.weight",
     ),
+    "a tuple": ((filled(), {"epoch": 3}), "under '0'"),
+    "numbers as keys": ({0: filled(), "optimizer": {"state": ELSEWHERE}}, "under '0'"),
     "several wrappers": (prefixed("module._orig_mod.net.", filled()), "under 'module._orig_mod.net'"),
     "wrapped layers": (
         {name.replace(".", ".module.", 1): value for name, value in filled().items()},
@@ -207,6 +209,16 @@ def test_words_that_the_file_lacks_are_added_and_tied_weights_are_filled_once(tm
     assert "lack the network's 'body.net.'" in loaded(tmp_path, weights, "Wrapped").notes[0]
     with pytest.raises(CheckpointError, match=r"differs from body\.net\.0\.weight, and the factory builds them as one"):
         loaded(tmp_path, {**weights, "1.weight": torch.zeros(2, 2)}, "Wrapped")
+
+
+def weight_normed() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)))
+
+
+def test_names_of_the_older_weight_norm_are_known(tmp_path: Path) -> None:
+    weights = {"weight_g": torch.full((3, 1), 5.0), "weight_v": torch.tensor([[3.0, 4.0]] * 3), "bias": torch.zeros(3)}
+    model = loaded(tmp_path, prefixed("module.0.", weights), "weight_normed")
+    assert model.module(torch.ones(1, 2)).tolist() == [[7.0, 7.0, 7.0]]
 
 
 def test_shards_are_read_from_beside_their_index(tmp_path: Path) -> None:
