@@ -83,9 +83,12 @@ def _dataset(
     keys = source.inputs if "inputs" in source.model_fields_set else ()
     labels = source.labels if "labels" in source.model_fields_set else None
     collate = None if source.collate is None else import_callable(source.collate, root)
-    return of_object(
+    found = of_object(
         dataset, source.factory, inputs, collate=collate, keys=keys, labels=labels, classes=classes, root=root
     )
+    if source.labels is None:
+        found.notes = ()  # of a label that is missing: none is wanted
+    return found
 
 
 def of_object(

@@ -66,7 +66,13 @@ def check_baseline(
     spec = next((spec for spec in task.usable(labelled=evaluation.labelled) if spec.needs_labels), None)
     if spec is None or len(evaluation) < FEWEST:
         return None
-    value, count, by_chance = _against_chance(spec, module, task, evaluation)
+    try:
+        value, count, by_chance = _against_chance(spec, module, task, evaluation)
+    except Exception:
+        if not own_metrics:
+            raise
+        logger.debug("%s was not compared with chance", spec.name, exc_info=True)  # it may need labels as they come
+        return None
     logger.debug("%s of the original on %d samples: %g; by chance: %s", spec.name, count, value, by_chance)
     if not by_chance:
         return None

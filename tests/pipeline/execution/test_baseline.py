@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,18 @@ def test_few_samples_at_chance_are_a_warning() -> None:
     assert "on 40 evaluation samples, no better than with the labels of other samples" in warning
     assert checked("classification", LARGEST[:7], always_the_first) is None
     assert checked("classification", LARGEST[:40], lambda x: x) is None
+
+
+def test_metric_of_the_users_that_fails_on_shuffled_labels_is_left_alone() -> None:
+    module, task, samples = opened("classification", LARGEST, always_the_first)
+
+    def fails(*_: Any) -> Tensor:
+        raise TypeError("labels are no list")
+
+    broken = replace(task, metrics=(replace(task.metrics[0], right=fails),))
+    assert check_baseline(None, module, broken, samples, own_metrics=True) is None
+    with pytest.raises(TypeError):
+        check_baseline(None, module, broken, samples, own_metrics=False)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,11 @@ def test_own_dataset_with_boxes(project: Path, collate: str | None) -> None:
 def test_rows_loaders_and_frames_of_a_factory(project: Path) -> None:
     data = {"factory": f"{MODULE}:rows", "inputs": ["photo"], "labels": "kind"}
     assert labels_of(checked(project, "Classifier", data)).tolist() == [0, 1, 0, 1]
-    assert not checked(project, "Classifier", {**data, "labels": None}).evaluation.labelled
+    unlabelled = checked(project, "Classifier", {**data, "labels": None}).evaluation
+    assert not unlabelled.labelled
+    assert unlabelled.source.notes == ()
+    (note,) = checked(project, "Classifier", {"factory": f"{MODULE}:rows", "inputs": ["photo"]}).evaluation.source.notes
+    assert note.startswith(f"{MODULE}:rows: no label is read of photo, mean, kind")
     assert labels_of(checked(project, "Classifier", {"factory": f"{MODULE}:loader"})).tolist() == [0, 1, 0, 1]
     model = {"classes": ["cat", "dog"]}
     found = checked(project, "Classifier", {"factory": f"{MODULE}:frame"}, model=model)
