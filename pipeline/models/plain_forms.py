@@ -1,7 +1,8 @@
 """Operators in a spelling that some deployment format does not know, as the plain operators that all of them know.
 
 Average pools with a divisor, which torch's ONNX exporter drops; sums and differences with ``alpha``, which the
-converter to TFLite does not take; and ``a & b``, which coremltools takes for an operator in place by its name, __and__.
+converter to TFLite does not take; grouped-query attention, whose keys that converter gives to the wrong heads; and
+``a & b``, which coremltools takes for an operator in place by its name, __and__.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 aten = torch.ops.aten
+ATTENTION = aten.scaled_dot_product_attention.default
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
 SPATIAL_AXES = {aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
 BITWISE = {
@@ -38,6 +40,8 @@ def in_plain_forms(program: ExportedProgram) -> ExportedProgram:
             ways[node.target] = _scaled(node.target, SPATIAL_AXES[node.target])
         elif node.target in SUMS and node.kwargs.get("alpha", 1) != 1:
             ways[node.target] = _weighted(node.target)
+        elif node.target is ATTENTION and node.kwargs.get("enable_gqa"):
+            ways[node.target] = _with_keys_of_each_head
     if not ways:
         return program
     plain: ExportedProgram = program.run_decompositions(ways)
@@ -53,6 +57,25 @@ def _weighted(operator: Any) -> Callable[..., Any]:
         return NotImplemented if alpha == 1 else operator(x, other * alpha)
 
     return total
+
+
+def _with_keys_of_each_head(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Attention in which several heads share keys and values, with a copy of these for each."""
+    if not enable_gqa:
+        return NotImplemented
+    heads = query.shape[-3] // key.shape[-3]
+    keys, values = (x.unsqueeze(-3).expand(*x.shape[:-2], heads, *x.shape[-2:]).flatten(-4, -3) for x in (key, value))
+    return ATTENTION(query, keys, values, mask, dropout, is_causal, scale=scale)
 
 
 def _scaled(operator: Any, spatial: int) -> Callable[..., Any]:

@@ -3,7 +3,8 @@
 They hold for float models and for programs, for every goal, and keep what the graph computes:
 
 1. An ``expand`` is left out for operators that broadcast; any other reader, and every ``repeat``, selects by indices.
-   The converter permutes the axes of an image that is expanded to NHWC, but not those of the expansion.
+   The converter permutes the axes of an image that is expanded to NHWC, but not those of the expansion; and it
+   multiplies by the wrong rows where keys of one head are expanded to several heads.
 2. Resizing to the nearest pixel selects rows and columns by torch's indices, where TFLite's formula gives others.
 3. Bicubic and antialiased resizing is a product with a constant matrix for each axis.
 4. A masked attention replaces the masked scores, so that a query that may look at nothing gives zeros, not NaN.
@@ -115,14 +116,14 @@ def correct(program: GraphModule, inputs: tuple[Tensor, ...]) -> Counter[str]:
 
 def expansions(program: GraphModule) -> int:
     """Correction 1."""
-    nodes = [node for node in _calls(program, *EXPANDING, *REPEATING) if len(shape_of(node)) == IMAGE]
+    nodes = [node for node in _calls(program, *EXPANDING, *REPEATING) if len(shape_of(node)) >= IMAGE]
     for node in nodes:
         x = arguments(node)[0]
         if node.target in EXPANDING:
             for reader, read in _broadcasting_readers(node):
                 if _shape_with(reader, read, x) == shape_of(reader):
                     reader.replace_input_with(read, x)
-        size = (*[1] * (IMAGE - len(shape_of(x))), *shape_of(x))
+        size = (*[1] * (len(shape_of(node)) - len(shape_of(x))), *shape_of(x))
         with program.graph.inserting_before(node):
             steps = [] if size == shape_of(x) else [(aten.reshape.default, (list(size),))]
             for axis, (few, many) in enumerate(zip(size, shape_of(node), strict=True)):

@@ -758,6 +758,32 @@ CHECKPOINTS = [
         "model: {huggingface:",
     ),
     mistake(
+        "no folder of transformers", at("model", {"huggingface": "bert"}), "bert", "no such folder", "save_pretrained"
+    ),
+    mistake(
+        "folder without a configuration",
+        both(lambda p: (p.folder / "bert").mkdir(), at("model", {"huggingface": "bert"})),
+        "bert",
+        "no config.json",
+        "save_pretrained",
+    ),
+    mistake(
+        "configuration of an unknown network",
+        both(
+            lambda p: (p.folder / "bert").mkdir(),
+            file("bert/config.json", b'{"model_type": "no_such"}'),
+            at("model", {"huggingface": "bert"}),
+        ),
+        "config.json",
+        "transformers knows",
+        "never run",
+    ),
+    mistake(
+        "two models", at("model.huggingface", "bert"), "model", "huggingface names the network", "remove checkpoint"
+    ),
+    mistake("unknown state", at("model.states", {"h": "h_out"}), "model.states", "no input 'h'", "{input: output}"),
+    mistake("state of images", at("model.states", {"image": "output"}), "model.states", "every input is a state"),
+    mistake(
         "Core ML package",
         both(
             lambda p: (p.folder / "a.mlpackage").mkdir(),

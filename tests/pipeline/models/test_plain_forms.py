@@ -68,6 +68,26 @@ def test_attention_can_still_be_taken_apart() -> None:
     torch.testing.assert_close(graph(x), Attending()(x))
 
 
+class Grouped(nn.Module):
+    """Four heads, of which each two share their keys and values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            x[..., a:b].view(-1, 5, (b - a) // 3, 3).transpose(1, 2) for a, b in ((0, 12), (12, 18), (18, 24))
+        )
+        return F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+
+
+def test_heads_that_share_keys_get_a_copy_of_them() -> None:
+    program = capture(Grouped(), (TensorSpec(name="x", shape=(5, 24)),))
+    x = torch.randn(2, 5, 24)
+    torch.testing.assert_close(program.module()(x), Grouped()(x))
+    (attention,) = program.graph.find_nodes(
+        op="call_function", target=torch.ops.aten.scaled_dot_product_attention.default
+    )
+    assert not attention.kwargs.get("enable_gqa")
+
+
 class Bitwise(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         return x & y, x | y, x ^ y, x & 3, x | 4, x ^ 5, x << y % 5, x >> y % 5, x << 2, (x > 3) & (y > 2)

@@ -48,6 +48,28 @@ def reduced(x):
     return x.mean((2, 3))[:, :, None, None]
 
 
+class SharedKeys(nn.Module):
+    """Attention of two heads that share their keys and values, which are expanded to both."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        query = self.query(x).view(-1, 6, 2, 4).transpose(1, 2)
+        shared = (each(x).view(-1, 6, 1, 4).transpose(1, 2)[:, :, None] for each in (self.key, self.value))
+        key, value = (each.expand(-1, 1, 2, 6, 4).reshape(-1, 2, 6, 4) for each in shared)
+        mask = torch.ones(6, 6, dtype=torch.bool).tril()
+        return F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).reshape(-1, 6, 8)
+
+
+def test_heads_that_share_keys_read_them(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(1, 6, 8)
+    (expected,), (found,), _ = outputs(SharedKeys().eval(), x, tmp_path, quantized=False)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 FLOAT = {
     "nearest, half": lambda x: F.interpolate(x, scale_factor=0.5),
     "nearest, 1.5 times": lambda x: F.interpolate(x, scale_factor=1.5),
