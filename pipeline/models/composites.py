@@ -79,6 +79,21 @@ def _softmax(function: Any) -> Callable[[Node], bool]:
 
 
 def _layer_norm(node: Node) -> bool:
+    return _first_result(node, aten.layer_norm.default, node.args)
+
+
+def _group_norm(node: Node) -> bool:
+    x, weight, bias, _, _, _, groups, epsilon = node.args
+    return _first_result(node, aten.group_norm.default, (x, groups, weight, bias, epsilon))
+
+
+def _batch_norm(node: Node) -> bool:
+    if node.args[5]:  # it normalises by the batch
+        return False
+    return _first_result(node, aten.batch_norm.default, (*node.args, False))
+
+
+def _first_result(node: Node, function: Any, arguments: tuple[Any, ...]) -> bool:
     """The first of the three results is the function's; the others are there for training."""
     if any(user.target is not operator.getitem or (user.args[1] != 0 and user.users) for user in node.users):
         return False
@@ -87,7 +102,7 @@ def _layer_norm(node: Node) -> bool:
             user.replace_all_uses_with(node)
             node.meta["val"] = user.meta["val"]
         user.graph.erase_node(user)
-    node.target = aten.layer_norm.default
+    node.target, node.args = function, arguments
     return True
 
 
@@ -115,4 +130,6 @@ _COMPOSE: dict[Any, Callable[[Node], bool]] = {
     aten._softmax.default: _softmax(aten.softmax.int),
     aten._log_softmax.default: _softmax(aten.log_softmax.int),
     aten.native_layer_norm.default: _layer_norm,
+    aten.native_group_norm.default: _group_norm,
+    aten.native_batch_norm.default: _batch_norm,
 }

@@ -23,7 +23,7 @@ from torch.utils import _pytree
 from pipeline.core import CheckpointError, TensorSpec, first_line
 from pipeline.core.arrays import Array
 from pipeline.core.bounded import ChildError, run_bounded
-from pipeline.models.capture import UNLIKE, example_inputs
+from pipeline.models.capture import UNLIKE, example_inputs, plain_kernels
 from pipeline.models.exported_program import read_program
 
 SECONDS = 600
@@ -116,26 +116,46 @@ def convert(path: str, specs: list[dict[str, Any]]) -> Array:
 
 def _program(module: Any, inputs: tuple[TensorSpec, ...], path: str) -> ExportedProgram:
     """The first conversion that computes what the archive does: for any number of samples, or for one at a time."""
-    from torch._export.converter import TS2EPConverter
-
     problem = ""
-    for batch, counts in ((UNLIKE, (1, 2)), (1, (1,))):
+    for convert_it, batch in ((_converted, UNLIKE), (_converted, 1), (_recorded, 1)):
         try:
             with torch.no_grad():
-                program = _with_plain_outputs(TS2EPConverter(module, example_inputs(inputs, batch)).convert())
-                differing = [count for count in counts if not _follows(program, module, example_inputs(inputs, count))]
+                program = convert_it(module, example_inputs(inputs, batch))
+                follows = _follows(program, module, inputs, alone=batch == 1)
         except Exception as error:  # the converter raises whatever it meets
-            problem = first_line(error)
+            problem = problem or first_line(error)
             continue
-        if not differing:
+        if follows:
             return program
-        problem = "the program that it becomes computes something else"
+        problem = problem or "the program that it becomes computes something else"
     raise CheckpointError(f"is TorchScript that torch cannot convert: {problem}", where=path, fix=_FIX)
 
 
-def _follows(program: ExportedProgram, module: Any, values: tuple[Tensor, ...]) -> bool:
-    expected, found = (_pytree.tree_leaves(result) for result in (module(*values), program.module()(*values)))
-    return len(expected) == len(found) and all(map(_alike, expected, found))
+def _converted(module: Any, values: tuple[Tensor, ...]) -> ExportedProgram:
+    """By torch's converter, which takes what was traced, and what was scripted without branches and loops."""
+    from torch._export.converter import TS2EPConverter
+
+    return _with_plain_outputs(TS2EPConverter(module, values).convert())
+
+
+def _recorded(module: Any, values: tuple[Tensor, ...]) -> ExportedProgram:
+    """By the operators that run for these values; a branch or loop that depends on values cannot be recorded."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with plain_kernels():
+        graph = make_fx(lambda *given: module(*given))(*values)
+        return torch.export.export(graph, values, strict=False)
+
+
+def _follows(program: ExportedProgram, module: Any, inputs: tuple[TensorSpec, ...], *, alone: bool) -> bool:
+    """Whether the two give the same for three samples, one by one, and together where that is possible."""
+    three = example_inputs(inputs, 3)
+    calls = [tuple(value[index : index + 1] for value in three) for index in range(3)]
+    for values in calls if alone else [*calls, three]:
+        expected, found = (_pytree.tree_leaves(result) for result in (module(*values), program.module()(*values)))
+        if len(expected) != len(found) or not all(map(_alike, expected, found)):
+            return False
+    return True
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pipeline.core import TensorSpec
 from pipeline.models.capture import capture
 from pipeline.models.checkpoints.torchscript import _program
+from pipeline.models.composites import composed
 
 X = TensorSpec(name="x", shape=(3, 8, 8))
 
@@ -30,6 +32,26 @@ class Layers(nn.Module):
 
 
 NAMES = {"conv2d": 1, "conv_transpose2d": 1, "conv1d": 1, "layer_norm": 1, "linear": 2, "softmax": 1, "log_softmax": 1}
+
+
+class Norms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.group, self.batch = nn.GroupNorm(2, 4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.batch(self.group(x))  # type: ignore[no-any-return]
+
+
+def test_norms_of_recorded_operators_are_functions_again() -> None:
+    module, x = Norms().eval(), torch.randn(1, 4, 3, 3)
+    graph = make_fx(module)(x)
+    assert torch.ops.aten.native_group_norm.default in {node.target for node in graph.graph.nodes}
+    captured = composed(export(graph, (x,), strict=False))
+    names = {str(node.target) for node in captured.graph.nodes if node.op == "call_function"}
+    assert "aten.group_norm.default" in names
+    assert not any("native_group" in name or "native_batch_norm.default" in name for name in names)
+    torch.testing.assert_close(captured.module()(x), module(x))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -119,6 +119,11 @@ def test_a_frozen_and_a_scripted_archive_are_read_where_torch_converts_them(tmp_
         torch.jit.save(script, str(tmp_path / "model.pt"))
         model = load(ModelSource(checkpoint=Path("model.pt"), inputs=inputs), tmp_path)
         torch.testing.assert_close(model.module(*values), module(*values))
+    attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    torch.jit.save(torch.jit.script(attention), str(tmp_path / "model.pt"))  # its branches depend on no value
+    model = load(ModelSource(checkpoint=Path("model.pt"), inputs=(image(5, 8),)), tmp_path)
+    x = torch.randn(1, 5, 8)
+    torch.testing.assert_close(model.module(x), attention(x))
     torch.jit.save(torch.jit.script(Branching()), str(tmp_path / "model.pt"))
     with pytest.raises(CheckpointError, match="TorchScript that torch cannot convert") as caught:
         load(ModelSource(checkpoint=Path("model.pt"), inputs=(image(3),)), tmp_path)
