@@ -106,6 +106,20 @@ def _first_result(node: Node, function: Any, arguments: tuple[Any, ...]) -> bool
     return True
 
 
+def _resizing(function: Any, settings: int) -> Callable[[Node], bool]:
+    """A resizing to a size, with so many settings behind it, and then with factors that follow from the sizes."""
+
+    def compose(node: Node) -> bool:
+        before, after = node.args[0].meta["val"].shape[2:], node.args[1]
+        scales = node.args[2 + settings :]
+        if any(scale not in (None, to / size) for scale, size, to in zip(scales, before, after, strict=False)):
+            return False
+        node.target, node.args = function, (*node.args[: 2 + settings], None)
+        return True
+
+    return compose
+
+
 def _transposed(node: Any) -> Node | None:
     """The matrix of which this is the transpose."""
     if not isinstance(node, Node) or _rank(node) != 2:
@@ -132,4 +146,6 @@ _COMPOSE: dict[Any, Callable[[Node], bool]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
     aten.native_batch_norm.default: _batch_norm,
+    aten.upsample_nearest2d.default: _resizing(aten.upsample_nearest2d.vec, 0),
+    aten.upsample_bilinear2d.default: _resizing(aten.upsample_bilinear2d.vec, 1),
 }

@@ -142,7 +142,7 @@ def _recorded(module: Any, values: tuple[Tensor, ...]) -> ExportedProgram:
     """By the operators that run for these values; a branch or loop that depends on values cannot be recorded."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with plain_kernels():
+    with plain_kernels(), torch.enable_grad():  # with gradients, attention runs as known operators
         graph = make_fx(lambda *given: module(*given))(*values)
         return torch.export.export(graph, values, strict=False)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
 
 from pipeline.core import TensorSpec
 from pipeline.models.capture import capture
@@ -40,10 +41,11 @@ class Norms(nn.Module):
         self.group, self.batch = nn.GroupNorm(2, 4), nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.batch(self.group(x))  # type: ignore[no-any-return]
+        larger = functional.interpolate(self.batch(self.group(x)), scale_factor=2.0, mode="bilinear")
+        return functional.interpolate(larger, scale_factor=1.5)
 
 
-def test_norms_of_recorded_operators_are_functions_again() -> None:
+def test_norms_and_resizings_of_recorded_operators_are_functions_again() -> None:
     module, x = Norms().eval(), torch.randn(1, 4, 3, 3)
     graph = make_fx(module)(x)
     assert torch.ops.aten.native_group_norm.default in {node.target for node in graph.graph.nodes}
@@ -51,6 +53,7 @@ def test_norms_of_recorded_operators_are_functions_again() -> None:
     names = {str(node.target) for node in captured.graph.nodes if node.op == "call_function"}
     assert "aten.group_norm.default" in names
     assert not any("native_group" in name or "native_batch_norm.default" in name for name in names)
+    assert {"aten.upsample_bilinear2d.vec", "aten.upsample_nearest2d.vec"} <= names
     torch.testing.assert_close(captured.module()(x), module(x))
 
 
