@@ -110,11 +110,12 @@ def _resizing(function: Any, settings: int) -> Callable[[Node], bool]:
     """A resizing to a size, with so many settings behind it, and then with factors that follow from the sizes."""
 
     def compose(node: Node) -> bool:
-        before, after = node.args[0].meta["val"].shape[2:], node.args[1]
-        scales = node.args[2 + settings :]
+        arguments: Any = node.args
+        before, after = arguments[0].meta["val"].shape[2:], arguments[1]
+        scales = arguments[2 + settings :]
         if any(scale not in (None, to / size) for scale, size, to in zip(scales, before, after, strict=False)):
             return False
-        node.target, node.args = function, (*node.args[: 2 + settings], None)
+        node.target, node.args = function, (*arguments[: 2 + settings], None)
         return True
 
     return compose
