@@ -43,7 +43,13 @@ logger = logging.getLogger(__name__)
 
 
 def check_baseline(
-    expected: Mapping[str, float] | None, module: nn.Module, task: Task, evaluation: SampleSet, *, own_metrics: bool
+    expected: Mapping[str, float] | None,
+    module: nn.Module,
+    task: Task,
+    evaluation: SampleSet,
+    *,
+    own_metrics: bool,
+    doubts: Sequence[str] = (),
 ) -> str | None:
     """Hold the original to what is expected of it; where nothing is said, to be better than chance.
 
@@ -52,6 +58,7 @@ def check_baseline(
 
     Args:
         expected: Values of metrics; none at all asks for no check.
+        doubts: What is doubtful about the samples already: likely causes, named first.
         own_metrics: Whether the metrics are the user's, of which nothing is known: they never stop a run.
 
     Returns:
@@ -61,7 +68,7 @@ def check_baseline(
         RecipeError: The model is no better than chance, or off what is expected; names the likely causes.
     """
     if expected is not None:
-        _require_expected(expected, module, task, evaluation)
+        _require_expected(expected, module, task, evaluation, "; ".join((*doubts, CAUSES)))
         return None
     spec = next((spec for spec in task.usable(labelled=evaluation.labelled) if spec.needs_labels), None)
     if spec is None or len(evaluation) < FEWEST:
@@ -82,10 +89,12 @@ def check_baseline(
     go_on = f"set model: {{expect: {{{spec.name}: {_rounded(whole)}}}}} to go on with such a model"
     if count < ENOUGH or own_metrics:
         return f"{problem}. With so few samples that may be an accident; if not, {CAUSES}; or {go_on}"
-    raise RecipeError(problem, where="model", fix=f"{CAUSES}; or {go_on}")
+    raise RecipeError(problem, where="model", fix="; ".join((*doubts, f"{CAUSES}; or {go_on}")))
 
 
-def _require_expected(expected: Mapping[str, float], module: nn.Module, task: Task, evaluation: SampleSet) -> None:
+def _require_expected(
+    expected: Mapping[str, float], module: nn.Module, task: Task, evaluation: SampleSet, causes: str
+) -> None:
     known = {spec.name: spec for spec in task.usable(labelled=evaluation.labelled) if spec.needs_labels}
     for name in expected:
         if name not in known:
@@ -108,7 +117,7 @@ def _require_expected(expected: Mapping[str, float], module: nn.Module, task: Ta
                 f"{info.title} of the original is {_shown(value, info)} on {len(evaluation)} evaluation samples "
                 f"(95 %: {_shown(low, info)} to {_shown(high, info)}), not {_shown(wanted, info)}",
                 where=f"model.expect.{name}",
-                fix=f"{CAUSES}; or correct model.expect",
+                fix=f"{causes}; or correct model.expect",
             )
 
 

@@ -125,11 +125,13 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     )
     _check_architectures(prepared)
     own_metrics = recipe.task is not None and bool(recipe.task.metrics)
-    chance = check_baseline(recipe.model.expect, whole.module, task, sets["evaluation"], own_metrics=own_metrics)
+    doubts = tuple(doubtful_values(sets))
+    chance = check_baseline(
+        recipe.model.expect, whole.module, task, sets["evaluation"], own_metrics=own_metrics, doubts=doubts
+    )
     made = [samples.source.warning for samples in sets.values() if isinstance(samples.source, SyntheticSource)]
     few = too_few(task, budgets, evaluation=sets["evaluation"], held_out=held_out if recipe.stages else None)
-    doubts = (*made, *doubtful_values(sets), *filter(None, [chance]), *few)
-    return replace(prepared, warnings=doubts)
+    return replace(prepared, warnings=(*made, *doubts, *filter(None, [chance]), *few))
 
 
 def _check_architectures(prepared: Prepared) -> None:

@@ -157,10 +157,19 @@ def test_run_stops_before_any_stage_or_warns_in_its_report(
     report = run(unsaid, tmp_path / "out", root=tiny)
     (warning,) = report.warnings  # 32 samples
     assert warning in capsys.readouterr().err
-    with pytest.raises(RecipeError, match=r"model.expect.top1: .* not 93.0 %"):
+    assert recipe.data.preprocessing.scale == 1 / 255
+    with pytest.raises(RecipeError, match=r"(?s)model.expect.top1: .* not 93.0 %.*fix: check the weights"):
         run(
             recipe.model_copy(update={"model": recipe.model.model_copy(update={"expect": {"top1": 0.93}})}),
             tmp_path / "off",
             root=tiny,
         )
     assert not (tmp_path / "off").exists()
+
+
+def test_what_is_doubtful_about_the_samples_is_the_first_cause() -> None:
+    doubt = "data.evaluation: image looks normalised already"
+    model = opened("classification", LARGEST, always_the_first)
+    for expected in (None, {"top1": 0.9}):
+        with pytest.raises(RecipeError, match=f"fix: {doubt}; check the weights"):
+            check_baseline(expected, *model, own_metrics=False, doubts=(doubt,))
