@@ -72,7 +72,9 @@ def describe(tflite_model: Any, model: Model, *, variant: str, layout: Layout) -
     and crop), the inputs' original shapes and their layout here, and the hash of the recipe that made the model.
     """
     inputs = [
-        spec.model_dump(mode="json") | {"layout": layout if len(spec.shape) == 3 else None} for spec in model.inputs
+        spec.model_dump(mode="json", include={"name", "shape", "dtype"})
+        | {"layout": layout if len(spec.shape) == 3 else None}
+        for spec in model.inputs
     ]
     facts = {
         "producer": f"edgewright {version('edgewright')}",

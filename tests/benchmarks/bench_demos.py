@@ -1,10 +1,13 @@
 """What the embedded demos lose in INT8, and pruned to half of their multiply-accumulates.
 
-Run ``python -m tests.benchmarks.bench_demos``; about 40 minutes on 2 cores. For each of detection, segmentation,
+Run ``python -m tests.benchmarks.bench_demos``; about 90 minutes on 2 cores. For each of detection, segmentation,
 keyword and denoise it prints, and writes to ``results/demos.json``:
 
 * ``int8``: the checkpoint quantized alone: its metric in each target, in FP32 and INT8, sizes and latencies;
-* ``half``: pruned to half of its MACs, distilled on more training data than is committed, and quantized.
+* ``qat``: the same after quantization-aware training;
+* ``half``: pruned to half of its MACs, distilled, and quantized.
+
+The last two train on more data than is committed: the first samples that the checkpoint was trained on.
 
 Nothing is chosen by the test samples. ``--task`` and ``--part`` run some of them and leave the others' results in the
 file. ``--samples`` and ``--epochs`` make it shorter; the figures then are not those of the full run.
@@ -41,13 +44,20 @@ MADE: dict[Demo, Callable[[int], Arrays]] = {
     Demo.KEYWORD: lambda count: utterances("train", range(count)),
     Demo.DENOISE: lambda count: pairs("train", range(1000, 1000 + count)),
 }
-"""The first samples that the checkpoint was trained on."""
-SAMPLES = 4000
+SAMPLES = 8000
+PARTS = ("int8", "qat", "half")
+LONG = {"batch_size": 64, "optimizer": "adamw", "weight_decay": 0.01, "ema": 0.99, "warmup_ratio": 0.1}
 DISTILL: dict[Demo, dict[str, Any]] = {
-    Demo.DETECTION: {"epochs": 16, "batch_size": 64, "optimizer": "adamw", "learning_rate": 0.003},
-    Demo.SEGMENTATION: {"epochs": 8, "batch_size": 64, "optimizer": "adamw", "learning_rate": 0.003},
+    Demo.DETECTION: {**LONG, "epochs": 24, "learning_rate": 0.004},
+    Demo.SEGMENTATION: {**LONG, "epochs": 24, "learning_rate": 0.006},
     Demo.KEYWORD: {"epochs": 12, "batch_size": 128, "optimizer": "adamw", "learning_rate": 0.004},
     Demo.DENOISE: {"epochs": 8, "batch_size": 64, "optimizer": "adamw", "learning_rate": 0.003},
+}
+QAT: dict[Demo, dict[str, Any]] = {
+    Demo.DETECTION: {"epochs": 2, "batch_size": 64, "optimizer": "adamw", "learning_rate": 0.0005},
+    Demo.SEGMENTATION: {"epochs": 2, "batch_size": 64, "optimizer": "adamw", "learning_rate": 0.0005},
+    Demo.KEYWORD: {"epochs": 2, "batch_size": 64, "optimizer": "adamw", "learning_rate": 0.0005},
+    Demo.DENOISE: {"epochs": 2, "batch_size": 32, "optimizer": "adamw", "learning_rate": 0.002},
 }
 
 
@@ -115,22 +125,26 @@ def main() -> None:
     """Run what is asked for, print it, and keep it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--task", type=Demo, action="append", choices=list(MADE))
-    parser.add_argument("--part", action="append", choices=["int8", "half"])
+    parser.add_argument("--part", action="append", choices=PARTS)
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--epochs", type=int)
     given = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for demo in given.task or MADE:
-        for part in given.part or ("int8", "half"):
+        for part in given.part or PARTS:
             with tempfile.TemporaryDirectory() as scratch:
                 quantize = yaml.safe_load(recipe_of(demo).read_text())["stages"][-1]
-                if part == "int8":
-                    report = report_of(demo, [quantize], Path(scratch))
-                else:
-                    np.savez(Path(scratch) / "train.npz", **MADE[demo](given.samples))
-                    distill = DISTILL[demo] | ({"epochs": given.epochs} if given.epochs else {})
-                    stages = [{"prune": {"macs_ratio": 0.5}}, {"distill": distill}, quantize]
-                    report = report_of(demo, stages, Path(scratch), Path(scratch) / "train.npz")
+                epochs = {"epochs": given.epochs} if given.epochs else {}
+                stages: list[Any] = [quantize]
+                if part == "qat":
+                    stages = [{"quantize": quantize["quantize"] | {"qat": QAT[demo] | epochs}}]
+                elif part == "half":
+                    stages = [{"prune": {"macs_ratio": 0.5}}, {"distill": DISTILL[demo] | epochs}, quantize]
+                train = None
+                if part != "int8":
+                    train = Path(scratch) / "train.npz"
+                    np.savez(train, **MADE[demo](given.samples))
+                report = report_of(demo, stages, Path(scratch), train)
             print(lines(demo, part, report), flush=True)
             results[f"{demo} {part}"] = figures(report) | {"samples": given.samples, "cpu": cpu_name()}
             RESULTS.write_text(json.dumps(results, indent=2) + "\n")
