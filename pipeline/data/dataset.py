@@ -231,7 +231,7 @@ def unwrapped(dataset: Any, where: str, collate: Any) -> tuple[Any, Any]:
     if isinstance(sampler, SubsetRandomSampler):
         return Subset(dataset.dataset, sorted(sampler.indices)), collate or own
     every = isinstance(sampler, SequentialSampler) or (
-        isinstance(sampler, RandomSampler) and not sampler.replacement and len(sampler) == len(dataset.dataset)  # type: ignore[arg-type]
+        isinstance(sampler, RandomSampler) and not sampler.replacement and len(sampler) == len(dataset.dataset)  # type: ignore[arg-type]  # torch's Dataset declares no __len__
     )
     if not every:
         problem = f"is a DataLoader with a {type(sampler).__name__}, which chooses samples in a way of its own"

@@ -170,7 +170,10 @@ def _collector(module: nn.Module) -> Callable[[Sequence[Tensor]], list[Layer]]:
         found: list[Layer] = []
 
         def keep(norm: nn.Module, given: tuple[Any, ...]) -> None:
-            found.append(Layer(given[0], norm.running_mean, norm.running_var))  # type: ignore[arg-type]
+            assert isinstance(norm, _BatchNorm)  # it is hooked to no other
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            found.append(Layer(given[0], norm.running_mean, norm.running_var))
 
         norms = [each for each in module.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
         hooks = [norm.register_forward_pre_hook(keep) for norm in norms]

@@ -11,11 +11,13 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pipeline.core import CheckpointError, TensorSpec, did_you_mean, first_line
 from pipeline.core.arrays import Array
@@ -125,7 +127,10 @@ class Network(nn.Module):
         for entry, path in zip(layers, _paths(layers), strict=True):
             if entry["class_name"] != "InputLayer":
                 below = {name.removeprefix(path): array for name, array in arrays.items() if name.startswith(path)}
-                self.layers[_key(entry["config"]["name"])] = _built(entry, below, depth)
+                key = _key(entry["config"]["name"])
+                if key in self.layers:
+                    raise UnknownLayerError(f"{str(entry['config']['name'])[:60]!r} (a name like another layer's)")
+                self.layers[key] = _built(entry, below, depth)
         if kind == "Sequential":
             self._chain(layers)
         else:
@@ -165,33 +170,26 @@ class Network(nn.Module):
         return _resolved(self.gives, results)
 
 
+@dataclass(frozen=True, slots=True)
 class _Reference:
     """The result of a call, or one of several."""
 
-    def __init__(self, key: Key, index: int) -> None:
-        self.key, self.index = key, index
+    key: Key
+    index: int
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Reference) and (self.key, self.index) == (other.key, other.index)
-
-    __hash__ = None  # type: ignore[assignment]  # nothing looks one up
+    def of(self, results: dict[Key, Any]) -> Any:
+        """What it stands for."""
+        found = results[self.key]
+        return found[self.index] if isinstance(found, tuple | list) else found
 
 
 def _resolved(value: Any, results: dict[Key, Any]) -> Any:
-    if isinstance(value, _Reference):
-        found = results[value.key]
-        return found[value.index] if isinstance(found, tuple | list) else found
-    if isinstance(value, dict):
-        return {key: _resolved(each, results) for key, each in value.items()}
-    return tuple(_resolved(each, results) for each in value) if isinstance(value, tuple | list) else value
+    """Arguments or outputs with what their references stand for."""
+    return tree_map_only(_Reference, lambda reference: reference.of(results), value)
 
 
-def _references(value: Any) -> Iterator[_Reference]:
-    if isinstance(value, _Reference):
-        yield value
-    elif isinstance(value, dict | tuple | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _references(each)
+def _references(value: Any) -> list[_Reference]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, _Reference)]
 
 
 def _arguments(node: dict[str, Any]) -> tuple[Any, ...]:

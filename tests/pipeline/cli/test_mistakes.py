@@ -97,6 +97,11 @@ def checkpoint(name: str, content: bytes) -> Change:
     return both(file(name, content), at("model.checkpoint", name))
 
 
+def folder(name: str, holds: str, content: bytes) -> Change:
+    """A checkpoint that is a folder with one file."""
+    return both(lambda p: (p.folder / name).mkdir(), file(f"{name}/{holds}", content), at("model.checkpoint", name))
+
+
 def torch_file(value: object) -> Change:
     """A checkpoint that torch has saved."""
     buffer = io.BytesIO()
@@ -738,22 +743,14 @@ CHECKPOINTS = [
     mistake("TensorFlow checkpoint", checkpoint("model.ckpt.index", b"\0\0\0"), "TensorFlow checkpoint"),
     mistake(
         "SavedModel",
-        both(
-            lambda p: (p.folder / "saved").mkdir(),
-            file("saved/saved_model.pb", b"\x08\1"),
-            at("model.checkpoint", "saved"),
-        ),
+        folder("saved", "saved_model.pb", b"\x08\1"),
         "saved",
         "SavedModel",
         "PyTorch",
     ),
     mistake(
         "folder of transformers",
-        both(
-            lambda p: (p.folder / "bert").mkdir(),
-            file("bert/config.json", b"{}"),
-            at("model.checkpoint", "bert"),
-        ),
+        folder("bert", "config.json", b"{}"),
         "save_pretrained",
         "model: {huggingface:",
     ),
@@ -1337,5 +1334,8 @@ def test_commands_name_the_place_and_the_fix(
         assert part in printed
 
 
-def test_mistakes_are_many() -> None:
-    assert len([*FILES, *VALUES, *CHECKPOINTS, *FACTORIES, *DATA, *COMMANDS]) >= 150
+def test_security_states_how_many_mistakes_are_tried() -> None:
+    count = len([*FILES, *VALUES, *CHECKPOINTS, *FACTORIES, *DATA, *COMMANDS])
+    assert count >= 150
+    text = (Path(__file__).parents[3] / "SECURITY.md").read_text()
+    assert f"| Mistakes of users: recipes, checkpoints, data, options, folders | {count} | 0 |" in text

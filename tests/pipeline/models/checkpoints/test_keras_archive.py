@@ -42,6 +42,13 @@ def layer(kind: str, name: str, **config: Any) -> dict[str, Any]:
     }
 
 
+def test_layers_whose_names_become_one_are_refused(tmp_path: Path) -> None:
+    """Torch takes no slash in a module's name; one layer in the place of both would be silently wrong."""
+    layers = [layer("ReLU", name) for name in ("a/b", "a_b")]
+    with pytest.raises(CheckpointError, match=r"'a_b'.*name like another"):
+        read_keras(archive(tmp_path / "model.keras", *layers), ())
+
+
 DENSE = layer("Dense", "fc", use_bias=True, activation="relu")
 WEIGHTS = {"layers/dense/vars/0": np.array([[1.0, -1], [2, 1]]), "layers/dense/vars/1": np.array([0.5, 0])}
 
