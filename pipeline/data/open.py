@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.data.npz import NpzSource
 from pipeline.data.rows import Tokenize
 from pipeline.data.samples import SampleSet, Source
 from pipeline.data.sound import is_sound_input
-from pipeline.data.source import COCO_LABELS, CocoLabels, DataSource
+from pipeline.data.source import COCO_LABELS, CocoLabels, DataSource, Part
 from pipeline.data.table import TableSource
 
 MAX_SAMPLES = 10**9
@@ -70,9 +71,17 @@ def open_samples(
     opened.upright, opened.sampling_rate = preprocessing.exif, preprocessing.sampling_rate
     opened.classes = opened.classes or tuple(classes)
     samples = from_source(opened, inputs, preprocessing, name=name)
+    samples = samples if source.part is None else _part(samples, source.part)
     samples = samples if source.limit is None else samples.take(source.limit)
     logger.debug("opened %s: %d of %d samples of %s", name, len(samples), len(opened), opened.where)
     return samples
+
+
+def _part(samples: SampleSet, part: Part) -> SampleSet:
+    if len(samples) < 2:
+        raise DataError("holds a single sample, which has no parts", where=samples.source.where, fix="remove part")
+    rest, held_out = samples.split(max(1, round(len(samples) * part.share)), part.seed)
+    return replace(held_out if part.held_out else rest, name=samples.name)
 
 
 def _dataset(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.core import Distinct, FilePath, Integer, PositiveInt, Preprocessing, Setting
+from pipeline.core import Distinct, FilePath, Flag, Integer, Number, PositiveInt, Preprocessing, Setting
 
 FACTORY = r"^\w+(\.\w+)*:\w+(\.\w+)*$"
 Factory = Annotated[str, Field(pattern=FACTORY)]
@@ -28,10 +28,19 @@ _ONLY_WITH = {
     "ignore": ("masks",),
     "split": ("huggingface",),
     "box_format": ("npz", "table", "huggingface", "factory"),
+    "part": ("npz", "folder", "table", "huggingface", "factory"),
     "kwargs": ("factory",),
     "collate": ("factory",),
 }
 """Keys that say more about another one."""
+
+
+class Part(Setting):
+    """One of two parts into which a set is divided at random, the same way wherever the share and seed are the same."""
+
+    held_out: Flag = Field(description="the held-out samples; false: all others")
+    share: Number = Field(0.2, gt=0, le=0.5, description="of the samples that are held out")
+    seed: Integer = Field(0, ge=0, le=2**32 - 1)
 
 
 class DataSource(Setting):
@@ -73,7 +82,10 @@ class DataSource(Setting):
     preprocessing: Preprocessing | None = Field(
         None, description="of this set, in place of data.preprocessing; {} for samples that are the model's inputs"
     )
-    limit: PositiveInt | None = Field(None, description="use this many samples, evenly spaced over the set")
+    part: Part | None = Field(None, description="use one part of the set, such as for training, and the rest elsewhere")
+    limit: PositiveInt | None = Field(
+        None, description="use this many samples, evenly spaced over the set, or over its part"
+    )
 
     @model_validator(mode="before")
     @classmethod

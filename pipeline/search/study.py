@@ -29,7 +29,6 @@ from pipeline.report.model import Report
 from pipeline.search.front import Point, write_front
 from pipeline.search.objectives import Objective
 from pipeline.search.trials import SPACE, judged_on_training_data, propose
-from pipeline.search.trials import part_of_training_data as part_of_training_data  # recipes of trials name it here
 
 _HEARTBEAT_S = 30
 _OPENINGS = 10
@@ -86,7 +85,7 @@ def search(
 
     def trial_values(trial: Trial) -> list[float]:
         trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
-        judged = judged_on_training_data(propose(recipe, trial), root)
+        judged = judged_on_training_data(propose(recipe, trial))
         with watch.trial():
             report = run(judged, out / "trials" / str(trial.number), root=root, store=out / ".store")
         values = [watch.value(objective, report) for objective in objectives]

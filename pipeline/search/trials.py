@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 from optuna.trial import Trial
 
-from pipeline.core import Preprocessing, TensorSpec
-from pipeline.core.arrays import Array
-from pipeline.data.open import open_samples
-from pipeline.data.samples import SampleSet, Source
-from pipeline.data.source import DataSource
+from pipeline.data.source import Part
 from pipeline.recipe import Importance, Recipe, parse_recipe
 
 logger = logging.getLogger(__name__)
@@ -57,64 +52,16 @@ def as_written(name: str, value: Any) -> Any:
     return [value] if name == "observers" else value
 
 
-def judged_on_training_data(recipe: Recipe, root: Path) -> Recipe:
+def judged_on_training_data(recipe: Recipe) -> Recipe:
     """The same recipe, fitted on one part of its training data and evaluated on the other."""
     train = recipe.data.train
     assert train is not None
-    parts = {
-        name: DataSource(
-            factory="pipeline.search.study:part_of_training_data",
-            kwargs={
-                "source": train.model_dump(mode="json", exclude_unset=True),
-                "inputs": [
-                    spec.model_dump(mode="json") for spec in recipe.model.inputs if spec.name not in recipe.model.states
-                ],
-                "classes": list(recipe.model.classes),
-                "root": str(root.resolve()),
-                "choosing": choosing,
-                "seed": recipe.seed,
-            },
-            preprocessing=train.preprocessing,
-        )
-        for name, choosing in (("train", False), ("evaluation", True))
-    }
+    fitted, chosen_by = (
+        train.model_copy(update={"part": Part(held_out=held_out, share=CHOOSING_SHARE, seed=recipe.seed)})
+        for held_out in (False, True)
+    )
     limit = recipe.data.calibration.limit if recipe.data.calibration is not None else None
-    calibration = parts["train"].model_copy(update={"limit": limit})
-    data = recipe.data.model_copy(update={**parts, "calibration": calibration})
+    calibration = fitted.model_copy(update={"limit": limit})
+    data = recipe.data.model_copy(update={"train": fitted, "evaluation": chosen_by, "calibration": calibration})
     model = recipe.model.model_copy(update={"expect": {}})  # what is expected holds for the evaluation set
     return recipe.model_copy(update={"data": data, "model": model})
-
-
-class _Part(Source):
-    """Some samples of a source."""
-
-    def __init__(self, samples: SampleSet) -> None:
-        source = samples.source
-        self.where, self.labelled, self.labels_where = source.where, source.labelled, source.labels_where
-        self.classes, self.kind, self.one_by_one = source.classes, source.kind, source.one_by_one
-        self.box_format, self.notes = source.box_format, source.notes
-        self._source, self._indices = source, samples.indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def read(self, indices: Sequence[int]) -> tuple[tuple[Array, ...], Any]:
-        self._source.upright, self._source.sampling_rate = self.upright, self.sampling_rate
-        return self._source.read([self._indices[index] for index in indices])
-
-    def input_place(self, index: int) -> str:
-        return self._source.input_place(self._indices[index])
-
-    def place_of(self, index: int) -> str:
-        return self._source.place_of(self._indices[index])
-
-
-def part_of_training_data(
-    source: dict[str, Any], inputs: list[dict[str, Any]], classes: list[str], root: str, choosing: bool, seed: int
-) -> _Part:
-    """The part of the training data that trials are judged on, or the rest; a recipe's data factory."""
-    specs = tuple(TensorSpec.model_validate(spec) for spec in inputs)
-    opened = DataSource.model_validate(source)
-    samples = open_samples(opened, specs, Preprocessing(), name="train", root=Path(root), classes=classes)
-    kept, chosen_by = samples.split(round(len(samples) * CHOOSING_SHARE), seed)
-    return _Part(chosen_by if choosing else kept)

@@ -916,6 +916,15 @@ def broken_image(project: Project) -> None:
 
 
 DATA = [
+    mistake(
+        "part of synthetic inputs",
+        at("data.calibration", {"synthetic": True, "part": {"held_out": False}}),
+        "data.calibration",
+        "part goes with",
+        "remove it",
+    ),
+    mistake("part without a side", at("data.train.part", {"share": 0.2}), "data.train.part.held_out", "required"),
+    mistake("all held out", at("data.train.part", {"held_out": True, "share": 1.0}), "part.share", "0.5"),
     mistake("npz is text", file("test.npz", b"a,b\n1,2\n"), "test.npz", "not a readable npz"),
     mistake("npz is empty", file("test.npz", b""), "test.npz", "not a readable npz"),
     mistake("npz is a npy", lambda p: np.save((p.folder / "test.npz").open("wb"), np.zeros(3)), "test.npz", "npz"),

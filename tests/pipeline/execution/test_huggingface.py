@@ -13,6 +13,7 @@ from pipeline.core import DataError, RecipeError
 from pipeline.execution.apply import run
 from pipeline.execution.prepare import Prepared, check
 from pipeline.recipe import Recipe, parse_recipe
+from pipeline.search.trials import judged_on_training_data
 from tests.networks import families
 
 
@@ -34,6 +35,15 @@ def texts(tmp_path: Path) -> Path:
     families.save("distilbert", tmp_path / "model")
     write_texts(tmp_path)
     return tmp_path
+
+
+def test_a_trial_of_a_search_reads_texts_by_the_folders_tokenizer(texts: Path) -> None:
+    source = {"table": "texts.csv"}
+    stages, data = [{"quantize": {}}], {"train": source}
+    trial = judged_on_training_data(recipe(source, stages=stages, targets=["onnx"], data=data))
+    prepared = check(trial, texts)
+    assert prepared.train is not None
+    assert not set(prepared.train.indices) & set(prepared.evaluation.indices)
 
 
 @pytest.mark.slow
