@@ -13,7 +13,7 @@ from pipeline.cli.show import summary
 from pipeline.recipe import parse_recipe
 from pipeline.report.model import read_report
 from tests.architecture_table import read_rows
-from tests.benchmarks import bench_quantization
+from tests.benchmarks import bench_demos, bench_quantization
 from tests.benchmarks.compress_fashion_mnist import table
 from tests.networks.architectures import ARCHITECTURES
 
@@ -69,6 +69,11 @@ def test_compression_table_in_readme_is_the_committed_result() -> None:
 
 def test_accuracy_table_in_readme_is_the_committed_result() -> None:
     assert bench_quantization.against_peers(bench_quantization.saved()) in README.read_text()
+
+
+@pytest.mark.parametrize("part", bench_demos.PARTS)
+def test_tables_of_the_demos_in_readme_are_the_committed_results(part: str) -> None:
+    assert bench_demos.table(json.loads(bench_demos.RESULTS.read_text()), part) in README.read_text()
 
 
 def onnx_rows() -> list[str]:

@@ -121,6 +121,28 @@ def lines(demo: Demo, part: str, report: Report) -> str:
     return "\n".join(rows)
 
 
+ROWS = {"detection": "mAP 50:95", "segmentation": "mean IoU", "keyword": "top-1", "denoise": "PSNR"}
+HEADER = "| | FP32 | onnxruntime | LiteRT | Core ML, by our interpreter |"
+
+
+def table(results: Mapping[str, Any], part: str) -> str:
+    """The README's table of a part: each demo's metric, and its speed against FP32 in the same runtime."""
+    rows = [HEADER, "|---|---|---|---|---|"]
+    for demo, metric in ROWS.items():
+        if (found := results.get(f"{demo} {part}")) is not None:
+            cells = [_shown(found["metric"], found["original"]["value"])]
+            for name in ("onnx", "tflite", "coreml"):
+                target = found["targets"][name]
+                faster = f", {target['fp32_ns'] / target['int8_ns']:.2f}×" if target["int8_ns"] else ""
+                cells.append(_shown(found["metric"], target["int8"]) + faster)
+            rows.append(f"| {demo}, {metric} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.2f} dB" if metric == "psnr" else f"{100 * value:.2f} %"
+
+
 def main() -> None:
     """Run what is asked for, print it, and keep it."""
     parser = argparse.ArgumentParser()
