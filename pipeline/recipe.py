@@ -460,6 +460,11 @@ class TfliteConfig(Setting):
         description="also evaluate with the reference kernels, whose rounding NPUs follow; about 30 times slower than "
         "XNNPACK; by default only where they take less than 20 ms for a sample",
     )
+    compare_forms: Flag = Field(
+        False,
+        description="also convert the int8 model with the operators as they are, and report where these would run; "
+        "takes another conversion",
+    )
     gpu: Flag = Field(False, description="report what LiteRT's analyzer says about its GPU delegate")
     android: AndroidConfig | None = Field(None, description="a phone to time the model on")
     aot: Annotated[tuple[Chip, ...], Distinct] = Field(

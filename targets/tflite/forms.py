@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch.fx import GraphModule, Node
@@ -49,11 +49,10 @@ from targets.tflite.graph import (
 logger = logging.getLogger(__name__)
 
 Goal = Literal["cpu", "npu"]
-Form = Callable[[GraphModule, Node, Goal], str | None]
+Form = Callable[[GraphModule, Node], str | None]
 """Rewrites a node in place and returns None, or leaves it and returns why."""
 
 QMIN, QMAX = -128, 127
-FOR_CPUS = "the form is for CPUs"
 NOT_BETWEEN_INTEGERS = "it is not between integers"
 MATRIX_PRODUCTS = {aten.matmul.default, aten.bmm.default}
 KEPT_IN_FLOAT = frozenset({"hardswish", "gelu", "softmax", "matmul", "bmm", "mul"})
@@ -61,16 +60,24 @@ KEPT_IN_FLOAT = frozenset({"hardswish", "gelu", "softmax", "matmul", "bmm", "mul
 NORMS = {aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
 
 
-def rewrite(program: GraphModule, goal: Goal) -> Counter[str]:
-    """Bring a captured program's operators into the forms above, in place, and count the operators that changed."""
-    changed: Counter[str] = Counter()
+class Changed(NamedTuple):
+    """How many operators a rewriting changed, by their names: for all runtimes, and for CPUs only."""
+
+    everywhere: Counter[str]
+    for_cpus: Counter[str]
+
+
+def rewrite(program: GraphModule, goal: Goal) -> Changed:
+    """Bring a captured program's operators into the forms above, in place."""
+    changed = Changed(Counter(), Counter())
+    forms = FORMS | CPU_FORMS if goal == "cpu" else FORMS
     for node in list(program.graph.nodes):
-        form = FORMS.get(node.target)
+        form = forms.get(node.target)
         if form is None or node._erased:
             continue
-        name, left = str(node.target).split(".")[1].rstrip("_"), form(program, node, goal)
+        name, left = str(node.target).split(".")[1].rstrip("_"), form(program, node)
         if left is None:
-            changed[name] += 1
+            (changed.everywhere if node.target in FORMS else changed.for_cpus)[name] += 1
         logger.debug("%s, for the %s: %s", node.name, goal, f"left, {left}" if left else "rewritten")
     program.graph.eliminate_dead_code()
     program.graph.lint()
@@ -98,7 +105,7 @@ def keep_requantizations_apart(program: GraphModule) -> int:
     return len(changes)
 
 
-def _max_pool(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: ARG001
+def _max_pool(program: GraphModule, node: Node) -> str | None:
     x, kernel, stride, padding, dilation, ceil_mode = arguments(node, None, None, [], 0, 1, False)
     height, width = (padding, padding) if isinstance(padding, int) else (padding[0], padding[-1])
     if not (height or width):
@@ -119,9 +126,9 @@ def _never_negative(x: Node) -> bool:
     return x.target in (aten.relu.default, aten.relu_.default, aten.relu6.default)
 
 
-def _avg_pool(program: GraphModule, node: Node, goal: Goal) -> str | None:
-    if goal == "npu" or not between_quantizers(node):
-        return FOR_CPUS if goal == "npu" else NOT_BETWEEN_INTEGERS
+def _avg_pool(program: GraphModule, node: Node) -> str | None:
+    if not between_quantizers(node):
+        return NOT_BETWEEN_INTEGERS
     x, kernel, stride, padding, ceil_mode, counts, divisor = arguments(node, None, None, [], 0, False, True, None)
     if ceil_mode or divisor is not None or (padding not in (0, [0], [0, 0]) and not counts):
         return "it does not divide all windows by their size"
@@ -150,7 +157,7 @@ def _equal_weights(program: GraphModule, name: str, channels: int, height: int, 
     return program.graph.call_function(dequantize_per_channel, (quantized, *values[1:], *settings))
 
 
-def _mean(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: ARG001
+def _mean(program: GraphModule, node: Node) -> str | None:
     x, dimensions, keep = arguments(node, None, None, False)
     if not between_quantizers(node):
         return NOT_BETWEEN_INTEGERS
@@ -166,10 +173,8 @@ def _mean(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: 
     return None
 
 
-def _first_convolution(program: GraphModule, node: Node, goal: Goal) -> str | None:
+def _first_convolution(program: GraphModule, node: Node) -> str | None:
     x, _, bias, stride, padding, dilation, groups = arguments(node, None, None, None, [1, 1], [0, 0], [1, 1], 1)
-    if goal == "npu":
-        return FOR_CPUS
     if not _reads_an_input(x) or not has_own_quantized_weight(node):
         return "it does not read an input, or shares its weight"
     batch, channels, height, width = shape_of(x)
@@ -212,9 +217,7 @@ def _pair_columns(columns: int, padding: int, width: int) -> tuple[int, int, int
     return (-first, right, last - first + 1) if first <= 0 <= right else None
 
 
-def _in_float(program: GraphModule, node: Node, goal: Goal) -> str | None:
-    if goal == "npu":
-        return FOR_CPUS
+def _in_float(program: GraphModule, node: Node) -> str | None:
     if not all(calls(source, dequantize) for source in node.all_input_nodes):
         return NOT_BETWEEN_INTEGERS
     for user in list(node.users):
@@ -223,16 +226,16 @@ def _in_float(program: GraphModule, node: Node, goal: Goal) -> str | None:
     return None
 
 
-def _factor(program: GraphModule, node: Node, goal: Goal) -> str | None:
+def _factor(program: GraphModule, node: Node) -> str | None:
     """A product with a number, where matrix products read its integers."""
     readers = [reader for quantizer in node.users for integers in quantizer.users for reader in integers.users]
     matrix_products = bool(readers) and all(reader.target in MATRIX_PRODUCTS for reader in readers)
     if not matrix_products or not isinstance(arguments(node)[1], float):
         return "it is not the factor of a matrix product"
-    return _in_float(program, node, goal)
+    return _in_float(program, node)
 
 
-def _norm(program: GraphModule, node: Node, goal: Goal) -> str | None:  # noqa: ARG001
+def _norm(program: GraphModule, node: Node) -> str | None:
     changed = False
     for source in node.all_input_nodes[1:]:
         quantizer = arguments(source)[0] if calls(source, dequantize) else None
@@ -253,11 +256,16 @@ def _reads_an_input(x: Node) -> bool:
 
 FORMS: dict[object, Form] = {
     aten.max_pool2d.default: _max_pool,
-    aten.avg_pool2d.default: _avg_pool,
     aten.mean.dim: _mean,
+    **dict.fromkeys(NORMS, _norm),
+}
+"""What every integer runtime gets."""
+
+CPU_FORMS: dict[object, Form] = {
+    aten.avg_pool2d.default: _avg_pool,
     aten.conv2d.default: _first_convolution,
     **dict.fromkeys((*MATRIX_PRODUCTS, aten.softmax.int, aten.gelu.default), _in_float),
     **dict.fromkeys((aten.hardswish.default, aten.hardswish_.default), _in_float),
     aten.mul.Tensor: _factor,
-    **dict.fromkeys(NORMS, _norm),
 }
+"""What XNNPACK gets besides; an NPU has these operators."""

@@ -35,14 +35,16 @@ def lower(model: Model, config: TfliteConfig, out_dir: Path, *, name: str, varia
             operator, a rank that no kernel takes. The message holds the tool's own reason.
     """
     path = out_dir / f"{name}.tflite"
-    content, notes = translate(model, config.optimize_for)
+    content, changed, notes = translate(model, config.optimize_for)
     if variant is not None:
         content = comparison.encode(content, variant)
     made: Variant = variant or ("int8" if model.quantized else "fp32")
     flatbuffer.write_model(finish(content, model, config, made), path, verify=_verify)
     _beside(path).unlink(missing_ok=True)
-    if model.quantized and notes:
-        notes += (*_without_forms(model, config, path), *_write_for_npu(model, config, path))
+    if model.quantized and config.compare_forms and (changed.everywhere or changed.for_cpus):
+        notes += _without_forms(model, config, path)
+    if model.quantized and changed.for_cpus and (config.npu or config.aot):
+        notes += _write_for_npu(model, config, path)
     if model.quantized and config.reference_kernels is not False:
         notes += rounding.note(for_npu(path))
     if config.gpu:
@@ -67,11 +69,9 @@ def _beside(path: Path) -> Path:
 
 
 def _write_for_npu(model: Model, config: TfliteConfig, path: Path) -> tuple[str, ...]:
-    """Write the file beside ``path`` where the recipe asks for both; say so where it cannot be made."""
-    if config.optimize_for == "npu" or not (config.npu or config.aot):
-        return ()
+    """Write the file beside ``path``; say so where it cannot be made."""
     try:
-        content, _ = translate(model, "npu")
+        content, _, _ = translate(model, "npu")
         flatbuffer.write_model(finish(content, model, config, "int8"), _beside(path), verify=_verify)
     except TargetError as error:
         logger.debug("no file of its own for the NPU: %s", error.problem)
@@ -90,7 +90,7 @@ def _verify(path: Path) -> None:
 def _without_forms(model: Model, config: TfliteConfig, path: Path) -> tuple[str, ...]:
     """Record where the operators would run without our forms; say so if that model cannot be made."""
     try:
-        content, _ = translate(model, None)
+        content, _, _ = translate(model, None)
     except TargetError as error:
         logger.debug("no placement without our forms: %s", error.problem)
         return (f"no placement without edgewright's forms: {error.problem}",)
@@ -98,8 +98,8 @@ def _without_forms(model: Model, config: TfliteConfig, path: Path) -> tuple[str,
     return ()
 
 
-def translate(model: Model, goal: forms.Goal | None) -> tuple[bytes, tuple[str, ...]]:
-    """A program as TFLite bytes, and what a reader of the report should know of them.
+def translate(model: Model, goal: forms.Goal | None) -> tuple[bytes, forms.Changed, tuple[str, ...]]:
+    """A program as TFLite bytes, the operators that changed, and what a reader of the report should know of them.
 
     Args:
         goal: None leaves the operators as the converter takes them.
@@ -108,18 +108,19 @@ def translate(model: Model, goal: forms.Goal | None) -> tuple[bytes, tuple[str, 
     _refuse_complex_numbers(program)
     inputs = example_inputs(model.examples or model.inputs, BATCH_SIZE)
     correct(program, inputs)
-    changed = forms.rewrite(program, goal) if goal is not None else Counter[str]()
-    done = {op: "kept in float between integers" if op in forms.KEPT_IN_FLOAT else "rewritten" for op in changed}
-    notes = [f"{count} x {op} {done[op]} for the {goal}" for op, count in sorted(changed.items())]
+    changed = forms.rewrite(program, goal) if goal is not None else forms.Changed(Counter(), Counter())
+    counts = sorted((changed.everywhere + changed.for_cpus).items())
+    done = {op: "kept in float between integers" if op in forms.KEPT_IN_FLOAT else "rewritten" for op, _ in counts}
+    notes = [f"{count} x {op} {done[op]} for the {goal}" for op, count in counts]
     try:
-        return convert(program, inputs, quantized=model.quantized), tuple(notes)
+        return convert(program, inputs, quantized=model.quantized), changed, tuple(notes)
     except TargetError as error:
         if SAME_SCALE not in error.problem:
             raise
         logger.debug("the converter merges changes of parameters: again, with these apart")
         apart = forms.keep_requantizations_apart(program)
         notes.append(f"{apart} changes of quantization parameters pass through float")
-        return convert(program, inputs, quantized=model.quantized), tuple(notes)
+        return convert(program, inputs, quantized=model.quantized), changed, tuple(notes)
 
 
 def finish(content: bytes, model: Model, config: TfliteConfig, variant: Variant) -> bytes:

@@ -8,7 +8,6 @@ campaign over hundreds of them:
 2. What is imported is never searched for garbage, and the rest seldom: coremltools asks for a full search each time.
 3. torch lists all its composite operators once, and not twice per namespace and decomposition; and it keeps the
    types that its annotations name instead of making them again. Its ONNX exporter parses its own library once.
-4. The TFLite file without our forms, which only the report's "before" column needs, is not converted.
 """
 
 from __future__ import annotations
@@ -36,11 +35,9 @@ def take_shortcuts() -> None:
     import torch
     from torch.onnx._internal.exporter import _registration
 
-    import targets.tflite.lowering
     from pipeline.stages.export import verification
 
     verification.run_bounded = run_forked  # type: ignore[assignment]
-    targets.tflite.lowering._without_forms = lambda *_: ()  # type: ignore[assignment]
     torch._export.utils._materialize_cpp_cia_ops = cache(torch._export.utils._materialize_cpp_cia_ops)
     registry = _registration.ONNXRegistry
     registry.from_torchlib = staticmethod(cache(registry.from_torchlib))  # type: ignore[method-assign, assignment]

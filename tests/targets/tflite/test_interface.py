@@ -29,7 +29,7 @@ def lowered(tmp_path_factory):
     program = model(QuantizedConv(), SHAPE, quantized=True)
     folder = tmp_path_factory.mktemp("interfaces")
     plain = TfliteTarget().lower(program, folder, name="plain")
-    content, _ = lowering.translate(program, "cpu")
+    content, _, _ = lowering.translate(program, "cpu")
     made = {name: replace(plain, path=folder / f"{name}.tflite") for name in configs}
     for name, config in configs.items():
         flatbuffer.write_model(lowering.finish(content, program, config, "int8"), made[name].path)

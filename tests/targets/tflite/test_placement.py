@@ -64,7 +64,7 @@ def test_placement_says_what_would_have_left_the_delegate_without_our_forms(tmp_
         def forward(self, x):
             return through_int8(F.hardswish(self.conv(x)), 0.05, -100)
 
-    target = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",)))
+    target = TfliteTarget(TfliteConfig(npu=("ethos-u55-256",), compare_forms=True))
     lowered = target.lower(model(Swish(), (3, 9, 9), quantized=True), tmp_path, name="model")
     assert lowered.notes[0] == "1 x hardswish kept in float between integers for the cpu"
     placement = target.placement(lowered)
@@ -77,7 +77,7 @@ def test_placement_says_what_would_have_left_the_delegate_without_our_forms(tmp_
 
 @pytest.mark.slow
 def test_placement_has_no_before_when_nothing_was_rewritten(tmp_path):
-    target = TfliteTarget()
+    target = TfliteTarget(TfliteConfig(compare_forms=True))
     lowered = target.lower(model(QuantizedConv(), (3, 9, 9), quantized=True), tmp_path, name="model")
     assert target.placement(lowered).before is None
 
