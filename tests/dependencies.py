@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PINS, HASHED, HASHED_CUDA = (ROOT / f"constraints{kind}.txt" for kind in ("", "-hashed", "-hashed-cuda"))
 LICENCES = ROOT / "docs" / "licences.md"
-EXTRAS = ("all", "dev", "bench")
+EXTRAS = ("all", "dev", "bench", "docs")
 
 ONLY_CUDA = re.compile(r"nvidia-.*|cuda-.*|triton")
 """What torch's build on PyPI needs on Linux, and its CPU build does not."""
