@@ -70,9 +70,11 @@ class ModelSource(Setting):
     huggingface: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="folder that save_pretrained of transformers wrote, or a model on the hub: owner/name"
     )
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field({}, description="arguments of the factory")
     inputs: tuple[TensorSpec, ...] = Field((), description="names and shapes without the batch dimension")
-    outputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = Field(
+        (), description="names of the outputs, in their order; the model's own when absent"
+    )
     classes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="class names, in the order of the logits"
     )
@@ -149,10 +151,10 @@ class ModelSource(Setting):
 class DataConfig(Setting):
     """The three sets of samples. Only ``evaluation`` is reported on, and it never influences a choice."""
 
-    preprocessing: Preprocessing = Preprocessing()
-    train: DataSource | None = None
-    calibration: DataSource | None = None
-    evaluation: DataSource
+    preprocessing: Preprocessing = Field(Preprocessing(), description="how stored samples become inputs, in every set")
+    train: DataSource | None = Field(None, description="samples to train on and, held out, to choose by")
+    calibration: DataSource | None = Field(None, description="samples from which quantize reads ranges; it needs them")
+    evaluation: DataSource = Field(description="samples that results are reported on; they influence no choice")
 
     @model_validator(mode="after")
     def _only_calibration_is_made(self) -> DataConfig:
@@ -166,7 +168,7 @@ class DataConfig(Setting):
 class Augmentation(Setting):
     """Random changes to training images; all off by default."""
 
-    horizontal_flip: Flag = False
+    horizontal_flip: Flag = Field(False, description="mirror half of the images")
     shift: Integer = Field(0, ge=0, description="pixels of zero padding around a random crop of the original size")
     rotation: Number = Field(0.0, ge=0, le=180, description="largest rotation in degrees, in either direction")
     color_jitter: Number = Field(
@@ -186,16 +188,16 @@ class Augmentation(Setting):
 class TrainingConfig(Setting):
     """Settings of the training loop, shared by every stage that trains."""
 
-    epochs: PositiveInt = Field(3, le=100_000)
-    batch_size: PositiveInt = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    epochs: PositiveInt = Field(3, le=100_000, description="passes over the training set")
+    batch_size: PositiveInt = Field(128, description="samples in each step")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
     learning_rate: Number = Field(0.05, gt=0, description="peak of the one-cycle schedule; AdamW needs about 0.001")
     momentum: Number = Field(
         0.9, gt=0, lt=1, description="mean momentum; the one-cycle schedule varies it by 0.05 in either direction"
     )
-    weight_decay: Number = Field(5e-4, ge=0)
+    weight_decay: Number = Field(5e-4, ge=0, description="how strongly weights are pulled to zero")
     warmup_ratio: Number = Field(0.2, ge=0, lt=1, description="share of all steps during which the learning rate rises")
-    max_grad_norm: Number | None = Field(5.0, gt=0)
+    max_grad_norm: Number | None = Field(5.0, gt=0, description="longer gradients are clipped to this norm; null: none")
     ema: Number | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, per step")
     early_stop: PositiveInt | None = Field(
         None, description="stop after this many epochs without a better held-out metric, and keep the best epoch"
@@ -204,13 +206,13 @@ class TrainingConfig(Setting):
         "fp32", description="bf16: mixed precision, where the device supports it"
     )
     checkpoint_minutes: Number = Field(5.0, ge=0, description="how often the state of a long training is saved")
-    augment: Augmentation = Augmentation()
+    augment: Augmentation = Field(Augmentation(), description="random changes to training images")
 
 
 class TeacherConfig(TrainingConfig):
     """Training with the original as teacher (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)."""
 
-    temperature: Number = Field(4.0, gt=0)
+    temperature: Number = Field(4.0, gt=0, description="divides the logits of student and teacher in the loss")
     alpha: Number = Field(
         0.9, ge=0, le=1, description="weight of the loss against the teacher; the loss against the labels gets the rest"
     )
@@ -251,9 +253,9 @@ class PruneConfig(Setting):
     parameters_ratio: Ratio | None = Field(None, description="parameters to keep")
     size_ratio: Ratio | None = Field(None, description="bytes of FP32 weights to keep")
     latency_ratio: Ratio | None = Field(None, description="FP32 latency on latency_target to keep")
-    max_macs: PositiveInt | None = None
-    max_parameters: PositiveInt | None = None
-    max_size_bytes: PositiveInt | None = None
+    max_macs: PositiveInt | None = Field(None, description="multiply-accumulates of one sample")
+    max_parameters: PositiveInt | None = Field(None, description="number of parameters")
+    max_size_bytes: PositiveInt | None = Field(None, description="bytes of FP32 weights")
     max_latency_ns: PositiveInt | None = Field(None, description="FP32, one thread, batch 1, on this machine")
     latency_target: TargetName | None = Field(None, description="target on which latency is measured")
     importance: Importance = Field("l2", description="how the importance of a channel is measured")
@@ -266,7 +268,7 @@ class PruneConfig(Setting):
     blocks_ratio: Ratio | None = Field(
         None, description="share of residual blocks to remove entirely: those that affect the outputs least"
     )
-    sparsity: Sparsity | None = None
+    sparsity: Sparsity | None = Field(None, description="set single weights to zero, after channels were removed")
     iterations: PositiveInt = Field(1, description="reach the budgets in this many rounds")
     recover: TeacherConfig | None = Field(None, description="training after every round, with the original as teacher")
     skip: ModuleNames = Field((), description="names of modules that are not pruned")
@@ -295,7 +297,7 @@ class Features(Setting):
         "attention",
         description="attention compares attention maps; hint compares features through a learned 1x1 projection",
     )
-    weight: Number = Field(1.0, gt=0)
+    weight: Number = Field(1.0, gt=0, description="weight of this loss beside the loss on the outputs")
     layers: dict[str, str] | tuple[str, ...] = Field(
         (),
         description="names of modules, or {student: teacher}; by default the last common one at each resolution",
@@ -313,24 +315,24 @@ class StudentSource(Setting):
     """Another network, which is trained in place of the current model."""
 
     factory: Factory = Field(description="module:callable that builds the network")
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field({}, description="arguments of the factory")
     checkpoint: FilePath | None = Field(None, description="weights to start from; the factory's own when absent")
 
 
 class DistillConfig(TeacherConfig):
     """Knowledge distillation from the original."""
 
-    features: Features | None = None
-    relations: Relations | None = None
-    student: StudentSource | None = None
+    features: Features | None = Field(None, description="a further loss on outputs of layers")
+    relations: Relations | None = Field(None, description="a further loss on the relations between samples")
+    student: StudentSource | None = Field(None, description="another network to train; the current model when absent")
 
 
 class QatConfig(TeacherConfig):
     """Quantization-aware training from the best post-training program, with the original as teacher."""
 
-    epochs: PositiveInt = Field(1, le=100_000)
+    epochs: PositiveInt = Field(1, le=100_000, description="passes over the training set")
     learning_rate: Number = Field(0.01, gt=0, description="peak of the one-cycle schedule")
-    weight_decay: Number = Field(0.0, ge=0)
+    weight_decay: Number = Field(0.0, ge=0, description="how strongly weights are pulled to zero")
     freeze_ratio: Number = Field(0.5, ge=0, le=1, description="share of the steps after which ranges are frozen")
 
 
@@ -436,7 +438,7 @@ class AndroidConfig(Setting):
 
     benchmark_tool: Path = Field(description="LiteRT's benchmark_model, built for the phone; an absolute path")
     serial: str | None = Field(None, description="as 'adb devices' prints it; the only phone when absent")
-    threads: PositiveInt = 1
+    threads: PositiveInt = Field(1, description="threads that the model runs on")
 
 
 Chip = Annotated[str, Field(pattern=r"^(qualcomm|mediatek|google_tensor):\w+$")]
@@ -605,17 +607,17 @@ class Recipe(Setting):
     """Everything one run needs; paths are relative to the recipe's file."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$", max_length=100, description="names the run and its folder")
-    model: ModelSource
-    data: DataConfig
-    stages: tuple[StageStep, ...] = ()
-    targets: tuple[TargetStep, ...] = ()
+    model: ModelSource = Field(description="where the trained FP32 model comes from")
+    data: DataConfig = Field(description="the sets of samples")
+    stages: tuple[StageStep, ...] = Field((), description="what is done to the model, in this order")
+    targets: tuple[TargetStep, ...] = Field((), description="runtimes to write files for; each at most once")
     task: TaskConfig | None = Field(
         None, description="classification where the model and its labels are such, else fidelity to the original"
     )
     budget: Annotated[
         tuple[Budget, ...], BeforeValidator(_listed, json_schema_input_type=Budget | tuple[Budget, ...])
     ] = Field((Budget(),), description="one, or a list of them: every one has to be kept")
-    seed: Integer = Field(0, ge=0, le=2**32 - 1)
+    seed: Integer = Field(0, ge=0, le=2**32 - 1, description="of everything random in the run")
 
     @field_serializer("budget")
     def _one_as_written(self, budgets: tuple[Budget, ...]) -> Any:

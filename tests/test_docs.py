@@ -1,4 +1,4 @@
-"""What docs/data.md and docs/models.md say is valid as it stands there."""
+"""What the pages in docs/ say is valid as it stands there."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,8 @@ import yaml
 from pipeline.data.labels import keypoints, numbers, sequences
 from pipeline.data.places import LEAST_SHARE, LEAST_SIDE, MAY_BE_POSITIONS, OTHER_IMAGE
 from pipeline.data.source import FORMATS, DataSource
-from pipeline.recipe import parse_recipe
+from pipeline.recipe import Recipe, parse_recipe
+from tests import recipe_reference
 
 TEXT = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
 SNIPPETS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
@@ -41,3 +42,19 @@ def test_figures_and_refusals_are_those_of_the_code() -> None:
     assert set(sequences(3).places.refused) == set(numbers((), MAY_BE_POSITIONS).places.refused) == moves
     assert set(OTHER_IMAGE.refused) == {"rotation", "shift", "color_jitter", "erasing"}
     assert set(keypoints(2).places.refused) == {"horizontal_flip"}
+
+
+def test_recipe_reference_is_the_schemas() -> None:
+    assert recipe_reference.PAGE.read_text() == recipe_reference.page(), "run python -m tests.recipe_reference"
+
+
+def test_every_key_of_a_recipe_is_described() -> None:
+    schema = Recipe.model_json_schema()
+    entries = {name for name, node in schema["$defs"].items() if recipe_reference.is_list_entry(node)}
+    nodes = {"Recipe": schema, **schema["$defs"]}
+    assert [
+        f"{name}.{key}"
+        for name in nodes.keys() - entries
+        for key, value in recipe_reference.properties(nodes[name]).items()
+        if not value.get("description")
+    ] == []

@@ -205,12 +205,12 @@ class TensorSpec(Setting):
             one was read.
     """
 
-    name: str
+    name: str = Field(description="name of the input; one of forward's parameters reaches that parameter")
     shape: Annotated[
         tuple[Integer, ...],
         WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "integer"}, {"type": "string"}]}}),
-    ]
-    dtype: DType = "float32"
+    ] = Field(description="sizes without the batch; a size that may vary has a name: H, or seq<=128")
+    dtype: DType = Field("float32", description="type of the input's values")
     open_sizes: SkipJsonSchema[tuple[OpenSize, ...]] = ()
     range: tuple[Integer, Integer] | None = Field(
         None, description="smallest and largest value of an integer input, such as token ids: [0, 30521]"
@@ -257,7 +257,9 @@ class Preprocessing(Setting):
     Applies to floating-point inputs only; token ids and other integers pass through unchanged.
     """
 
-    layout: Literal["auto", "nchw", "nhwc"] = "auto"
+    layout: Literal["auto", "nchw", "nhwc"] = Field(
+        "auto", description="order of the axes of stored images; auto reads it from the model's shape"
+    )
     exif: Flag = Field(True, description="turn images as their EXIF orientation says")
     resize: tuple[Side, Side] | None = Field(None, description="height, width; bilinear, antialiased")
     letterbox: Number | None = Field(
@@ -268,9 +270,9 @@ class Preprocessing(Setting):
     sampling_rate: PositiveInt | None = Field(
         None, description="in Hz, of sound files; another is refused; all have to be of one when absent"
     )
-    scale: Number = 1.0
-    mean: tuple[Number, ...] = ()
-    std: tuple[Annotated[Number, Field(gt=0)], ...] = ()
+    scale: Number = Field(1.0, description="factor of stored values, such as 1/255 as 0.00392156862745098")
+    mean: tuple[Number, ...] = Field((), description="subtracted after scale: one value, or one for each channel")
+    std: tuple[Annotated[Number, Field(gt=0)], ...] = Field((), description="divides last: one value, or one a channel")
 
     @model_validator(mode="after")
     def _keeps_the_samples(self) -> Preprocessing:

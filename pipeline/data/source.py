@@ -40,11 +40,11 @@ class Part(Setting):
 
     held_out: Flag = Field(description="the held-out samples; false: all others")
     share: Number = Field(0.2, gt=0, le=0.5, description="of the samples that are held out")
-    seed: Integer = Field(0, ge=0, le=2**32 - 1)
+    seed: Integer = Field(0, ge=0, le=2**32 - 1, description="of the random division")
 
 
 class DataSource(Setting):
-    """One set of samples: exactly one of `FORMATS`."""
+    """One set of samples, in one format: npz, folder, table, huggingface, factory or synthetic."""
 
     npz: FilePath | None = Field(None, description="compressed or plain NumPy archive")
     folder: Path | None = Field(None, description="images: one subfolder per class, unless masks or coco is given")
@@ -59,7 +59,7 @@ class DataSource(Setting):
     synthetic: Literal[True] | None = Field(
         None, description="no samples: inputs are made from the model's batch norms; 'synthetic' alone says the same"
     )
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field({}, description="arguments of the factory")
     collate: Factory | None = Field(None, description="module:callable that makes a batch of a factory's items")
     inputs: Annotated[tuple[str, ...], Distinct] = Field(
         ("images",), min_length=1, description="arrays in the npz, columns, or keys of items, one per model input"
