@@ -38,7 +38,7 @@ from pipeline.core import (
 )
 from pipeline.core.files import read_small
 from pipeline.core.strict_yaml import parse_yaml
-from pipeline.data.source import FACTORY, DataSource, Factory
+from pipeline.data.source import FACTORY, DataSource, Factory, source_of_name
 
 logger = logging.getLogger(__name__)
 
@@ -152,9 +152,16 @@ class DataConfig(Setting):
     """The three sets of samples. Only ``evaluation`` is reported on, and it never influences a choice."""
 
     preprocessing: Preprocessing = Field(Preprocessing(), description="how stored samples become inputs, in every set")
-    train: DataSource | None = Field(None, description="samples to train on and, held out, to choose by")
-    calibration: DataSource | None = Field(None, description="samples from which quantize reads ranges; it needs them")
-    evaluation: DataSource = Field(description="samples that results are reported on; they influence no choice")
+    train: Annotated[DataSource | None, BeforeValidator(source_of_name)] = Field(
+        None, description="samples to train on and, held out, to choose by"
+    )
+    calibration: Annotated[
+        DataSource | None,
+        BeforeValidator(source_of_name, json_schema_input_type=DataSource | Literal["synthetic"] | None),
+    ] = Field(None, description="samples from which quantize reads ranges; it needs them")
+    evaluation: Annotated[DataSource, BeforeValidator(source_of_name)] = Field(
+        description="samples that results are reported on; they influence no choice"
+    )
 
     @model_validator(mode="after")
     def _only_calibration_is_made(self) -> DataConfig:
@@ -503,11 +510,6 @@ class TaskConfig(Setting):
         None, gt=0, description="the largest value of a task image's images, 1 or 255; as the outputs are when absent"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_name(cls, entry: Any) -> Any:
-        return {"name": entry} if isinstance(entry, str) else entry
-
     @model_validator(mode="after")
     def _says_something(self) -> TaskConfig:
         if self.name is None and not self.metrics:
@@ -603,6 +605,10 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
 
+def _task_of_name(entry: Any) -> Any:
+    return {"name": entry} if isinstance(entry, str) else entry
+
+
 class Recipe(Setting):
     """Everything one run needs; paths are relative to the recipe's file."""
 
@@ -611,9 +617,9 @@ class Recipe(Setting):
     data: DataConfig = Field(description="the sets of samples")
     stages: tuple[StageStep, ...] = Field((), description="what is done to the model, in this order")
     targets: tuple[TargetStep, ...] = Field((), description="runtimes to write files for; each at most once")
-    task: TaskConfig | None = Field(
-        None, description="classification where the model and its labels are such, else fidelity to the original"
-    )
+    task: Annotated[
+        TaskConfig | None, BeforeValidator(_task_of_name, json_schema_input_type=TaskConfig | str | None)
+    ] = Field(None, description="classification where the model and its labels are such, else fidelity to the original")
     budget: Annotated[
         tuple[Budget, ...], BeforeValidator(_listed, json_schema_input_type=Budget | tuple[Budget, ...])
     ] = Field((Budget(),), description="one, or a list of them: every one has to be kept")

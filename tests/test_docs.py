@@ -1,8 +1,10 @@
-"""What the pages in docs/ say is valid as it stands there."""
+"""What the pages in docs/ say is valid as it stands there, for a run and for an editor."""
 
 import re
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -17,16 +19,41 @@ SNIPPETS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 MODELS = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[1] / "docs" / "models.md").read_text(), re.DOTALL)
 
 
+SCHEMA = jsonschema.Draft202012Validator(Recipe.model_json_schema())
+
+
+def accept(recipe: dict[str, Any]) -> None:
+    """A run takes the recipe, and so does the schema by which editors complete and check it."""
+    parse_recipe(recipe)
+    SCHEMA.validate(recipe)
+
+
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippet_is_part_of_a_valid_recipe(snippet: str) -> None:
     data = {"evaluation": {"npz": "test.npz"}, **yaml.safe_load(snippet)}
-    model = {"checkpoint": "model.pt2"}
-    parse_recipe({"name": "docs", "model": model, "data": data})
+    accept({"name": "docs", "model": {"checkpoint": "model.pt2"}, "data": data})
 
 
 @pytest.mark.parametrize("snippet", MODELS)
 def test_model_is_part_of_a_valid_recipe(snippet: str) -> None:
-    parse_recipe({"name": "docs", "data": {"evaluation": {"npz": "test.npz"}}, **yaml.safe_load(snippet)})
+    accept({"name": "docs", "data": {"evaluation": {"npz": "test.npz"}}, **yaml.safe_load(snippet)})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("task", "classification"),
+        ("stages", ["quantize", {"prune": {"macs_ratio": 0.5}}]),
+        ("targets", ["onnx", {"tflite": {"gpu": True}}]),
+        ("budget", [{"metric": "top1", "max_drop": 0.01}]),
+        ("data", {"calibration": "synthetic", "evaluation": {"npz": "test.npz"}}),
+    ],
+)
+def test_schema_for_editors_takes_bare_names(key: str, value: Any) -> None:
+    recipe = {"name": "docs", "model": {"checkpoint": "model.pt2"}, "data": {"evaluation": {"npz": "test.npz"}}}
+    SCHEMA.validate({**recipe, key: value})
+    with pytest.raises(jsonschema.ValidationError):
+        SCHEMA.validate({**recipe, "data": {"evaluation": "syntetic"}})
 
 
 def test_every_key_of_a_data_source_is_shown() -> None:

@@ -179,6 +179,22 @@ class Found(NamedTuple):
                 passed_over.append(entry)
         return cls(tuple(images), tuple(passed_over))
 
+    def by_name(self, folder: Path, of: Files = IMAGES) -> dict[str, Path]:
+        """The files by their paths in the folder, without extension, in order.
+
+        Raises:
+            DataError: There is none, or two have one name.
+        """
+        named: dict[str, Path] = {}
+        for file in self.images:
+            name = file.relative_to(folder).with_suffix("").as_posix()
+            if name in named:
+                raise DataError(f"has the name of {named[name]}", where=str(file), fix="remove or rename one of them")
+            named[name] = file
+        if not named:
+            raise DataError(f"holds no {of.what} ({of.listed})", where=str(folder), fix=f"add {of.what}s")
+        return named
+
     def notes(self, folder: Path) -> tuple[str, ...]:
         """What a reader has to know of what was passed over: hidden entries, and files of other kinds."""
         hidden = [entry for entry in self.passed_over if _is_hidden(entry)]

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.core import DataError
 from pipeline.core.arrays import Array
 from pipeline.data.folder import Found, mode_of, require_folder, stacked
-from pipeline.data.images import EXTENSIONS, read_image, read_mask
+from pipeline.data.images import read_image, read_mask
 from pipeline.data.places import IGNORED, Kind
 from pipeline.data.samples import Source
 
@@ -36,7 +36,7 @@ class MaskSource(Source):
         require_folder(images)
         require_folder(masks)
         below = {folder: Found.below(folder) for folder in (images, masks)}
-        found, partners = _by_name(images, below[images]), _by_name(masks, below[masks])
+        found, partners = below[images].by_name(images), below[masks].by_name(masks)
         self.notes = (*below[images].notes(images), *below[masks].notes(masks))
         _require_partners(found, partners, "mask", masks)
         _require_partners(partners, found, "image", images)
@@ -68,19 +68,6 @@ class MaskSource(Source):
 
     def place_of(self, index: int) -> str:
         return str(self._pairs[index][1])
-
-
-def _by_name(folder: Path, found: Found) -> dict[str, Path]:
-    """Image files below a folder by their paths without extension, in order."""
-    named: dict[str, Path] = {}
-    for file in found.images:
-        name = file.relative_to(folder).with_suffix("").as_posix()
-        if name in named:
-            raise DataError(f"has the name of {named[name]}", where=str(file), fix="remove or rename one of them")
-        named[name] = file
-    if not named:
-        raise DataError(f"holds no image ({', '.join(sorted(EXTENSIONS))})", where=str(folder), fix="add images")
-    return named
 
 
 def _require_partners(found: dict[str, Path], partners: dict[str, Path], what: str, folder: Path) -> None:

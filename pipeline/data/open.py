@@ -22,6 +22,7 @@ from pipeline.data.samples import SampleSet, Source
 from pipeline.data.sound import is_sound_input
 from pipeline.data.source import COCO_LABELS, CocoLabels, DataSource, Part
 from pipeline.data.table import TableSource
+from pipeline.data.yolo import YoloSource
 
 MAX_SAMPLES = 10**9
 
@@ -128,7 +129,7 @@ def _folder(
     source: DataSource, folder: Path, inputs: tuple[TensorSpec, ...], classes: Sequence[str], root: Path
 ) -> Source:
     """Images with masks or with boxes; images or recordings in one subfolder per class."""
-    if is_sound_input(inputs[0]) and source.masks is None and source.coco is None:
+    if is_sound_input(inputs[0]) and source.masks is source.coco is source.yolo is None:
         return FolderSource(root / folder, inputs[0], classes, labelled=source.labels is not None)
     if len(inputs[0].shape) != 3 or not inputs[0].dtype.startswith("float"):
         problem = (
@@ -141,6 +142,8 @@ def _folder(
     if source.coco is not None:
         of: CocoLabels = next((kind for kind in COCO_LABELS if kind == source.labels), "boxes")
         return CocoSource(root / source.coco, root / folder, channels, classes, of)
+    if source.yolo is not None:
+        return YoloSource(root / folder, root / source.yolo, channels, classes)
     return FolderSource(root / folder, inputs[0], classes, labelled=source.labels is not None)
 
 

@@ -18,13 +18,14 @@ FORMATS = ("npz", "folder", "table", "huggingface", "factory", "synthetic")
 CocoLabels = Literal["boxes", "masks", "keypoints"]
 COCO_LABELS: tuple[CocoLabels, ...] = ("boxes", "masks", "keypoints")
 """What a COCO file says of an image."""
-PATHS = ("npz", "folder", "masks", "coco", "table", "huggingface")
+PATHS = ("npz", "folder", "masks", "coco", "yolo", "table", "huggingface")
 """Keys whose values are paths."""
 _ONLY_WITH = {
     "inputs": ("npz", "table", "huggingface", "factory"),
     "labels": ("npz", "table", "huggingface", "factory", "coco"),
     "masks": ("folder",),
     "coco": ("folder",),
+    "yolo": ("folder",),
     "ignore": ("masks",),
     "split": ("huggingface",),
     "box_format": ("npz", "table", "huggingface", "factory"),
@@ -47,11 +48,17 @@ class DataSource(Setting):
     """One set of samples, in one format: npz, folder, table, huggingface, factory or synthetic."""
 
     npz: FilePath | None = Field(None, description="compressed or plain NumPy archive")
-    folder: Path | None = Field(None, description="images: one subfolder per class, unless masks or coco is given")
+    folder: Path | None = Field(
+        None, description="images: one subfolder per class, unless masks, coco or yolo is given"
+    )
     masks: Path | None = Field(None, description="folder of masks (PNG of class values), named as the images")
     coco: FilePath | None = Field(
         None,
         description="JSON file in COCO's format with boxes of the folder's images, or with labels: masks or keypoints",
+    )
+    yolo: Path | None = Field(
+        None,
+        description="folder of text files, named as the images, with a line 'class cx cy width height' for each box",
     )
     table: FilePath | None = Field(None, description=".csv or .jsonl with values, texts, and paths of images and .npy")
     huggingface: Path | None = Field(None, description="what a Hugging Face data set's save_to_disk has written")
@@ -87,11 +94,6 @@ class DataSource(Setting):
         None, description="use this many samples, evenly spaced over the set, or over its part"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_name(cls, entry: Any) -> Any:
-        return {entry: True} if entry == "synthetic" else entry
-
     @model_validator(mode="after")
     def _exactly_one_source(self) -> DataSource:
         if sum(getattr(self, name) is not None for name in FORMATS) != 1:
@@ -102,6 +104,11 @@ class DataSource(Setting):
                 raise ValueError(f"{key} goes with {' or '.join(others)}, and none is given: remove it")
         if self.coco is not None and self.labels not in (*COCO_LABELS, "labels", None):
             raise ValueError(f"labels: with coco, name one of {', '.join(COCO_LABELS)}")
-        if self.masks is not None and self.coco is not None:
-            raise ValueError("a folder has either masks or coco")
+        if sum(getattr(self, key) is not None for key in ("masks", "coco", "yolo")) > 1:
+            raise ValueError("a folder has one of masks, coco and yolo")
         return self
+
+
+def source_of_name(entry: Any) -> Any:
+    """A format that needs no options may be written as its bare name."""
+    return {entry: True} if entry == "synthetic" else entry

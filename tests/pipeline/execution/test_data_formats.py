@@ -159,6 +159,21 @@ def test_coco_boxes(project: Path) -> None:
         checked(project, "Detector", data, task="detection", model=model)
 
 
+def test_yolo_boxes(project: Path) -> None:
+    (project / "labels").mkdir()
+    (project / "labels/2.txt").write_text("0 0.25 0.5 0.25 0.5\n")
+    (project / "labels/classes.txt").write_text("cat\ndog\n")
+    data = {"folder": "images", "yolo": "labels"}
+    prepared = checked(project, "Detector", data, task="detection", model={"classes": ["dog", "cat"]})
+    found = labels_of(prepared)
+    assert [len(label["boxes"]) for label in found] == [0, 0, 1, 0]
+    assert found[2]["boxes"].tolist() == [[1, 2, 3, 6]]  # 16 x 12 becomes 8 x 8
+    assert found[2]["labels"].tolist() == [1]
+    (project / "labels/2.txt").write_text("0 0.9 0.5 0.5 0.5\n")
+    with pytest.raises(DataError, match=r"labels/2.txt: line 1: reaches beyond its image: 10.4, 3.0 to 18.4"):
+        checked(project, "Detector", data, task="detection")
+
+
 def test_coco_masks_and_keypoints(project: Path) -> None:
     outline, points = [[2, 3, 6, 3, 6, 9, 2, 9]], [4, 6, 2] * 4
     content = {
@@ -333,7 +348,9 @@ def test_report_and_console_say_what_was_passed_over(
         ),
         ({"coco": "boxes.json"}, "name exactly one of"),
         ({"npz": "x.npz", "coco": "boxes.json"}, "coco goes with folder, and none is given: remove it"),
-        ({"folder": "images", "masks": "m", "coco": "b.json"}, "a folder has either masks or coco"),
+        ({"folder": "images", "masks": "m", "coco": "b.json"}, "a folder has one of masks, coco and yolo"),
+        ({"folder": "images", "masks": "m", "yolo": "labels"}, "a folder has one of masks, coco and yolo"),
+        ({"table": "x.csv", "yolo": "labels"}, "yolo goes with folder, and none is given: remove it"),
         ({"folder": "images", "ignore": [0]}, "ignore goes with masks"),
         ({"folder": "images", "labels": "x"}, "labels goes with npz or table or huggingface"),
         ({"table": "x.csv", "split": "test"}, "split goes with huggingface"),
