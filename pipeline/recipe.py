@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -649,12 +651,25 @@ class Recipe(Setting):
         return self
 
 
+Place = tuple[int | str, ...]
+"""Where a value is: the keys and positions that lead to it."""
+
+
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe from a YAML file.
 
     Raises:
         RecipeError: The file is missing or not YAML, or a field is unknown, missing or out of range; the message
             names the file, the field and the nearest valid key.
+    """
+    return parse_recipe(read_values(path), where=str(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The mapping in a recipe's file, as it is written.
+
+    Raises:
+        RecipeError: The file is missing, or holds no mapping in YAML.
     """
     try:
         values = parse_yaml(read_small(path, MAX_BYTES).decode("utf-8-sig"))
@@ -672,11 +687,16 @@ def read_recipe(path: Path) -> Recipe:
     if not isinstance(values, dict):
         raise RecipeError("is empty or not a mapping", where=str(path), fix="see 'edgewright schema recipe'")
     logger.debug("read %s: keys %s", path, ", ".join(map(str, values)))
-    return parse_recipe(values, where=str(path))
+    return values
 
 
-def parse_recipe(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
+def parse_recipe(
+    values: dict[str, Any], *, where: str = "recipe", options: Mapping[Place, str] = MappingProxyType({})
+) -> Recipe:
     """Validate a recipe that is already a mapping; see `read_recipe`.
+
+    Args:
+        options: What has set the values at some places, such as an option of the command; problems there name it.
 
     >>> parse_recipe({"name": "x", "modle": {}})
     Traceback (most recent call last):
@@ -688,18 +708,22 @@ def parse_recipe(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         one_budget = not isinstance(values.get("budget"), list)
-        problems = [
-            f"{where}: {_problem(problem, _location(problem, one_budget))}"
-            for problem in error.errors()[:_SHOWN_PROBLEMS]
-        ]
+        found = [(problem, _location(problem, one_budget)) for problem in error.errors()[:_SHOWN_PROBLEMS]]
+        problems = [f"{where}: {_problem(problem, place)}{_set_by(place, options)}" for problem, place in found]
         text = "\n".join(problems).removeprefix(f"{where}: ")
         raise RecipeError(text, where=where, fix="'edgewright schema recipe' prints every key") from None
 
 
-def _location(error: ErrorDetails, one_budget: bool) -> tuple[int | str, ...]:
+def _location(error: ErrorDetails, one_budget: bool) -> Place:
     """Where a problem is in the YAML file, in which one budget stands for a list of one."""
     location = error["loc"]
     return ("budget", *location[2:]) if one_budget and location[:2] == ("budget", 0) else location
+
+
+def _set_by(place: Place, options: Mapping[Place, str]) -> str:
+    """What has set the value at a place, a part of it, or what it is part of."""
+    found = [option for where, option in options.items() if where[: len(place)] == place[: len(where)]]
+    return f" (with {' '.join(found)})" if found else ""
 
 
 _SHOWN_PROBLEMS = 10
@@ -717,7 +741,7 @@ _EXPECTED = {
 """What pydantic's errors mean in YAML."""
 
 
-def _problem(error: ErrorDetails, location: tuple[int | str, ...]) -> str:
+def _problem(error: ErrorDetails, location: Place) -> str:
     """One error of pydantic's, in terms of the YAML file.
 
     A validator names a field inside its own as ``shape: …``.
@@ -730,7 +754,7 @@ def _problem(error: ErrorDetails, location: tuple[int | str, ...]) -> str:
     return f"{_field(location)}{_EXPECTED.get(error['type'], text)}"
 
 
-def _field(location: tuple[int | str, ...]) -> str:
+def _field(location: Place) -> str:
     """``("stages", 0, "prune")`` as ``stages[0].prune: ``."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     return f"{text}: " if text else ""

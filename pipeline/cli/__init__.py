@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -33,7 +34,7 @@ def main() -> None:
     try:
         code = app(prog_name="edgewright", standalone_mode=False)
     except EdgewrightError as error:
-        code = _refused(str(error))
+        code = _refused(str(error), error)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -48,6 +49,14 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _refused(message: str) -> int:
+def _refused(message: str, error: EdgewrightError | None = None) -> int:
+    """Print a mistake for a person and, where JSON is asked for, as the command's one document."""
     print(f"error: {printable(message)}", file=sys.stderr)
+    if "--json" in sys.argv:
+        parts = (
+            {"problem": message}
+            if error is None
+            else {"problem": error.problem, "where": error.where, "fix": error.fix}
+        )
+        print(json.dumps({"error": parts}, indent=2))
     return 2

@@ -17,7 +17,12 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="Also write the comparison as an HTML page.")] = None,
     fail_on_regression: Annotated[bool, typer.Option(help="Exit with code 1 when anything got worse, for CI.")] = False,
 ) -> None:
-    """Compare two reports: accuracy, sizes, and latencies with the machine's drift taken out."""
+    """Compare two reports: accuracy, sizes, and latencies with the machine's drift taken out.
+
+    For example:
+
+        edgewright compare before/report.json after/report.json --fail-on-regression
+    """
     from pipeline.report.compare import compare, render_html, render_text
 
     comparison = compare(read_report(before), read_report(after))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.changes import Changes, Set, Stages, Targets
+from pipeline.cli.output import Json, Quiet, Verbose, say, talking
 from pipeline.cli.run import Out, StoreFolder, apply_recipe
 
 
@@ -35,8 +37,14 @@ def demo(
     task: Annotated[
         Demo, typer.Option("--task", "-t", help="Which embedded model, by what it is for.")
     ] = Demo.CLASSIFICATION,
+    set: Set = None,
+    stages: Stages = None,
+    targets: Targets = None,
     out: Out = None,
     store: StoreFolder = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     listed: Annotated[
         bool, typer.Option("--list", help="Show what is embedded, and where its recipes are; run nothing.")
     ] = False,
@@ -44,12 +52,28 @@ def demo(
     """Run the whole pipeline on an embedded checkpoint: images of clothing, or another task; three targets.
 
     Each takes at most four minutes on two cores. Its recipe is a start for your own: --list shows where it is.
+
+    For example:
+
+        edgewright demo
+        edgewright demo --task detection --targets onnx
+        edgewright demo --list
     """
-    if not listed:
-        apply_recipe(recipe_of(task), out, store)
+    if listed:
+        say(
+            _listing(),
+            {str(each): {"about": ABOUT[each], "recipe": str(recipe_of(each))} for each in Demo},
+            as_json=json,
+        )
         return
-    for each in Demo:
-        typer.echo(f"{each:16}{ABOUT[each]}\n{'':16}{recipe_of(each)}")
+    with talking(as_json=json, quiet=quiet, verbose=verbose):
+        shown = apply_recipe(recipe_of(task), out, store, Changes(set or (), stages, targets))
+    if shown is not None:
+        say(*shown, as_json=json)
+
+
+def _listing() -> str:
+    return "\n".join(f"{each:16}{ABOUT[each]}\n{'':16}{recipe_of(each)}" for each in Demo)
 
 
 def recipe_of(task: Demo) -> Path:

@@ -17,7 +17,12 @@ def inspect(
     seconds: Seconds = None,
     memory: Memory = None,
 ) -> None:
-    """Show which operators of a deployed file run accelerated, and why the others do not."""
+    """Show which operators of a deployed file run accelerated, and why the others do not.
+
+    For example:
+
+        edgewright inspect model.tflite
+    """
     from pipeline.execution import deployed as artifact
 
     placement = artifact.inspect(model, limits=artifact.limits(seconds, memory))

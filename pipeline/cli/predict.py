@@ -21,7 +21,12 @@ def predict(
     seconds: Seconds = None,
     memory: Memory = None,
 ) -> None:
-    """Run a deployed file in its own runtime; Core ML without a Mac: in the reference interpreter."""
+    """Run a deployed file in its own runtime; Core ML without a Mac: in the reference interpreter.
+
+    For example:
+
+        edgewright predict model.onnx -i samples.npz -o outputs.npz
+    """
     from pipeline.execution import deployed as artifact
 
     for name, array in artifact.predict(model, input, output, limits=artifact.limits(seconds, memory)).items():

@@ -20,5 +20,10 @@ class Schema(StrEnum):
 
 
 def schema(of: Annotated[Schema, typer.Argument(help="The recipe you write, or the report you get.")]) -> None:
-    """Print a JSON Schema, for editors and programs."""
+    """Print a JSON Schema, for editors and programs.
+
+    For example:
+
+        edgewright schema recipe > recipe.schema.json
+    """
     typer.echo(json.dumps(Recipe.model_json_schema() if of is Schema.RECIPE else json_schema(), indent=2))

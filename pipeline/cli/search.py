@@ -35,6 +35,10 @@ def search(
     """Search pruning, distillation and quantization settings; write the Pareto front and a recipe for each point.
 
     Trials are judged on a held-out part of the training data. An interrupted search goes on when it is run again.
+
+    For example:
+
+        edgewright search recipe.yaml --trials 30 --objective top1 --objective latency:onnx
     """
     read = read_recipe(recipe)
     from pipeline.search.objectives import parse_objective

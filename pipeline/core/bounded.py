@@ -12,6 +12,7 @@ NumPy arrays, never as a pickle, because the child may have read a hostile file.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import signal
@@ -27,6 +28,9 @@ from typing import IO, Any, Literal
 
 from pipeline.core import EdgewrightError
 from pipeline.core import bounded_child as child
+from pipeline.core.logs import OURS
+
+logger = logging.getLogger(__name__)
 
 MAX_OUTPUT_BYTES = 1 << 16
 """How much of the end of stdout and of stderr is kept."""
@@ -103,11 +107,15 @@ def run_bounded(
             "folder": folder,
             "seconds": seconds,
             "memory_bytes": memory_bytes,
+            "loggers": OURS if logger.isEnabledFor(logging.DEBUG) else (),
         }
         status = _run(pickle.dumps(call), seconds, out, err)
         result = Path(folder) / "result.json"
         outcome = json.loads(result.read_text()) if status == 0 and result.is_file() else None
         stdout, stderr = _end(out), _end(err)
+        for line in f"{stdout}\n{stderr}".splitlines():
+            if line.strip():
+                logger.debug("%s in its own process: %s", function.__qualname__, line)
         if outcome is not None and "value" in outcome:
             return Finished(_decode(outcome["value"], Path(folder)), stdout, stderr, time.monotonic() - started)
     if outcome is not None and "error" in outcome and outcome["error"]["problem"] is not None:

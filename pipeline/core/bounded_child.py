@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import os
 import pickle
 import sys
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ def main() -> None:
     _limit("RLIMIT_CORE", 0)
     _limit("RLIMIT_CPU", int(call["seconds"]) * (os.cpu_count() or 1) + 1)
     _limit("RLIMIT_FSIZE", call["memory_bytes"])
+    _log(call["loggers"])
     try:
         function = attrgetter(call["name"])(importlib.import_module(call["module"]))
         arguments, keywords = pickle.loads(call["arguments"])
@@ -43,6 +46,15 @@ def main() -> None:
     partial = folder / "result.partial"
     partial.write_text(json.dumps(outcome))
     partial.rename(folder / "result.json")
+
+
+def _log(loggers: Sequence[str]) -> None:
+    """Write what these loggers are told to stderr, which the caller reads."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    for name in loggers:
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.DEBUG)
 
 
 def _limit(name: str, value: int) -> None:

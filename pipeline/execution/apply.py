@@ -6,7 +6,6 @@ import io
 import logging
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,11 +15,13 @@ from pipeline.core import Model, StageError, StageRecord
 from pipeline.core.files import write_bytes, write_text
 from pipeline.execution.deliver import Start, deliver, deliver_unfinished
 from pipeline.execution.folder import claimed, require_space
-from pipeline.execution.keys import model_key, stage_key
+from pipeline.execution.keys import model_key, package_versions, stage_key
+from pipeline.execution.log import LOG, OLDER, run_log
 from pipeline.execution.prepare import Prepared, check
 from pipeline.execution.processes import decided_by_the_first, processes, wait_for_the_first
 from pipeline.execution.stages import STAGES
 from pipeline.execution.store import Store
+from pipeline.machine.processor import cpu_name
 from pipeline.models.capture import capture, example_inputs
 from pipeline.models.checkpoints.program import read_program
 from pipeline.models.digest import weights_sha256
@@ -54,14 +55,33 @@ def run(recipe: Recipe, out: Path, *, root: Path = Path(), store: Path | None = 
             where a stage fails, the report says what was finished before it.
     """
     start = Start.now()
-    console.quiet = not processes().is_main_process
+    console.quiet = console.quiet or not processes().is_main_process
     prepared = check(recipe, root)
     _say(prepared)
     kept_in = store or out.parent / ".store"
     for folder in (out, kept_in):
         require_space(folder, _space_bytes(prepared))
-    with claimed(out, _entries(recipe)) if processes().is_main_process else nullcontext():
+    if not processes().is_main_process:
         return _run_stages(prepared, Store(kept_in), out, start)
+    with claimed(out, _entries(recipe)), run_log(out):
+        return _logged(prepared, Store(kept_in), out, start)
+
+
+def _logged(prepared: Prepared, results: Store, out: Path, start: Start) -> Report:
+    """All stages and delivery, with their beginning, recipe and end in the log."""
+    versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
+    logger.debug("run of %s begins: %s; %s", prepared.recipe.name, cpu_name(), versions)
+    logger.debug("recipe: %s", prepared.recipe.model_dump_json(exclude_none=True))
+    for warning in prepared.warnings:
+        logger.debug("warning: %s", warning)
+    try:
+        report = _run_stages(prepared, results, out, start)
+    except BaseException:
+        logger.debug("run of %s ends with an error", prepared.recipe.name, exc_info=True)
+        raise
+    passed = report.verdict is not None and report.verdict.passed
+    logger.debug("run of %s is done: %s", prepared.recipe.name, "passed" if passed else "not passed")
+    return report
 
 
 def _say(prepared: Prepared) -> None:
@@ -75,7 +95,7 @@ def _say(prepared: Prepared) -> None:
 def _entries(recipe: Recipe) -> list[str]:
     """The names of what a run may write into its folder."""
     logs = [f"training_{number}.csv" for number in range(1, len(recipe.stages) + 1)]
-    return ["report.json", "report.html", *logs, *(step.name for step in recipe.targets)]
+    return ["report.json", "report.html", LOG, OLDER, *logs, *(step.name for step in recipe.targets)]
 
 
 def _space_bytes(prepared: Prepared) -> int:

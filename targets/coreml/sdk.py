@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import io
-import logging
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from pipeline.core.logs import silenced
 
 if TYPE_CHECKING:
     from torch import fx
@@ -21,17 +20,8 @@ def quiet() -> Iterator[None]:
 
     Errors are raised, so nothing that matters is lost.
     """
-    loggers = [logging.getLogger(name) for name in ("coremltools", "torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with silenced("coremltools", "torchao", "torch.utils._pytree"):
+        yield
 
 
 def coremltools() -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from onnxscript.optimizer import optimize_ir
 from torch.export import ExportedProgram
 
 from pipeline.core import Model, TargetError
+from pipeline.core.logs import silenced
 from pipeline.models.capture import capture, fixed_batch_size
 from pipeline.recipe import OnnxConfig
 from pipeline.target import Lowered, Variant
@@ -203,15 +202,8 @@ def _number(size: ir.SymbolicDim) -> int | ir.SymbolicDim:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what torch's exporter says about packages that are not installed. Errors are raised, not logged."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with silenced("torch.onnx"):
+        yield
 
 
 def _root_cause(error: BaseException) -> str:

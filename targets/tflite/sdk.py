@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import sys
-import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 from pipeline.core import EdgewrightError, TargetError, first_line
+from pipeline.core.logs import Held, silenced
 
-STDERR = 2
 LONGEST_LINE = 200
 SAID = (
     (r"failed to legalize operation '([^']+)'", "TFLite has no form for {}"),
@@ -25,40 +21,14 @@ SAID = (
 """What the converter and LiteRT say of operators that they do not know, and the same in words."""
 
 
-class NativeLog:
-    """What C++ code wrote to the terminal while it was silenced; filled in when `quiet` ends."""
-
-    text = ""
-
-
 @contextmanager
-def quiet() -> Iterator[NativeLog]:
+def quiet() -> Iterator[Held]:
     """Silence log lines and warnings about the converter and the runtime, not about the user's model.
 
-    LiteRT and MLIR write to the process's standard error from C++, past Python's logging, so the file descriptor
-    itself is redirected. Errors are raised; their explanation is in the log that this yields.
+    LiteRT and MLIR write from C++, past Python's logging. Errors are raised; what explains them was held back.
     """
-    log = NativeLog()
-    loggers = [logging.getLogger(name) for name in ("root", "torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    sys.stderr.flush()
-    terminal = os.dup(STDERR)
-    with tempfile.TemporaryFile() as held_back:
-        os.dup2(held_back.fileno(), STDERR)
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield log
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-            sys.stderr.flush()
-            os.dup2(terminal, STDERR)
-            os.close(terminal)
-            held_back.seek(0)
-            log.text = held_back.read().decode(errors="replace")
+    with silenced("root", "torchao", "torch.utils._pytree") as held:
+        yield held
 
 
 def litert_torch() -> Any:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.cli import main
+from tests.pipeline.cli.conftest import edgewright
 from tests.pipeline.conftest import Project, quadrants
-
-
-def edgewright(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["edgewright", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code
 
 
 def misspell_a_key(project: Project) -> None:
@@ -99,6 +92,33 @@ def test_help_names_every_command_when_asked(
     printed = capsys.readouterr().out
     for command in ("run", "demo", "search", "predict", "inspect", "compare", "schema", "show"):
         assert command in printed
+    assert "Exit codes: 0 done" in printed
+
+
+@pytest.mark.parametrize("command", ["run", "demo", "search", "schema", "show", "compare", "predict", "inspect"])
+def test_help_shows_examples_when_a_command_is_asked(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert edgewright(monkeypatch, command, "--help") == 0
+    assert f"edgewright {command} " in capsys.readouterr().out.partition("For example:")[2]
+
+
+def test_version_is_the_package_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edgewright(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"edgewright {version('edgewright')}\n"
+
+
+def test_mistake_is_a_document_when_json_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert edgewright(monkeypatch, "run", str(tmp_path / "absent.yaml"), "--json") == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["error"] == {
+        "problem": "no such file",
+        "where": str(tmp_path / "absent.yaml"),
+        "fix": "give the path of a recipe.yaml",
+    }
+    assert printed.err.startswith("error: ")
 
 
 PROBE = """
