@@ -280,7 +280,9 @@ class PruneConfig(Setting):
     sparsity: Sparsity | None = Field(None, description="set single weights to zero, after channels were removed")
     iterations: PositiveInt = Field(1, description="reach the budgets in this many rounds")
     recover: TeacherConfig | None = Field(None, description="training after every round, with the original as teacher")
-    skip: ModuleNames = Field((), description="names of modules that are not pruned")
+    skip: ModuleNames = Field(
+        (), description="modules that are not pruned: names, patterns (head.*) or types (type:Linear)"
+    )
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> PruneConfig:
@@ -345,6 +347,17 @@ class QatConfig(TeacherConfig):
     freeze_ratio: Number = Field(0.5, ge=0, le=1, description="share of the steps after which ranges are frozen")
 
 
+def _held(layers: Any) -> Any:
+    """How layers are held: the word ``float`` or, in Python, the type of that name."""
+    if not isinstance(layers, dict):
+        return layers
+    odd = next(((name, value) for name, value in layers.items() if value not in ("float", float)), None)
+    if odd is not None:
+        problem = f"{odd[0]!r} is {odd[1]!r}, and float is the only choice: layers that are not named are int8"
+        raise ValueError(f"{problem}; write {odd[0]!r}: float, or remove it")
+    return dict.fromkeys(layers, "float")
+
+
 class QuantizeConfig(Setting):
     """Static INT8 quantization, calibrated on real data."""
 
@@ -371,7 +384,15 @@ class QuantizeConfig(Setting):
     sensitivity_samples: PositiveInt = Field(64, description="held-out samples to measure sensitivities on")
     qat: QatConfig | None = Field(None, description="quantization-aware training afterwards; needs training data")
     batch_size: PositiveInt = Field(64, description="samples run at once; fewer where activations are large")
-    skip: ModuleNames = Field((), description="names of modules that stay in float")
+    skip: ModuleNames = Field((), description="modules that stay in float: as in layers, each with the value float")
+    layers: Annotated[
+        dict[Annotated[str, Field(min_length=1)], Literal["float"]],
+        BeforeValidator(_held, json_schema_input_type=dict[str, Literal["float"]]),
+    ] = Field(
+        {},
+        description="how layers are held, by name, pattern or type: {head.*: float, type:LayerNorm: float}; all others "
+        "are int8, where integer kernels can compute them",
+    )
 
 
 OnnxProvider = Literal["cpu", "coreml", "nnapi", "xnnpack", "qnn", "cuda", "tensorrt"]

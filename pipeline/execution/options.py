@@ -3,50 +3,38 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from torch.fx import GraphModule
 
 import targets
 from pipeline.core import Model, RecipeError, did_you_mean
-from pipeline.core.callables import parents
 from pipeline.data.samples import SampleSet
+from pipeline.models.layers import layers_of, matching
 from pipeline.recipe import Augmentation, OnnxConfig, Recipe, StageStep, TrainingConfig
 from pipeline.training.augmentation import require_followed
 
 
 def check_skipped(step: StageStep, module: nn.Module, index: int) -> None:
-    """Refuse names in ``skip`` that are no modules of the network, or hold nothing that the stage would change.
+    """Refuse names and patterns that stand for no module of the network, or for nothing that the stage would change.
 
     Raises:
         RecipeError: Names the nearest modules.
     """
-    known = {name: holds_weights for name, holds_weights in _modules(module) if name}
-    for name in getattr(step.config, "skip", ()):
-        where = f"stages[{index}].{step.name}.skip"
-        if name not in known:
+    named = {key: tuple(getattr(step.config, key, ())) for key in ("skip", "layers")}
+    if not any(named.values()):
+        return
+    known = layers_of(module)
+    for key, patterns in named.items():
+        where = f"stages[{index}].{step.name}.{key}"
+        found = matching(known, patterns, where=where, refusal=RecipeError)
+        without = next((pattern for pattern in found if not any(known[name].weighted for name in found[pattern])), None)
+        if step.name == "prune" and without is not None:
+            with_weights = did_you_mean(without, [name for name, layer in known.items() if layer.weighted])
             raise RecipeError(
-                f"the model has no module {name!r}; {did_you_mean(name, known)}",
-                where=where,
-                fix="name modules as model.named_modules() does",
+                f"{without!r} has no weights that could be pruned; {with_weights}", where=where, fix="leave it out"
             )
-        if step.name == "prune" and not known[name]:
-            with_weights = did_you_mean(name, [name for name, holds in known.items() if holds])
-            raise RecipeError(
-                f"{name!r} has no weights that could be pruned; {with_weights}", where=where, fix="leave it out"
-            )
-
-
-def _modules(module: nn.Module) -> Iterator[tuple[str, bool]]:
-    """The names of all modules, and whether each has weights. A program keeps names only, in its operators."""
-    for name, part in module.named_modules():
-        yield name, any(True for _ in part.parameters())
-    if isinstance(module, GraphModule):
-        for node in module.graph.nodes:
-            for name, _ in node.meta.get("nn_module_stack", {}).values():
-                yield from ((parent, True) for parent in parents(str(name)))
 
 
 def check_options(recipe: Recipe, model: Model) -> None:

@@ -19,8 +19,8 @@ from pipeline.core.outputs import output_tuple
 from pipeline.data.samples import SampleSet
 from pipeline.models.capture import Examples, example_inputs
 from pipeline.models.duplicate import copy_module
+from pipeline.models.layers import is_within
 from pipeline.recipe import PruneConfig
-from pipeline.stages.prune.channels import is_within
 from pipeline.stages.prune.coupling import PRUNABLE
 from pipeline.stages.prune.sensitivity import movement
 from pipeline.tasks.task import Task

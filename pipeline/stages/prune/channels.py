@@ -21,6 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from pipeline.core import SkippedLayer
 from pipeline.models.capture import Examples
 from pipeline.models.duplicate import copy_module
+from pipeline.models.layers import is_within
 from pipeline.stages.prune.coupling import (
     HEAD_COUNTS,
     PRUNABLE,
@@ -353,8 +354,3 @@ def _reduce_heads(attention: nn.Module, attribute: str, removed: int) -> None:
     for name, value in list(vars(attention).items()):
         if name in ("all_head_size", "inner_dim") and isinstance(value, int):
             setattr(attention, name, value // before * after)
-
-
-def is_within(name: str, containers: Sequence[str]) -> bool:
-    """Whether a module is one of these, or inside one."""
-    return any(name == container or name.startswith(f"{container}.") for container in containers)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.core import SkippedLayer
 from pipeline.models.duplicate import copy_module
+from pipeline.models.layers import is_within
 from pipeline.recipe import Sparsity
-from pipeline.stages.prune.channels import is_within
 from pipeline.stages.prune.coupling import PRUNABLE
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 from pipeline.core import Model, SkippedLayer, StageError, StageRecord
 from pipeline.data.samples import SampleSet, with_examples
 from pipeline.models.capture import count_macs, count_parameters
+from pipeline.models.layers import matching_in
 from pipeline.recipe import PruneConfig
 from pipeline.stages.prune.blocks import Shortened, remove_blocks
 from pipeline.stages.prune.channels import Step
@@ -62,10 +63,12 @@ def prune(
             on; removed at the end. Not used where latency is a budget: another timing might remove other channels.
 
     Raises:
-        StageError: The model is a program rather than a module, cannot be traced, or cannot get that small.
+        StageError: The model is a program rather than a module, cannot be traced, or cannot get that small, or
+            ``skip`` names no layer of it.
     """
-    started = time.monotonic()
+    started, asked = time.monotonic(), config
     refuse_programs(model)
+    config = config.model_copy(update={"skip": _skipped(model, config)})
     if config.recover is not None and train is None:
         raise StageError("recover needs samples to train on", where="prune", fix="name data.train")
     model = model if data is None else with_examples(model, data)
@@ -85,8 +88,14 @@ def prune(
         logs = recover(model, pruned.module, config, train, task, seed=seed + number, checkpoint=state)
         pruned.note_round(model, due, logs)
     forget_rounds(checkpoint)
-    record = _record(model, config, shortened, pruned, limits, time.monotonic() - started)
+    record = _record(model, asked, shortened, pruned, limits, time.monotonic() - started)
     return model.after(pruned.module, record)
+
+
+def _skipped(model: Model, config: PruneConfig) -> tuple[str, ...]:
+    """The names of the modules that are not pruned."""
+    found = matching_in((model.reference, model.module), config.skip, where="prune: skip")
+    return tuple(dict.fromkeys(name for names in found.values() for name in names))
 
 
 @dataclass(slots=True)

@@ -9,6 +9,6 @@ for _logger in ("torchao", "torch.utils._pytree"):
 # Copying a GraphModule raises a deprecation warning that concerns torch alone.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning, module="copyreg")
 
-from pipeline.stages.quantize.stage import quantize  # noqa: E402
+from pipeline.stages.quantize.stage import QatModule, convert, prepare_qat, quantize  # noqa: E402
 
-__all__ = ["quantize"]
+__all__ = ["QatModule", "convert", "prepare_qat", "quantize"]

@@ -18,6 +18,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,12 +149,66 @@ def train(
         before_step=freeze,
         log=log,
     )
+    _finish(prepared, grids)
+    return logs
+
+
+class Trainable(nn.Module):
+    """A prepared graph as a module for any training loop: it rounds where, and as, the program does.
+
+    Its parameters are weights, biases and, until they are frozen, a factor for each activation range. Batch norms are
+    folded and dropout is left out, so ``train()`` and ``eval()`` compute the same.
+
+    Attributes:
+        network: The graph that is trained; all that training changes is in its state.
+
+    Raises:
+        StageError: The graph's batch size is fixed.
+    """
+
+    def __init__(self, prepared: GraphModule) -> None:
+        super().__init__()
+        _refuse_fixed_batch(prepared)
+        self._template = [copy.deepcopy(prepared)]  # in a list, where torch sees no module: only `network` has state
+        self.network, _ = trainable(copy.deepcopy(prepared))
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The outputs ``(N, …)`` for inputs ``(N, …)``, in the form that the original module returns them in."""
+        return self.network(*inputs)
+
+    def freeze_ranges(self) -> None:
+        """Fix the activation ranges at scales with which every runtime rounds alike; the weights train on.
+
+        From then on, the module gives what the converted program will give. Call it for the last part of a training.
+        """
+        graph, student, grids = self._current()
+        settle(graph, grids)
+        self.network.load_state_dict(student.state_dict())
+        for module in self.network.modules():
+            if isinstance(module, LearnedGrid):
+                module.log_factor.requires_grad_(False)
+
+    def finished(self) -> GraphModule:
+        """The prepared graph with what was trained, its ranges settled; this module stays as it is."""
+        graph, _, grids = self._current()
+        _finish(graph, grids)
+        return graph
+
+    def _current(self) -> tuple[GraphModule, GraphModule, dict[ActivationGrid, LearnedGrid]]:
+        """A copy of the prepared graph on the CPU with the trained values, its trainable view, and the view's grids."""
+        graph = copy.deepcopy(self._template[0])
+        student, grids = trainable(graph)
+        student.load_state_dict(self.network.state_dict())
+        return graph, student, grids
+
+
+def _finish(prepared: GraphModule, grids: Mapping[ActivationGrid, LearnedGrid]) -> None:
+    """Settle the ranges of a trained graph, and give each weight the scales of its trained values."""
     settle(prepared, grids)
     for node in prepared.graph.nodes:
         if node.op == "call_module" and isinstance(own := prepared.get_submodule(node.target), PerChannelWeightGrid):
             own.set_weight(tensor_of(prepared, node.args[0]))
     prepared.requires_grad_(False)
-    return logs
 
 
 def trainable(prepared: GraphModule) -> tuple[GraphModule, dict[ActivationGrid, LearnedGrid]]:

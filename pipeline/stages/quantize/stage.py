@@ -17,18 +17,24 @@ from pipeline.data.samples import SampleSet, with_examples
 from pipeline.machine.memory import require_memory
 from pipeline.models.capture import count_macs, count_parameters
 from pipeline.models.function import require_function
+from pipeline.models.layers import is_within, layers_of, matching_in
 from pipeline.recipe import Budget, QuantizeConfig
 from pipeline.stages.quantize import qat
 from pipeline.stages.quantize.choice import Choice, choose
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.graph.cost import integer_share
+from pipeline.stages.quantize.graph.nodes import layer_name
 from pipeline.stages.quantize.improve.batch_norms import reestimated
 from pipeline.stages.quantize.judge import Judge, Score
 from pipeline.stages.quantize.ranges.calibration import calibrate, fitting_batch
-from pipeline.stages.quantize.simulation import Simulations, convert
+from pipeline.stages.quantize.simulation import Simulations
+from pipeline.stages.quantize.simulation import convert as to_program
 from pipeline.tasks.lookup import for_task, task_of
 from pipeline.tasks.task import Task
 from pipeline.training.loop import EpochLog
+
+_SHOWN = 5
+"""Names, at most, in a message."""
 
 COPIES = 9
 """How often candidates, the program and its capture hold the FP32 weights; 8.5 on 146 MB of linear layers."""
@@ -60,9 +66,107 @@ def quantize(
 
     Raises:
         DataError: A sample holds NaN or infinity.
-        StageError: The module is no function of its samples, cannot be captured, or ``qat`` has nothing to train on.
+        StageError: The module is no function of its samples, cannot be captured, or ``qat`` has nothing to train on;
+            or ``layers`` or ``skip`` names no layer of it.
     """
     _require_training(config, train)
+    chosen = _choose(model, config, data, budget, task, held_out, seed)
+    judge, prepared, details = chosen.judge, chosen.choice.prepared, chosen.details
+
+    # Convert: turn the chosen simulation into a program of quantize and dequantize operators.
+    result = _converted(prepared, judge)
+
+    # Train, if the recipe asks for it: adapt the weights to their grids.
+    if config.qat is not None and train is not None:
+        samples, teacher = for_task(train, chosen.task), model.reference
+        learn = partial(qat.train, prepared, teacher, samples, chosen.task, config.qat, seed=seed)
+        epochs = learn(validate=judge.metric_of, higher_is_better=judge.rises, checkpoint=checkpoint, log=log)
+        result, details["qat"] = _better(result, _converted(prepared, judge), epochs, len(train))
+
+    return chosen.model.after(result.program, _record(chosen, result), quantized=True)
+
+
+class QatModule(qat.Trainable):
+    """A network that is trained while it is rounded, in a loop of the caller's; see `prepare_qat`."""
+
+    def __init__(self, chosen: _Chosen) -> None:
+        super().__init__(chosen.choice.prepared)
+        self._chosen = chosen
+        self._before = _converted(chosen.choice.prepared, chosen.judge).score
+
+    def converted(self) -> Model:
+        """The model of the program as trained so far; see `convert`."""
+        chosen = self._chosen
+        result = _converted(self.finished(), chosen.judge)
+        trained = {"loop": "the caller's", "post_training": self._before.metric, "metric": result.score.metric}
+        trained |= {"sqnr_db": result.score.sqnr_db, "kept": True}
+        record = _record(chosen, result)
+        record = record.model_copy(update={"details": record.details | {"qat": trained}})
+        return chosen.model.after(result.program, record, quantized=True)
+
+
+def prepare_qat(
+    model: Model,
+    config: QuantizeConfig,
+    data: SampleSet,
+    *,
+    budget: Budget | tuple[Budget, ...],
+    task: Task | None = None,
+    held_out: SampleSet | None = None,
+    seed: int = 0,
+) -> QatModule:
+    """The best post-training quantization as a module that a loop of the caller's can train.
+
+    Args:
+        data, budget, task, held_out, seed: As for `quantize`.
+
+    Raises:
+        DataError: A sample holds NaN or infinity.
+        StageError: See `quantize`; or the module's own code fixes its batch size, or ``config`` asks for training too.
+    """
+    if config.qat is not None:
+        raise StageError("qat would train in a loop of its own", where="prepare_qat: config", fix="remove qat from it")
+    return QatModule(_choose(model, config, data, budget, task, held_out, seed))
+
+
+def convert(prepared: QatModule) -> Model:
+    """The quantized model of a module from `prepare_qat`, as trained so far; the module stays as it is."""
+    return prepared.converted()
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What a network will be quantized with, and how that was found.
+
+    Attributes:
+        details: Of the record, as far as they are known.
+        started: When, by ``time.perf_counter``.
+    """
+
+    model: Model
+    config: QuantizeConfig
+    task: Task
+    judge: Judge
+    simulations: Simulations
+    choice: Choice
+    details: dict[str, Any]
+    started: float
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Chosen:
+        """Itself: a module that is copied while it trains keeps one origin."""
+        return self
+
+
+def _choose(
+    model: Model,
+    config: QuantizeConfig,
+    data: SampleSet,
+    budget: Budget | tuple[Budget, ...],
+    task: Task | None,
+    held_out: SampleSet | None,
+    seed: int,
+) -> _Chosen:
+    """Prepare, calibrate and choose; see `quantize`."""
     started, details = time.perf_counter(), dict[str, Any]()
     model, (data, held_out) = _on_samples(model, data), _divided(data, held_out, seed)
     task = task_of(model, held_out, task)
@@ -73,6 +177,7 @@ def quantize(
     if config.batch_norm:
         module, details["batch_norm"] = _with_settled_batch_norms(model, config, data, held_out, task, budgets)
     graph = canonical_graph(replace(model, module=module))
+    in_float = _float_layers(model, config, graph)
 
     # Calibrate: one pass over the samples collects what every range method reads.
     calibration = calibrate(graph, data, batch_size=config.batch_size, methods=config.observers)
@@ -80,20 +185,9 @@ def quantize(
 
     # Choose: simulate the rounding of each candidate, and compare them on the held-out samples.
     judge = Judge(module, held_out, task, budgets, fitting_batch(graph, config.batch_size))
-    simulations = Simulations(calibration, config.skip)
+    simulations = Simulations(calibration, in_float)
     choice = choose(simulations, judge, config, data)
-
-    # Convert: turn the chosen simulation into a program of quantize and dequantize operators.
-    result = _converted(choice.prepared, judge)
-
-    # Train, if the recipe asks for it: adapt the weights to their grids.
-    if config.qat is not None and train is not None:
-        learn = partial(qat.train, choice.prepared, model.reference, for_task(train, task), task, config.qat, seed=seed)
-        epochs = learn(validate=judge.metric_of, higher_is_better=judge.rises, checkpoint=checkpoint, log=log)
-        result, details["qat"] = _better(result, _converted(choice.prepared, judge), epochs, len(train))
-
-    record = _record(model, config, simulations, choice, result, judge, details, started)
-    return model.after(result.program, record, quantized=True)
+    return _Chosen(model, config, task, judge, simulations, choice, details, started)
 
 
 def _require_memory(model: Model) -> None:
@@ -105,6 +199,29 @@ def _require_memory(model: Model) -> None:
 def _require_training(config: QuantizeConfig, train: SampleSet | None) -> None:
     if config.qat is not None and train is None:
         raise StageError("qat needs training samples", where="quantize: qat", fix="add data.train, or remove qat")
+
+
+def _float_layers(model: Model, config: QuantizeConfig, graph: GraphModule) -> tuple[str, ...]:
+    """The names of the modules that the configuration leaves in float.
+
+    Raises:
+        StageError: A name or a pattern stands for no layer, or for none that has operators of its own.
+    """
+    modules = (model.reference, model.module)
+    asked = {"skip": config.skip, "layers": tuple(config.layers)}
+    found = {key: matching_in(modules, patterns, where=f"quantize: {key}") for key, patterns in asked.items()}
+    left = {layer_name(node) for node in graph.graph.nodes if node.op == "call_function"}
+    there = layers_of(model.module) if any(found.values()) else {}
+    for key, patterns in found.items():
+        for pattern, names in patterns.items():
+            if not any(is_within(layer, names) for layer in left) and any(name in there for name in names):
+                raise StageError(
+                    f"{pattern!r} stands for {', '.join(names[:_SHOWN])}, which the deployed network computes inside "
+                    "other layers",
+                    where=f"quantize: {key}",
+                    fix="name the layer that computes it: that in front of a batch norm, or the one that it is part of",
+                )
+    return tuple(dict.fromkeys(name for patterns in found.values() for names in patterns.values() for name in names))
 
 
 def _divided(data: SampleSet, held_out: SampleSet | None, seed: int) -> tuple[SampleSet, SampleSet]:
@@ -131,7 +248,7 @@ class _Judged:
 
 
 def _converted(prepared: GraphModule, judge: Judge) -> _Judged:
-    program = convert(copy.deepcopy(prepared))
+    program = to_program(copy.deepcopy(prepared))
     return _Judged(program, judge(program))
 
 
@@ -166,23 +283,15 @@ def _with_settled_batch_norms(
     return settled if better else model.module, record
 
 
-def _record(
-    model: Model,
-    config: QuantizeConfig,
-    simulations: Simulations,
-    choice: Choice,
-    result: _Judged,
-    judge: Judge,
-    details: dict[str, Any],
-    started: float,
-) -> StageRecord:
+def _record(chosen: _Chosen, result: _Judged) -> StageRecord:
     """The stage's record: what was done, tried and reached."""
+    model, choice, judge = chosen.model, chosen.choice, chosen.judge
     float_layers = choice.found.config.float_layers
-    scheme = simulations.scheme(float_layers)
+    scheme = chosen.simulations.scheme(float_layers)
     return StageRecord(
         stage="quantize",
-        config=config.model_dump(mode="json"),
-        duration_s=time.perf_counter() - started,
+        config=chosen.config.model_dump(mode="json"),
+        duration_s=time.perf_counter() - chosen.started,
         parameters=count_parameters(result.program),
         macs=count_macs(model.module, model.examples),
         skipped=explained(scheme.skipped, float_layers),
@@ -202,7 +311,7 @@ def _record(
             "chosen": asdict(choice.found.chosen),
             "qat": None,
             "sensitivities": [asdict(entry) for entry in choice.ranking],
-            **details,
+            **chosen.details,
         },
     )
 

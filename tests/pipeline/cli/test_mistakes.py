@@ -478,6 +478,14 @@ VALUES = [
     mistake("prune skips an unknown layer", stage("prune", macs_ratio=0.5, skip=["9"]), "stages[0].prune.skip", "'9'"),
     mistake("quantize skips an unknown layer", stage("quantize", skip=["fc"]), "stages[0].quantize.skip", "'fc'"),
     mistake("quantize skips nothing", stage("quantize", skip=[""]), "stages[0].quantize.skip[0]", "character"),
+    mistake("a layer in no type", stage("quantize", layers={"0": "int4"}), "stages[0].quantize.layers", "float"),
+    mistake("layers in a list", stage("quantize", layers=["0"]), "stages[0].quantize.layers", "mapping"),
+    mistake(
+        "a pattern of no layer", stage("quantize", layers={"hed.*": "float"}), "stages[0].quantize.layers", "'hed.*'"
+    ),
+    mistake(
+        "a type of no layer", stage("quantize", layers={"type:Conv9d": "float"}), "stages[0].quantize.layers", "Conv2d"
+    ),
     mistake("no epochs", stage("distill", epochs=0), "stages[0].distill.epochs"),
     mistake("half an epoch", stage("distill", epochs=0.5), "stages[0].distill.epochs", "integer"),
     mistake("epochs as a string", stage("distill", epochs="3"), "stages[0].distill.epochs", "integer"),
