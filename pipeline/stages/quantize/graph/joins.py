@@ -36,7 +36,7 @@ Reasons = Mapping[str, str]
 def is_cramped(value: Node, joined: list[Node], spans: Spans) -> bool:
     """Whether a tensor that others read too would be much coarser on the grid of what it is joined with."""
     own, widest = _span_of(value, spans), max(_span_of(each, spans) for each in joined)
-    return len(value.users) > 1 and 0 < own * CRAMPED <= widest
+    return 0 < own * CRAMPED <= widest and _has_other_readers(value)
 
 
 def why_incompatible(graph: GraphModule, spans: Spans) -> dict[Node, str]:
@@ -65,9 +65,19 @@ def _is_read_by_kernels(node: Node) -> bool:
     )
 
 
+def _has_other_readers(value: Node) -> bool:
+    """Whether more than one operator reads a tensor, or any that it was moved from, which shares its grid."""
+    return len(value.users) > 1 or ((origin := _moved_from(value)) is not None and _has_other_readers(origin))
+
+
+def _moved_from(value: Node) -> Node | None:
+    """The one tensor that an operator only moves, such as the input of a slice or a transposition."""
+    return activations(value)[0] if kind_of(value) == "moves" and len(activations(value)) == 1 else None
+
+
 def _span_of(value: Node, spans: Spans) -> float:
     """How wide a tensor is, or what it was moved from; 0 where calibration did not look."""
-    while key_of(value) not in spans and kind_of(value) == "moves" and len(activations(value)) == 1:
-        (value,) = activations(value)
+    while key_of(value) not in spans and (origin := _moved_from(value)) is not None:
+        value = origin
     prescribed = rule_of(value).scale * LEVELS if kind_of(value) == "fixed" else 0.0
     return spans.get(key_of(value), prescribed)

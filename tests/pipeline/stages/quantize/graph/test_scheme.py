@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.core import Model, TensorSpec
 from pipeline.stages.quantize.graph.canonical import canonical_graph
 from pipeline.stages.quantize.graph.capabilities import RULES
-from pipeline.stages.quantize.graph.scheme import Scheme, scheme_of
+from pipeline.stages.quantize.graph.scheme import NO_SPANS, Scheme, scheme_of
 
 
 class Function(nn.Module):
@@ -25,10 +25,15 @@ class Function(nn.Module):
         return self.function(self.conv, x)
 
 
-def scheme(function: Callable[..., Tensor], shape: tuple[int, ...] = (4, 6, 6), skip: tuple[str, ...] = ()) -> Scheme:
+def scheme(
+    function: Callable[..., Tensor],
+    shape: tuple[int, ...] = (4, 6, 6),
+    skip: tuple[str, ...] = (),
+    spans: Mapping[str, float] = NO_SPANS,
+) -> Scheme:
     module = Function(function).eval()
     model = Model(module=module, reference=module, inputs=(TensorSpec(name="x", shape=shape),))
-    return scheme_of(canonical_graph(model), skip)
+    return scheme_of(canonical_graph(model), skip, spans)
 
 
 def sets(found: Scheme) -> dict[str, str]:
@@ -72,6 +77,21 @@ def test_concatenated_sigmoid_is_requantized_because_its_own_range_is_fixed() ->
     assert list(found.requantized) == [("sigmoid", "cat")]
     assert sets(found)["sigmoid"] == "sigmoid"
     assert sets(found)["cat"] == "conv2d"
+
+
+@pytest.mark.parametrize(
+    "move", [lambda x: x, lambda x: x[:, :2], lambda x: x[:, :, 1:].transpose(2, 3)[:, :3]], ids=["x", "slice", "both"]
+)
+def test_narrow_value_is_requantized_where_it_joins_a_wide_one_and_others_read_it_or_what_it_was_moved_from(
+    move: Callable[[Tensor], Tensor],
+) -> None:
+    def joined(conv: nn.Module, x: Tensor) -> Tensor:
+        return torch.cat([move(x).flatten(1), conv(x).flatten(1)], 1)
+
+    found = scheme(joined, spans={"x": 1.0, "conv2d": 3.0})
+    assert sets(found)["x"] == "x"
+    assert sets(found)["cat"] == "conv2d"
+    assert [consumer for _, consumer in found.requantized] == ["cat"]
 
 
 def test_parts_of_a_split_share_the_parameters_of_the_whole() -> None:
