@@ -345,6 +345,12 @@ class Measured(Record):
     device: str
     threads: int
     batch_size: int = 1
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="of a model that keeps states: each sample is the mean of so many steps of a sequence, with the "
+        "states of each step given to the next",
+    )
     warmup_ns: tuple[int, ...]
     samples_ns: tuple[int, ...] = Field(min_length=1)
     median_ns: int
@@ -392,13 +398,18 @@ def measured(
     threads: int,
     warmup_ns: tuple[int, ...],
     samples_ns: tuple[int, ...],
+    steps: int | None = None,
 ) -> Measured:
     """A `Measured` record whose statistics come from its samples (percentiles by the inclusive method).
+
+    Args:
+        steps: Of the loop that each duration is of; the record's are those of one step.
 
     >>> record = measured(runtime="r", device="cpu", threads=1, warmup_ns=(900,), samples_ns=(100, 300, 200))
     >>> record.median_ns, record.p90_ns
     (200, 280)
     """
+    warmup_ns, samples_ns = (tuple(round(each / (steps or 1)) for each in taken) for taken in (warmup_ns, samples_ns))
     percentiles = (
         statistics.quantiles(samples_ns, n=100, method="inclusive") if len(samples_ns) > 1 else [samples_ns[0]] * 99
     )
@@ -406,6 +417,7 @@ def measured(
         runtime=runtime,
         device=device,
         threads=threads,
+        steps=steps,
         warmup_ns=warmup_ns,
         samples_ns=samples_ns,
         median_ns=round(statistics.median(samples_ns)),

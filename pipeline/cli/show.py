@@ -80,11 +80,12 @@ def _rows(report: Report, folder: Path) -> list[dict[str, Any]]:
 
 def summary(report: Report) -> str:
     """The headline table, the original and every target on a line each, and the verdict."""
-    from pipeline.report.headline import headline, main_metric
+    from pipeline.report.headline import headline, main_metric, timed_steps
     from pipeline.report.verdict import TITLES, verdict
 
-    main = main_metric(report)
-    rows = [("", main.name, "size", "latency", "vs FP32", "parity", "budget")]
+    main, steps = main_metric(report), timed_steps(report)
+    latency = "latency" if steps is None else f"a step of {steps}"
+    rows = [("", main.name, "size", latency, "vs FP32", "parity", "budget")]
     for line in headline(report):
         measured = line.latency if isinstance(line.latency, Measured) else None
         speedup = measured.speedup_vs_fp32_same_runtime if measured else None

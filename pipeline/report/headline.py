@@ -121,3 +121,8 @@ def single_thread(latencies: Sequence[Latency]) -> Latency | None:
     measured = [latency for latency in latencies if isinstance(latency, Measured) and latency.threads == 1]
     estimated = [latency for latency in latencies if isinstance(latency, Estimated)]
     return next(iter((*measured, *estimated, *latencies)), None)
+
+
+def timed_steps(report: Report) -> int | None:
+    """How many steps of a sequence each latency is the mean of; None where it is that of a single call."""
+    return next((latency.steps for latency in report.original.latency if isinstance(latency, Measured)), None)

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pipeline.report import units
 from pipeline.report.details import details
-from pipeline.report.headline import headline, main_metric, reasons, variant
+from pipeline.report.headline import headline, main_metric, reasons, timed_steps, variant
 from pipeline.report.model import Report, budgets, metric_info, stage_metric
 from pipeline.report.noise import NOISY, spread, unstable
 from pipeline.report.pictures import pictures, training_curve
@@ -38,6 +38,7 @@ def render(report: Report) -> str:
         unstable=unstable(report),
         noisy=NOISY,
         spread=spread,
+        steps=timed_steps(report),
         main=main_metric(report),
         budgets=budgets(report),
         info=partial(metric_info, report),

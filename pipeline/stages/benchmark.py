@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.core import MetricInfo, Model, TargetError, first_line
 from pipeline.core.arrays import Array
@@ -51,12 +52,15 @@ from pipeline.tasks.lookup import for_task, task_of
 from pipeline.tasks.loop import Loop, loop_of, of_sequences
 from pipeline.tasks.prediction import Predict, SetPredictor, predictor, session_predictor
 from pipeline.tasks.scores import Scores
-from pipeline.tasks.task import Task
+from pipeline.tasks.task import Task, Tensors
 
 logger = logging.getLogger(__name__)
 
 SECONDS_PER_CANDIDATE = 2.0
 """Of measuring, for each artifact and number of threads."""
+STEPS = 16
+"""Of a sequence that are timed together, at most."""
+V = TypeVar("V")
 
 
 def benchmark(
@@ -75,7 +79,7 @@ def benchmark(
         model: The optimized model that was exported, with its original.
         exported: What `export` returned.
         samples: The evaluation set. Nothing is chosen by it. Of a model that keeps states, sequences; latency is then
-            that of one step.
+            that of a step in a loop over one of them.
         root: Artifact paths in the records are relative to this folder.
         task: What the model is for; suggested by the model and the labels when absent.
         budgets: Those that differences to the original are held against.
@@ -94,7 +98,7 @@ def benchmark(
             with failures.caught(item.target.name, "cannot be loaded"):
                 ready.append(_Artifacts(item, sample, _Scorer(task, len(samples), samples.labelled, loop)))
     metrics, paired = _score(model, ready, failures, task, samples, batch_size)
-    original_latency = _time(model, ready, failures)
+    original_latency = _time(_timed(model, samples, loop), ready, failures)
     original = OriginalRecord(
         parameters=count_parameters(model.reference),
         macs=count_macs(model.reference, model.examples),
@@ -273,17 +277,48 @@ def _score_batch(run: _Run, batch: Batch, expected: tuple[Tensor, ...], quantize
     run.against_program.update(outputs, quantized)
 
 
-def _time(model: Model, ready: Sequence[_Artifacts], failures: _Failures) -> list[Latency]:
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """What is timed: a call with one sample or, where a loop is there, its calls over a sequence.
+
+    Attributes:
+        steps: Inputs ``(1, …)`` of each call; of one, where there is no loop.
+    """
+
+    module: nn.Module
+    steps: list[Tensors]
+    loop: Loop | None
+
+    @property
+    def count(self) -> int | None:
+        """Calls in a loop."""
+        return len(self.steps) if self.loop else None
+
+    def call(self, run: Callable[[tuple[V, ...]], tuple[V, ...]], steps: Sequence[tuple[V, ...]]) -> object:
+        """What is timed of a runtime that takes values of this kind."""
+        return run(steps[0]) if self.loop is None else self.loop.through(run, steps)
+
+
+def _timed(model: Model, samples: SampleSet, loop: Loop | None) -> _Timed:
+    """One sample of those that the model carries, or the first steps of a sequence of the evaluation set."""
+    if loop is None:
+        return _Timed(model.reference, [example_inputs(model.examples)], None)
+    sequences = next(samples.take(1).batches(1)).inputs
+    begun = tuple(values[:, :STEPS] for values in sequences)
+    return _Timed(model.reference, [inputs for inputs, _ in loop.steps(predictor(model.reference), begun)], loop)
+
+
+def _time(timed: _Timed, ready: Sequence[_Artifacts], failures: _Failures) -> list[Latency]:
     """Time everything at batch 1 with one thread and with all cores; returns the original's latencies in PyTorch."""
     original: list[Latency] = []
-    timed = [item for item in ready if item.optimized.session.metrics_source == "measured"]
+    here = [item for item in ready if item.optimized.session.metrics_source == "measured"]
     default_threads = torch.get_num_threads()
     thread_counts = sorted({1, all_cores()})
     try:
         for threads in thread_counts:
-            sessions = _sessions(model, timed, failures, threads)
+            sessions = _sessions(timed, here, failures, threads)
             runs = [(item, run) for item, run, _ in sessions if item.name not in failures]
-            candidates = [_eager(model, threads)]
+            candidates = [_eager(timed, threads)]
             candidates += [session for item, _, session in sessions if item.name not in failures]
             taken = interleave(candidates, seconds_per_candidate=SECONDS_PER_CANDIDATE)
             records = [
@@ -293,6 +328,7 @@ def _time(model: Model, ready: Sequence[_Artifacts], failures: _Failures) -> lis
                     threads=threads,
                     warmup_ns=warmup,
                     samples_ns=samples,
+                    steps=timed.count,
                 )
                 for candidate, (warmup, samples) in zip(candidates, taken, strict=True)
             ]
@@ -312,34 +348,35 @@ def _time(model: Model, ready: Sequence[_Artifacts], failures: _Failures) -> lis
 
 
 def _sessions(
-    model: Model, timed: Sequence[_Artifacts], failures: _Failures, threads: int
+    timed: _Timed, here: Sequence[_Artifacts], failures: _Failures, threads: int
 ) -> list[tuple[_Artifacts, _Run, Candidate]]:
     """What is timed of each target; every candidate has run once."""
     found = []
-    for item in timed:
+    for item in here:
         with failures.caught(item.name, f"cannot be timed with {threads} threads"):
             for run in (*item.of_original, item.optimized):
                 session = item.exported.target.load(run.lowered, threads=threads)
-                candidate = _in_session(session, model, run.lowered)
+                candidate = _in_session(session, timed, run.lowered)
                 candidate.call()
                 found.append((item, run, candidate))
     return found
 
 
-def _eager(model: Model, threads: int) -> Candidate:
-    inputs = example_inputs(model.examples)
-    predict = predictor(model.reference)
+def _eager(timed: _Timed, threads: int) -> Candidate:
+    predict = predictor(timed.module)
     return Candidate(
         runtime=f"torch {torch.__version__} eager",
         device=cpu_name(),
-        call=lambda: predict(inputs),
+        call=lambda: timed.call(predict, timed.steps),
         prepare=lambda: torch.set_num_threads(threads),
     )
 
 
-def _in_session(session: Session, model: Model, lowered: Lowered) -> Candidate:
-    arrays = tuple(tensor.numpy() for tensor in example_inputs(model.examples, lowered.batch_size or 1))
-    return Candidate(runtime=session.runtime, device=session.device, call=lambda: session.run(arrays))
+def _in_session(session: Session, timed: _Timed, lowered: Lowered) -> Candidate:
+    steps = [
+        tuple(tensor.numpy() for tensor in example_inputs(inputs, lowered.batch_size or 1)) for inputs in timed.steps
+    ]
+    return Candidate(runtime=session.runtime, device=session.device, call=lambda: timed.call(session.run, steps))
 
 
 def _record(exported: Exported, result: _Artifacts | None, root: Path, before: _Original) -> TargetRecord:

@@ -5,8 +5,9 @@ Sequences are tensors ``(N, steps, …)``, one per input that is no state. State
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from pipeline.core import CheckpointError, Model, TensorSpec, did_you_mean
 from pipeline.core.outputs import output_tuple
 from pipeline.tasks.prediction import Predict
 from pipeline.tasks.task import Tensors
+
+V = TypeVar("V")
+"""A tensor or an array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,26 @@ class Loop:
             yield inputs, found
             by_name = dict(zip(self.outputs, found, strict=True))
             given |= {name: by_name[source].clone() for name, source in self.states.items()}
+
+    def through(self, run: Callable[[tuple[V, ...]], tuple[V, ...]], steps: Sequence[tuple[V, ...]]) -> tuple[V, ...]:
+        """The last outputs of one step after another with the states of the step before, as on a device; for timing.
+
+        Args:
+            run: A file or a module, on whatever holds its values.
+            steps: All inputs of each step; the states of the first are where the sequence begins.
+        """
+        kept = [
+            (position, self.outputs.index(self.states[spec.name]))
+            for position, spec in enumerate(self.inputs)
+            if spec.name in self.states
+        ]
+        outputs = run(steps[0])
+        for inputs in steps[1:]:
+            given = list(inputs)
+            for position, source in kept:
+                given[position] = outputs[source]
+            outputs = run(tuple(given))
+        return outputs
 
     def around(self, predict: Predict) -> Predict:
         """The results ``(N, steps, …)`` of sequences."""

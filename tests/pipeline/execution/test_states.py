@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipeline.cli.show import summary
 from pipeline.core import CheckpointError, DataError, Model, RecipeError
 from pipeline.execution.apply import run
 from pipeline.execution.prepare import Prepared, check
 from pipeline.recipe import Recipe, parse_recipe
+from pipeline.target import Measured, measured
 from pipeline.tasks.loop import loop_of
 from pipeline.tasks.prediction import predictor
 
@@ -114,6 +116,27 @@ def test_state_that_is_the_only_output_is_the_result(project: Path) -> None:
     torch.testing.assert_close(loop.around(predictor(prepared.model.module))((sound,))[0], layer(sound)[0].detach())
 
 
+def test_timed_loop_gives_back_the_states_that_the_file_gave(project: Path) -> None:
+    model = check(recipe(), project).model
+    loop = loop_of(model)
+    assert loop is not None
+    steps = [(np.full((1, 6), number, np.float32), np.zeros((1, 8)), np.zeros((1, 8))) for number in range(3)]
+    given = []
+
+    def run(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        given.append([float(value.flat[0]) for value in inputs])
+        return (np.zeros((1, 1)), inputs[1] + 1, inputs[2] + 10)  # speech, h_out, c_out
+
+    loop.through(run, steps)
+    assert given == [[0, 0, 0], [1, 1, 10], [2, 2, 20]]
+    assert loop.outputs == ("speech", "h_out", "c_out")
+
+
+def test_latency_of_a_loop_is_that_of_one_step() -> None:
+    record = measured(runtime="r", device="cpu", threads=1, warmup_ns=(900,), samples_ns=(100, 300, 200), steps=10)
+    assert (record.steps, record.samples_ns, record.median_ns, record.warmup_ns) == (10, (10, 30, 20), 20, (90,))
+
+
 @pytest.mark.slow
 def test_run_evaluates_whole_sequences_on_each_target(project: Path, tmp_path: Path) -> None:
     steps = {"stages": [{"quantize": {"observers": ["minmax"]}}], "targets": ["onnx"], "task": "binary"}
@@ -125,6 +148,10 @@ def test_run_evaluates_whole_sequences_on_each_target(project: Path, tmp_path: P
     assert target.fidelity is not None
     assert target.fidelity.keys() == {"speech"}
     assert target.fidelity["speech"].sqnr_db is None or target.fidelity["speech"].sqnr_db > 30
+    latencies = [*report.original.latency, *target.latency, *target.fp32_latency]
+    assert {latency.steps for latency in latencies if isinstance(latency, Measured)} == {10}  # all that a sequence has
+    assert "step of a loop of 10 steps" in (tmp_path / "out/report.html").read_text()
+    assert "a step of 10" in summary(report)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

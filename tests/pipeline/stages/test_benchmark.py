@@ -9,7 +9,7 @@ import torch
 
 from pipeline.core import TargetError, TensorSpec
 from pipeline.models.load import from_module
-from pipeline.stages.benchmark import _Artifacts, _in_session, artifact_record
+from pipeline.stages.benchmark import _Artifacts, _in_session, _Timed, artifact_record
 from pipeline.target import Lowered, measured
 from pipeline.tasks.prediction import session_predictor
 
@@ -70,7 +70,8 @@ def test_artifacts_are_timed_on_real_samples() -> None:
     model = replace(from_module(torch.nn.Embedding(5, 2), [ids]), examples=(torch.tensor([[3, 4]]),))
     lowered = Lowered(path=Path("x"), variant="fp32", inputs=model.inputs, outputs=model.outputs, batch_size=2)
     session = Recording(2)
-    _in_session(session, model, lowered).call()  # type: ignore[arg-type]
+    timed = _Timed(model.module, [model.examples], None)
+    _in_session(session, timed, lowered).call()  # type: ignore[arg-type]
     assert session.given[0].tolist() == [[3, 4], [3, 4]]
 
 
