@@ -217,7 +217,10 @@ def trainable(prepared: GraphModule) -> tuple[GraphModule, dict[ActivationGrid, 
     Returns:
         The view, and the learned grid that replaces each activation's grid. Tensors that shared a grid still do.
     """
-    student = GraphModule(prepared, copy.deepcopy(prepared.graph))  # a prepared graph itself refuses train()
+    graph = copy.deepcopy(prepared.graph)
+    for node in [each for each in graph.nodes if each.op == "get_attr" and not each.users]:
+        graph.erase_node(node)  # a bias that an operator's own has replaced: no parameter to train
+    student = GraphModule(prepared, graph)  # a prepared graph itself refuses train()
     learned: dict[ActivationGrid, LearnedGrid] = {}
     for name, module in list(prepared.named_modules(remove_duplicate=False)):
         replacement: nn.Module
