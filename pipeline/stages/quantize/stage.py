@@ -139,6 +139,7 @@ class _Chosen:
     """What a network will be quantized with, and how that was found.
 
     Attributes:
+        absorbed: Layers that were named to stay in float, and have no operators of their own.
         details: Of the record, as far as they are known.
         started: When, by ``time.perf_counter``.
     """
@@ -149,6 +150,7 @@ class _Chosen:
     judge: Judge
     simulations: Simulations
     choice: Choice
+    absorbed: tuple[SkippedLayer, ...]
     details: dict[str, Any]
     started: float
 
@@ -177,7 +179,7 @@ def _choose(
     if config.batch_norm:
         module, details["batch_norm"] = _with_settled_batch_norms(model, config, data, held_out, task, budgets)
     graph = canonical_graph(replace(model, module=module))
-    in_float = _float_layers(model, config, graph)
+    in_float, absorbed = _float_layers(model, config, graph)
 
     # Calibrate: one pass over the samples collects what every range method reads.
     calibration = calibrate(graph, data, batch_size=config.batch_size, methods=config.observers)
@@ -187,7 +189,7 @@ def _choose(
     judge = Judge(module, held_out, task, budgets, fitting_batch(graph, config.batch_size))
     simulations = Simulations(calibration, in_float)
     choice = choose(simulations, judge, config, data)
-    return _Chosen(model, config, task, judge, simulations, choice, details, started)
+    return _Chosen(model, config, task, judge, simulations, choice, absorbed, details, started)
 
 
 def _require_memory(model: Model) -> None:
@@ -201,27 +203,39 @@ def _require_training(config: QuantizeConfig, train: SampleSet | None) -> None:
         raise StageError("qat needs training samples", where="quantize: qat", fix="add data.train, or remove qat")
 
 
-def _float_layers(model: Model, config: QuantizeConfig, graph: GraphModule) -> tuple[str, ...]:
-    """The names of the modules that the configuration leaves in float.
+_ABSORBED = (
+    "named by the recipe; the deployed network computes it inside other layers, and it is in float where they are"
+)
+
+
+def _float_layers(
+    model: Model, config: QuantizeConfig, graph: GraphModule
+) -> tuple[tuple[str, ...], tuple[SkippedLayer, ...]]:
+    """The names of the modules that the configuration leaves in float, and those without operators of their own.
 
     Raises:
-        StageError: A name or a pattern stands for no layer, or for none that has operators of its own.
+        StageError: A name or a pattern stands for no layer, or all of them only for such without operators.
     """
     modules = (model.reference, model.module)
     asked = {"skip": config.skip, "layers": tuple(config.layers)}
     found = {key: matching_in(modules, patterns, where=f"quantize: {key}") for key, patterns in asked.items()}
-    left = {layer_name(node) for node in graph.graph.nodes if node.op == "call_function"}
-    there = layers_of(model.module) if any(found.values()) else {}
-    for key, patterns in found.items():
-        for pattern, names in patterns.items():
-            if not any(is_within(layer, names) for layer in left) and any(name in there for name in names):
-                raise StageError(
-                    f"{pattern!r} stands for {', '.join(names[:_SHOWN])}, which the deployed network computes inside "
-                    "other layers",
-                    where=f"quantize: {key}",
-                    fix="name the layer that computes it: that in front of a batch norm, or the one that it is part of",
-                )
-    return tuple(dict.fromkeys(name for patterns in found.values() for names in patterns.values() for name in names))
+    groups = [names for patterns in found.values() for names in patterns.values()]
+    if not groups:
+        return (), ()
+    operators = {layer_name(node) for node in graph.graph.nodes if node.op == "call_function"}
+    present = layers_of(model.module)
+    inside = [names for names in groups if not any(is_within(layer, names) for layer in operators)]
+    absorbed = tuple(dict.fromkeys(name for names in inside for name in names if name in present))
+    if absorbed and len(inside) == len(groups):
+        key, patterns = next((key, patterns) for key, patterns in found.items() if patterns)
+        raise StageError(
+            f"{next(iter(patterns))!r} stands for {', '.join(absorbed[:_SHOWN])}, which the deployed network computes "
+            "inside other layers",
+            where=f"quantize: {key}",
+            fix="name the layer that computes it: that in front of a batch norm, or the one that it is part of",
+        )
+    names = tuple(dict.fromkeys(name for each in groups for name in each))
+    return names, tuple(SkippedLayer(layer=name, reason=_ABSORBED) for name in absorbed)
 
 
 def _divided(data: SampleSet, held_out: SampleSet | None, seed: int) -> tuple[SampleSet, SampleSet]:
@@ -294,7 +308,7 @@ def _record(chosen: _Chosen, result: _Judged) -> StageRecord:
         duration_s=time.perf_counter() - chosen.started,
         parameters=count_parameters(result.program),
         macs=count_macs(model.module, model.examples),
-        skipped=explained(scheme.skipped, float_layers),
+        skipped=explained(scheme.skipped, float_layers) + chosen.absorbed,
         details={
             "int8_macs_ratio": integer_share(result.program, model.examples),
             "parameter_sets": len(set(scheme.roots.values())),

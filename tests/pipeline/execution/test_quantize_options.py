@@ -25,7 +25,7 @@ OPTIONS: Options = {
     "qat": ({}, {"qat": {"epochs": 1}}),
     "batch_size": ({"batch_size": 1}, {"batch_size": 7}, {"batch_size": 1000}),
     "skip": ({}, {"skip": ["head"]}, {"skip": ["stem", "norm", "tokens"]}),
-    "layers": ({}, {"layers": {"type:Conv2d": "float"}}),
+    "layers": ({}, {"layers": {"tok*": "float", "type:LayerNorm": "float"}}),
     "budget": (
         {"budget": {"metric": "agreement", "max_drop": 1.0}}, {"budget": {"metric": "agreement", "max_drop": 0.0}},
         {"budget": {"metric": "top1", "max_drop": 0.0}},

@@ -77,6 +77,13 @@ def test_layer_that_is_computed_inside_another_is_refused_naming_what_to_write(m
     assert error.value.where == "quantize: layers"
 
 
+def test_layer_that_is_computed_inside_another_is_listed_beside_those_that_stay_in_float(model: Model) -> None:
+    result = quantized(model, layers={"type:BatchNorm2d": "float", "stem": "float"})
+    reasons = {entry.layer: entry.reason for entry in result.history[-1].skipped}
+    assert reasons["stem"] == ASKED
+    assert "inside other layers" in reasons["norm"]
+
+
 @pytest.mark.parametrize("key", ["skip", "layers"])
 def test_unknown_layer_is_refused_naming_the_nearest_in_the_library_too(model: Model, key: str) -> None:
     with pytest.raises(StageError, match=r"no layer's name matches 'heads\.\*'; the nearest are 'head'"):
