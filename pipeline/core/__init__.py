@@ -6,9 +6,11 @@ Nothing here imports torch: reading a report, printing ``--help`` or refusing a 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -314,10 +316,63 @@ class StageRecord(Record):
     skipped: tuple[SkippedLayer, ...] = ()
     details: dict[str, Any] = {}
 
+    @property
+    def summary(self) -> str:
+        """What the stage left, on one line.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+        >>> StageRecord(stage="prune", config={}, duration_s=1.0, parameters=1200, macs=5000).summary
+        'prune: 1,200 parameters, 5,000 MACs'
+        """
+        held_out = self.details.get("held_out")
+        db = held_out.get("sqnr_db") if isinstance(held_out, dict) else None
+        follows = f", {db:.1f} dB SQNR on held-out samples" if isinstance(db, float) else ""
+        skipped = f", {len(self.skipped)} layers left as they were" if self.skipped else ""
+        return f"{self.stage}: {self.parameters:,} parameters, {self.macs:,} MACs{follows}{skipped}"
+
+
+class Artifact(Record):
+    """A file that a device loads, as `Model.export` wrote it.
+
+    Attributes:
+        path: A file, or a folder such as ``.mlpackage``.
+        size_bytes: Of all its files.
+        samples: How many samples it was run on; 0 where nothing here runs it, or the model has seen none.
+        outputs_db: How closely each output follows the model that the file was made from: its SQNR in dB; None where
+            it is equal.
+        notes: What a reader should know: differences and what explains them, operators kept in float …
+    """
+
+    target: str
+    path: Path
+    size_bytes: int
+    samples: int = 0
+    outputs_db: dict[str, float | None] = {}
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """The least of `outputs_db`: infinite where all are equal, None where the file was not run."""
+        values = (math.inf if value is None else value for value in self.outputs_db.values())
+        return min(values, default=None)
+
+    def __str__(self) -> str:
+        """The path, the size, and what was shown.
+
+        >>> print(Artifact(target="onnx", path=Path("a.onnx"), size_bytes=2048, samples=8, outputs_db={"output": 41.5}))
+        a.onnx: 2,048 bytes, 41.5 dB SQNR against the model on 8 samples
+        """
+        shown = "not run"
+        if self.sqnr_db is not None:
+            close = "equal to" if math.isinf(self.sqnr_db) else f"{self.sqnr_db:.1f} dB SQNR against"
+            shown = f"{close} the model on {self.samples} samples"
+        return f"{self.path}: {self.size_bytes:,} bytes, {shown}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Model:
     """A model on its way through the stages.
+
+    The functions of the library make it of a plain module: `from_module`, `load`, `prune`, `distill`, `quantize`.
 
     Attributes:
         module: The current model, in eval mode. A stage copies it; it never changes its input.
@@ -357,6 +412,36 @@ class Model:
     def after(self, module: nn.Module, record: StageRecord, *, quantized: bool = False) -> Model:
         """This model with a stage's new module and its record added."""
         return replace(self, module=module, quantized=quantized, history=(*self.history, record))
+
+    def export(self, target: str, path: str | Path, config: Setting | None = None) -> Artifact:
+        """Write the file of one target to exactly this path, run it, and compare it with this model.
+
+        The file appears complete or not at all, and only where it computes what the model computes.
+
+        Args:
+            target: ``onnx``, ``coreml`` or ``tflite``.
+            path: Of the artifact itself: ``model.onnx``, ``model.mlpackage`` or ``model.tflite``.
+            config: The target's options, such as ``OnnxConfig(cpu="arm")``; its defaults when absent.
+
+        Returns:
+            The path, the size in bytes, and what running the file showed: its SQNR in dB.
+
+        Raises:
+            OutputError: The path cannot be written.
+            TargetError: There is no such target, its package is not installed, the path has another suffix, the target
+                cannot hold the model, or the file computes something else.
+        """
+        # The library stands on an upper floor: it is loaded when it is called, by a name relative to this package.
+        library = import_module("..execution.library", __package__)
+        artifact: Artifact = library.export_file(self, target, Path(path), config)
+        return artifact
+
+    def __repr__(self) -> str:
+        """The network, what it takes and gives, and what the stages did to it."""
+        kind = "INT8" if self.quantized else "FP32"
+        inputs = ", ".join(f"{spec.name} {['N', *spec.written]} {spec.dtype}".replace("'", "") for spec in self.inputs)
+        lines = [f"Model: {type(self.reference).__name__}, {kind}: {inputs} -> {', '.join(self.outputs)}"]
+        return "\n  ".join([*lines, *(record.summary for record in self.history)])
 
 
 ModelArtifact = Model

@@ -6,14 +6,15 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pipeline.core import EdgewrightError, MetricInfo, Model, first_line
 from pipeline.core.files import atomic_write, write_bytes
+from pipeline.data.samples import SampleSet
 from pipeline.execution.keys import export_key, package_versions
 from pipeline.execution.pictures import shown_samples
 from pipeline.execution.prepare import Prepared
@@ -38,6 +39,7 @@ from pipeline.report.verdict import judge
 from pipeline.stages.benchmark import benchmark
 from pipeline.stages.export import export
 from pipeline.target import Exported, Target
+from pipeline.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -118,44 +120,81 @@ def _report(
 ) -> Report:
     recipe = prepared.recipe
     sets = {"train": prepared.train, "calibration": prepared.calibration, "evaluation": prepared.evaluation}
+    return report_on(
+        model,
+        original,
+        records,
+        start,
+        name=recipe.name,
+        recipe=recipe.model_dump(mode="json", exclude_none=True),
+        task=prepared.task,
+        named=recipe.task is not None,
+        budgets=prepared.budgets,
+        sets={role: samples for role, samples in sets.items() if samples is not None},
+        seed=recipe.seed,
+        warnings=prepared.warnings,
+        failure=failure,
+    )
+
+
+def report_on(
+    model: Model,
+    original: OriginalRecord,
+    records: tuple[TargetRecord, ...],
+    start: Start,
+    *,
+    name: str,
+    recipe: dict[str, Any],
+    task: Task,
+    named: bool,
+    budgets: tuple[Budget, ...],
+    sets: Mapping[str, SampleSet],
+    seed: int,
+    warnings: tuple[str, ...] = (),
+    failure: FailureRecord | None = None,
+) -> Report:
+    """The report on what was measured, with its verdict.
+
+    Args:
+        name: What the run is called.
+        recipe: What was asked for, as JSON values.
+        named: Whether the task was asked for, or only suggested by the model.
+        budgets: Each with the name of its metric.
+        sets: The samples by their role: ``train``, ``calibration`` or ``evaluation``.
+    """
+    data = {
+        role: DataRecord(name=samples.name, samples=len(samples), sha256=samples.sha256, notes=samples.source.notes)
+        for role, samples in sets.items()
+    }
+    note = NOT_ASKED if not named and task.name == "fidelity" else task.note
     report = Report(
         run=RunInfo(
-            id=f"{recipe.name}-{start.at:%Y%m%dT%H%M%SZ}",
+            id=f"{name}-{start.at:%Y%m%dT%H%M%SZ}",
             started_at=start.at,
             duration_s=time.monotonic() - start.clock_s,
-            recipe=recipe.model_dump(mode="json", exclude_none=True),
+            recipe=recipe,
             environment=_environment(),
-            seeds={"run": recipe.seed},
+            seeds={"run": seed},
         ),
-        data={
-            role: DataRecord(name=samples.name, samples=len(samples), sha256=samples.sha256, notes=samples.source.notes)
-            for role, samples in sets.items()
-            if samples is not None
-        },
+        data=data,
         original=original,
         stages=model.history,
-        task=_task(prepared),
-        budget=_budget(prepared, original.metrics, records),
-        budgets=tuple(_metric_budget(budget, prepared, original.metrics, records) for budget in prepared.budgets),
+        task=TaskRecord(name=task.name, metrics=tuple(spec.info for spec in task.metrics), note=note),
+        budget=_budget(budgets[0], task, original.metrics, records),
+        budgets=tuple(_metric_budget(budget, task, original.metrics, records) for budget in budgets),
         targets=records,
-        warnings=prepared.warnings,
+        warnings=warnings,
         failure=failure,
     )
     return report.model_copy(update={"verdict": judge(report)})
 
 
-def _task(prepared: Prepared) -> TaskRecord:
-    task = prepared.task
-    note = NOT_ASKED if prepared.recipe.task is None and task.name == "fidelity" else task.note
-    return TaskRecord(name=task.name, metrics=tuple(spec.info for spec in task.metrics), note=note)
-
-
 def _metric_budget(
-    budget: Budget, prepared: Prepared, original: dict[str, float], records: tuple[TargetRecord, ...]
+    budget: Budget, task: Task, original: dict[str, float], records: tuple[TargetRecord, ...]
 ) -> MetricBudget:
     """A budget in its metric's unit, and what the intervals of the targets say of it."""
     assert budget.metric is not None  # it is settled
-    info, baseline = _baseline(budget.metric, prepared, original)
+    info, baseline = _baseline(budget.metric, task, original)
     verdict = {
         record.target: found.verdict
         for record in records
@@ -170,12 +209,13 @@ def _metric_budget(
     )
 
 
-def _budget(prepared: Prepared, original: dict[str, float], records: tuple[TargetRecord, ...]) -> BudgetRecord | None:
+def _budget(
+    budget: Budget, task: Task, original: dict[str, float], records: tuple[TargetRecord, ...]
+) -> BudgetRecord | None:
     """The first budget as reports have always had it, by the measured value alone; None where it is no ratio."""
-    budget = prepared.budgets[0]
     metric = budget.metric
     assert metric is not None  # it is settled
-    info, baseline = _baseline(metric, prepared, original)
+    info, baseline = _baseline(metric, task, original)
     allowed = info.allowed(baseline, budget.max_drop, budget.max_drop_relative)
     if info.unit != "ratio" or allowed > 1:
         return None
@@ -187,9 +227,9 @@ def _budget(prepared: Prepared, original: dict[str, float], records: tuple[Targe
     return BudgetRecord(metric=metric, max_drop=allowed, met=met)
 
 
-def _baseline(metric: str, prepared: Prepared, original: dict[str, float]) -> tuple[MetricInfo, float]:
+def _baseline(metric: str, task: Task, original: dict[str, float]) -> tuple[MetricInfo, float]:
     """What a metric is, and the original's value."""
-    info = prepared.task.metric(metric).info
+    info = task.metric(metric).info
     return info, original.get(metric, info.original_value or 0.0)
 
 

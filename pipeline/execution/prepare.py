@@ -100,7 +100,7 @@ def check(recipe: Recipe, root: Path = Path()) -> Prepared:
     whole = of_whole_sequences(model, _tried_on(sets))
     task, sets = settle_task(recipe, whole, sets, root)
     check_augmentations(recipe, sets.get("train"))
-    budgets = settle_budgets(recipe, task, sets["evaluation"])
+    budgets = settle_budgets(recipe.budget, task, sets["evaluation"])
     for samples in sets.values():
         _ = samples.sha256  # reads every sample, so that a bad one is found now and not after an hour of training
     require_all_classes(recipe, task, sets)

@@ -64,6 +64,23 @@ def _require_metrics(task: Task, model: Model, evaluation: SampleSet) -> None:
                 raise RecipeError(problem, where=f"task.metrics: {name}", fix="correct the metric, or its labels")
 
 
+def asked_for(config: TaskConfig, model: Model, samples: SampleSet, root: Path = Path()) -> Task:
+    """The task of that configuration, for a model's outputs on its samples.
+
+    Raises:
+        RecipeError: There is no such task, or the model's outputs do not suit it.
+    """
+    example = Example(
+        inputs=model.examples,
+        outputs=outputs_of(model.reference, model.examples),
+        alphabet=config.alphabet,
+        swap=config.swap,
+        data_range=config.data_range,
+        classes=len(model.classes) or None,
+    )
+    return _task(config, example, labelled=samples.labelled, root=root)
+
+
 def _task(config: TaskConfig | None, example: Example, *, labelled: bool, root: Path) -> Task:
     if config is None:
         return suggested(example, labelled=labelled)
@@ -109,7 +126,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def settle_budgets(recipe: Recipe, task: Task, evaluation: SampleSet) -> tuple[Budget, ...]:
+def settle_budgets(asked: tuple[Budget, ...], task: Task, evaluation: SampleSet) -> tuple[Budget, ...]:
     """The budgets, each with the name of its metric.
 
     Raises:
@@ -123,7 +140,7 @@ def settle_budgets(recipe: Recipe, task: Task, evaluation: SampleSet) -> tuple[B
             where="data.evaluation",
             fix="name its labels (data.evaluation.labels), or remove the task to measure fidelity",
         )
-    settled = [budget.model_copy(update={"metric": budget.metric or usable[0]}) for budget in recipe.budget]
+    settled = [budget.model_copy(update={"metric": budget.metric or usable[0]}) for budget in asked]
     names = [str(budget.metric) for budget in settled]
     for index, (budget, name) in enumerate(zip(settled, names, strict=True)):
         where = "budget" if len(settled) == 1 else f"budget[{index}]"

@@ -6,6 +6,7 @@ Fields may be added, but none is renamed or removed, so old reports always load.
 from __future__ import annotations
 
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -272,6 +273,12 @@ class Report(Record):
     warnings: tuple[str, ...] = Field((), description="what makes the figures doubtful; a page shows it first")
     failure: FailureRecord | None = None
     verdict: VerdictRecord | None = Field(None, description="missing in reports of older versions")
+
+    def _repr_html_(self) -> str:
+        """The headline table, which a notebook shows."""
+        # What renders a report imports this module: it is loaded when it is called, by a name relative to this one.
+        shown: str = import_module(".notebook", __package__).table(self)
+        return shown
 
 
 def metric_info(report: Report, name: str) -> MetricInfo:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.core import EdgewrightError, Model, OutputError, first_line
+from pipeline.core import Artifact, EdgewrightError, Model, OutputError, TargetError, first_line
+from pipeline.core.files import atomic_write
 from pipeline.machine.memory import require_memory
 from pipeline.stages.export.verification import verify
 from pipeline.target import Exported, Lowered, Target, Variant
@@ -35,6 +36,54 @@ def export(model: Model, targets: Sequence[Target], out_dir: Path) -> tuple[Expo
     for item in exported:
         logger.debug("%s: %s%s", item.target.name, item.status, f", {item.reason}" if item.reason else "")
     return exported
+
+
+def export_file(model: Model, target: Target, path: Path) -> Artifact:
+    """Lower a model to one target, and run the file on the model's examples; the file appears complete or not at all.
+
+    Args:
+        path: Of the artifact itself, with the target's suffix.
+
+    Raises:
+        OutputError: The file cannot be written.
+        TargetError: The target's package is missing, or it cannot hold the model, or the file computes something else.
+    """
+    where = f"{target.name}: {path}"
+    if extra := target.missing_package():
+        raise TargetError("is not installed", where=target.name, fix=f"pip install '{extra}'")
+    with atomic_write(path) as staged:
+        exported = _lowered(model, target, staged.parent, path.stem)
+        if exported.status != "ok":
+            raise TargetError(exported.reason or "failed", where=where)
+        assert exported.optimized is not None
+        if exported.optimized.path.name != path.name:
+            problem, suffix = f"is not the name of a file of {target.name}", exported.optimized.path.suffix
+            raise TargetError(problem, where=where, fix=f"call it {path.with_suffix(suffix).name}")
+        for note in staged.parent.glob("*.json"):  # what a target keeps for its own reports
+            note.unlink()
+        shown = exported.verified
+        return Artifact(
+            target=target.name,
+            path=path,
+            size_bytes=exported.optimized.size_bytes,
+            samples=0 if shown is None else shown.samples,
+            outputs_db={} if shown is None else shown.optimized_sqnr_db,
+            notes=(*exported.optimized.notes, *(() if shown is None else shown.explained)),
+        )
+
+
+def _lowered(model: Model, target: Target, folder: Path, name: str) -> Exported:
+    """The optimized model's artifact alone, verified where the model has examples."""
+    try:
+        _require_memory(model, target)
+        optimized = target.lower(model, folder, name=name)
+        optimized = replace(optimized, notes=(*model.notes, *_fixed_sizes(model, target), *optimized.notes))
+        written = Exported(target=target, status="ok", optimized=optimized)
+        return verify(written, model, folder) if model.examples else written
+    except OutputError:
+        raise
+    except Exception as error:  # whatever a vendor's converter or runtime raises
+        return Exported(target=target, status="failed", reason=_reason(error))
 
 
 def _export_one(model: Model, target: Target, folder: Path) -> Exported:

@@ -65,28 +65,29 @@ def verify(exported: Exported, model: Model, folder: Path) -> Exported:
     """The artifacts of a target with what running them showed; failed where a file computes something else.
 
     Args:
-        exported: Complete artifacts. Where nothing here can run them, they are returned as they are.
+        exported: Complete artifacts, the original's where it was written. Where nothing here can run them, they are
+            returned as they are.
         model: What they were made from; its examples are the samples.
         folder: Where the search for the first wrong operator may write.
     """
     if exported.target.cannot_run():
         return exported
-    assert exported.original is not None
     assert exported.optimized is not None
     model = replace(model, examples=_as_taken(exported.optimized, model))
-    checks = (
-        _Check(exported.original, model.original(), ORIGINAL),
-        _Check(exported.optimized, model, OPTIMIZED if model.quantized else ORIGINAL),
-    )
-    outputs = _run(exported.target, [check.lowered for check in checks], model.examples)
-    original, optimized = (check.finding(exported.target, each) for check, each in zip(checks, outputs, strict=True))
+    checks = {"optimized": _Check(exported.optimized, model, OPTIMIZED if model.quantized else ORIGINAL)}
+    if exported.original is not None:
+        checks = {"original": _Check(exported.original, model.original(), ORIGINAL), **checks}
+    outputs = _run(exported.target, [check.lowered for check in checks.values()], model.examples)
+    found = {
+        name: check.finding(exported.target, each) for (name, check), each in zip(checks.items(), outputs, strict=True)
+    }
     verified = Verified(
         samples=len(model.examples[0]),
-        original_sqnr_db=original.sqnr_db,
-        optimized_sqnr_db=optimized.sqnr_db,
-        explained=tuple(finding.explained for finding in (original, optimized) if finding.explained is not None),
+        original_sqnr_db=found["original"].sqnr_db if "original" in found else {},
+        optimized_sqnr_db=found["optimized"].sqnr_db,
+        explained=tuple(finding.explained for finding in found.values() if finding.explained is not None),
     )
-    problems = {check: each.problem for check, each in zip(checks, (original, optimized), strict=True) if each.problem}
+    problems = {checks[name]: finding.problem for name, finding in found.items() if finding.problem}
     if not problems:
         return replace(exported, verified=verified)
     begins = next(iter(problems)).where_it_begins(exported.target, folder)
