@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from targets.coreml.interpreter.package import Array, Package, PackageError
+from targets.coreml.interpreter.package import Array, Package, PackageError, unpack_bits
 
 Value = Any
 """What a MIL value is held as: a tensor, text, or a tuple or dict of values.
@@ -30,10 +30,15 @@ MAX_ELEMENTS = 1 << 29
 
 @dataclass(frozen=True, slots=True)
 class DataType:
-    """How tensors of one MIL data type look in the file, and how they are held."""
+    """How tensors of one MIL data type look in the file, and how they are held.
+
+    Attributes:
+        bits: Of an integer that is packed with others into bytes.
+    """
 
     stored: str
     held: torch.dtype
+    bits: int | None = None
 
 
 DATA_TYPES = {
@@ -41,16 +46,16 @@ DATA_TYPES = {
     "FLOAT16": DataType("<f2", torch.float32),
     "FLOAT32": DataType("<f4", torch.float32),
     "FLOAT64": DataType("<f8", torch.float32),
-    "INT4": DataType("i1", torch.int8),
+    "INT4": DataType("i1", torch.int8, bits=4),
     "INT8": DataType("i1", torch.int8),
     "INT16": DataType("<i2", torch.int32),
     "INT32": DataType("<i4", torch.int32),
     "INT64": DataType("<i8", torch.int64),
-    "UINT1": DataType("u1", torch.uint8),
-    "UINT2": DataType("u1", torch.uint8),
-    "UINT3": DataType("u1", torch.uint8),
-    "UINT4": DataType("u1", torch.uint8),
-    "UINT6": DataType("u1", torch.uint8),
+    "UINT1": DataType("u1", torch.uint8, bits=1),
+    "UINT2": DataType("u1", torch.uint8, bits=2),
+    "UINT3": DataType("u1", torch.uint8, bits=3),
+    "UINT4": DataType("u1", torch.uint8, bits=4),
+    "UINT6": DataType("u1", torch.uint8, bits=6),
     "UINT8": DataType("u1", torch.uint8),
     "UINT16": DataType("<u2", torch.int32),
     "UINT32": DataType("<u4", torch.int64),
@@ -267,8 +272,7 @@ class _Reader:
         else:
             form, count = self._constant_type(type_)
             if kind == "bytes":
-                data = np.frombuffer(message.bytes.values, np.uint8)
-                stored = data.view(DATA_TYPES[form.dtype].stored) if len(data) % self._width(form) == 0 else data
+                stored = _of_bytes(np.frombuffer(message.bytes.values, np.uint8), DATA_TYPES[form.dtype], count)
             else:
                 stored = np.asarray(getattr(message, kind).values if kind else [], dtype=DATA_TYPES[form.dtype].stored)
         if stored.size != count:
@@ -277,9 +281,6 @@ class _Reader:
             )
         return hold(stored.reshape(form.shape), form)
 
-    def _width(self, form: TensorType) -> int:
-        return np.dtype(DATA_TYPES[form.dtype].stored).itemsize
-
     def _constant_type(self, message: Any) -> tuple[TensorType, int]:
         form = self._type(message)
         if form is None or form.shape is None or None in form.shape:
@@ -287,6 +288,13 @@ class _Reader:
         if form.dtype not in DATA_TYPES and form.dtype != "STRING":
             raise PackageError(f"holds a constant of unknown type {form.dtype}", where=self._where)
         return form, math.prod(size for size in form.shape if size is not None)
+
+
+def _of_bytes(data: Array, form: DataType, count: int) -> Array:
+    """The values in the bytes of a constant; of another number where the bytes are too few or too many."""
+    if form.bits is not None and len(data) == math.ceil(count * form.bits / 8):
+        return unpack_bits(data, form.bits, count, signed=form.stored == "i1")
+    return data.view(form.stored) if len(data) % np.dtype(form.stored).itemsize == 0 else data
 
 
 def hold(array: Array, form: TensorType) -> Tensor:

@@ -56,6 +56,22 @@ def test_unpack_bits_equals_coremltools_when_packed_by_it(bits: int) -> None:
     np.testing.assert_array_equal(unpack_bits(pack_elements_into_bits(values, bits), bits, 37), values)
 
 
+@pytest.mark.parametrize("values", [[-1, -1, -1], [7, -8, 3, 1], [1, 0, -2, 7, -5, 2, 3]])
+def test_small_constants_of_four_bits_are_packed_with_their_sign(values: list[int]) -> None:
+    """The converter stores a token of small integers as int4, and its offset as a single one."""
+    from coremltools.converters.mil.mil import types
+
+    four = types.nptype_from_builtin(types.int4)
+    data, offset = np.array([values]).astype(four), np.array([[-1]]).astype(four)
+
+    def build(x: Any) -> Any:
+        scale = np.array([[0.5]], np.float32)
+        return mb.add(x=mb.constexpr_blockwise_shift_scale(data=data, scale=scale, offset=offset), y=x)
+
+    (got,) = run(build, np.zeros((1, len(values)), np.float32))
+    assert got.tolist() == [[(value + 1) / 2 for value in values]]
+
+
 def _weights_network() -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(4, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 32))
