@@ -10,8 +10,11 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.check import check
 from pipeline.cli.compare import compare
 from pipeline.cli.demo import demo
+from pipeline.cli.doctor import doctor
+from pipeline.cli.init import init
 from pipeline.cli.inspect import inspect
 from pipeline.cli.predict import predict
 from pipeline.cli.run import run
@@ -48,5 +51,5 @@ def about(
     """
 
 
-for command in (run, demo, search, schema, show, compare, predict, inspect):
+for command in (init, doctor, check, run, demo, search, schema, show, compare, predict, inspect):
     app.command()(command)

@@ -10,6 +10,9 @@ import typer
 from pipeline.cli.changes import Changes, Set, Stages, Targets, read_changed
 from pipeline.cli.output import Json, Quiet, Verbose, say, talking
 from pipeline.cli.show import document, summary
+from pipeline.execution.paths import require_paths
+from pipeline.progress import console
+from pipeline.recipe import Recipe
 
 
 def folder(text: str) -> Path:
@@ -66,13 +69,22 @@ def run(
         say(*shown, as_json=json)
 
 
+def opened(path: Path, changes: Changes) -> Recipe:
+    """The recipe in a file, once it and the files that it names are known to be there; says what comes next."""
+    recipe = read_changed(path, changes)
+    require_paths(recipe, path.parent)
+    parts = ", ".join(step.name for step in (*recipe.stages, *recipe.targets)) or "benchmark"
+    console.print(f"{recipe.name} ({parts}): checking the model and the data", markup=False, soft_wrap=True)
+    return recipe
+
+
 def apply_recipe(path: Path, out: Path | None, store: Path | None, changes: Changes) -> tuple[str, object] | None:
     """Run the recipe in a file.
 
     Returns:
         The headline of its report for a person and for a program; None in all but the first of several processes.
     """
-    recipe = read_changed(path, changes)
+    recipe = opened(path, changes)
     run_folder = out or Path("reports") / recipe.name
     from pipeline.execution.apply import run as apply  # torch is imported only once the recipe is known to be good
     from pipeline.execution.processes import processes

@@ -9,6 +9,7 @@ import typer
 
 from pipeline.cli.run import folder
 from pipeline.core import RecipeError
+from pipeline.execution.paths import require_paths
 from pipeline.recipe import read_recipe
 
 
@@ -41,6 +42,7 @@ def search(
         edgewright search recipe.yaml --trials 30 --objective top1 --objective latency:onnx
     """
     read = read_recipe(recipe)
+    require_paths(read, recipe.parent)
     from pipeline.search.objectives import parse_objective
 
     if objective and len(set(objective)) < len(objective):

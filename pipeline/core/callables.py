@@ -35,8 +35,7 @@ def import_callable(name: str, root: Path = Path()) -> Callable[..., Any]:
         module = _import(module_name, root)
     except (Exception, SystemExit) as error:  # the user's module may fail in any way; say which line and how
         if isinstance(error, ModuleNotFoundError) and error.name in parents(module_name):
-            fix = f"write {module_name.removesuffix('.py')}:{attribute}" if module_name.endswith(".py") else _MODULE_FIX
-            raise RecipeError(f"there is no module {error.name!r}", where=name, fix=fix) from None
+            raise _no_module(name, error.name) from None
         if (refusal := broken_torchvision(error)) is not None:
             raise refusal from error
         fix = "correct that line, or install what it imports"
@@ -57,6 +56,26 @@ def import_callable(name: str, root: Path = Path()) -> Callable[..., Any]:
     if not callable(found):
         raise RecipeError(f"{attribute!r} is not callable", where=name, fix="name a function or class of that module")
     return found  # type: ignore[no-any-return]  # checked by callable(), which mypy does not follow
+
+
+def require_module(name: str, root: Path = Path()) -> None:
+    """Refuse ``module:callable`` where there is no such module, without importing anything.
+
+    Only its top is looked for: what is below it is known when it is imported.
+
+    Raises:
+        RecipeError: As `import_callable` raises it.
+    """
+    top = name.partition(":")[0].partition(".")[0]
+    own = any((folder / top).is_dir() or (folder / f"{top}.py").is_file() for folder in (root, Path.cwd()))
+    if not own and importlib.util.find_spec(top) is None:
+        raise _no_module(name, top)
+
+
+def _no_module(name: str, missing: str | None) -> RecipeError:
+    module, _, attribute = name.partition(":")
+    fix = f"write {module.removesuffix('.py')}:{attribute}" if module.endswith(".py") else _MODULE_FIX
+    return RecipeError(f"there is no module {missing!r}", where=name, fix=fix)
 
 
 def _is_offered(name: str, value: object) -> bool:

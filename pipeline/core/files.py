@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.core import EdgewrightError, OutputError, did_you_mean
+from pipeline.core import DataError, EdgewrightError, OutputError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +23,27 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
+CORRECT = "correct it; paths are relative to the recipe"
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a path of a recipe that is no folder of samples.
+
+    Raises:
+        DataError: Says what is there instead.
+    """
+    if not path.is_dir():
+        problem = "is a file, not a folder" if path.exists() else "no such folder"
+        raise DataError(problem, where=str(path), fix=CORRECT)
+
+
 def require_file(path: Path, refusal: type[EdgewrightError]) -> None:
     """Refuse a path of a recipe that names no file with content of its own.
 
     Raises:
         EdgewrightError: Of the class ``refusal``.
     """
-    fix = "correct it; paths are relative to the recipe"
+    fix = CORRECT
     try:
         if path.is_dir():
             raise refusal("is a folder", where=str(path), fix="name a file in it")

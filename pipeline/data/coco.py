@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.core import DataError, did_you_mean, first_line
 from pipeline.core.arrays import Array
-from pipeline.core.files import require_file
-from pipeline.data.folder import mode_of, require_folder, stacked
+from pipeline.core.files import require_file, require_folder
+from pipeline.data.folder import mode_of, stacked
 from pipeline.data.images import read_image
 from pipeline.data.places import IGNORED, Kind
 from pipeline.data.samples import Source

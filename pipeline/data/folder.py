@@ -11,11 +11,11 @@ import numpy as np
 
 from pipeline.core import DataError, TensorSpec, did_you_mean
 from pipeline.core.arrays import Array
+from pipeline.core.files import require_folder
 from pipeline.data import sound
 from pipeline.data.images import EXTENSIONS, read_image
 from pipeline.data.samples import Source
 
-_ADD = "correct it; paths are relative to the recipe"
 _HIDDEN = ("__MACOSX", "__pycache__", "@eaDir", "lost+found")
 """What systems leave behind without a dot before its name."""
 _UNREAD = frozenset(
@@ -204,13 +204,6 @@ class Found(NamedTuple):
             for what, entries in (("hidden entries", hidden), ("entries of other kinds", others))
             if entries
         )
-
-
-def require_folder(path: Path) -> None:
-    """Refuse a path of a recipe that is no folder."""
-    if not path.is_dir():
-        problem = "is a file, not a folder" if path.exists() else "no such folder"
-        raise DataError(problem, where=str(path), fix=_ADD)
 
 
 def mode_of(channels: int) -> Literal["L", "RGB"]:

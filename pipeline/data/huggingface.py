@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import DataError, TensorSpec, did_you_mean, first_line
-from pipeline.data.folder import require_folder
+from pipeline.core.files import require_folder
 from pipeline.data.rows import RowSource, Tokenize
 
 logger = logging.getLogger(__name__)

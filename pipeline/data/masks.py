@@ -10,7 +10,8 @@ import numpy as np
 
 from pipeline.core import DataError
 from pipeline.core.arrays import Array
-from pipeline.data.folder import Found, mode_of, require_folder, stacked
+from pipeline.core.files import require_folder
+from pipeline.data.folder import Found, mode_of, stacked
 from pipeline.data.images import read_image, read_mask
 from pipeline.data.places import IGNORED, Kind
 from pipeline.data.samples import Source

@@ -15,9 +15,9 @@ import numpy as np
 
 from pipeline.core import DataError, did_you_mean
 from pipeline.core.arrays import Array
-from pipeline.core.files import read_small
+from pipeline.core.files import read_small, require_folder
 from pipeline.core.strict_yaml import parse_yaml
-from pipeline.data.folder import Files, Found, mode_of, require_folder, stacked
+from pipeline.data.folder import Files, Found, mode_of, stacked
 from pipeline.data.images import read_image
 from pipeline.data.places import Kind
 from pipeline.data.samples import Source

@@ -16,3 +16,12 @@ def edgewright(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         main()
     assert isinstance(stopped.value.code, int)
     return stopped.value.code
+
+
+ANNOUNCED = ": checking the model and the data\n"
+
+
+def refusal(printed: str) -> str:
+    """What is printed on standard error, without the line that says what is being checked."""
+    first, separator, rest = printed.partition("\n")
+    return rest if f"{first}{separator}".endswith(ANNOUNCED) else printed

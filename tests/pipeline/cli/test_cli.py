@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.pipeline.cli.conftest import edgewright
+from tests.pipeline.cli.conftest import edgewright, refusal
 from tests.pipeline.conftest import Project, quadrants
 
 
@@ -62,7 +62,7 @@ def test_run_exits_with_2_and_writes_nothing_when_the_user_made_a_mistake(
     recipe = project.write()
     out = project.folder / "out"
     assert edgewright(monkeypatch, "run", str(recipe), "--out", str(out)) == 2
-    printed = capsys.readouterr().err
+    printed = refusal(capsys.readouterr().err)
     assert printed.startswith("error: ")
     assert "Traceback" not in printed
     for part in (*expected, "fix: "):
@@ -90,17 +90,20 @@ def test_help_names_every_command_when_asked(
 ) -> None:
     assert edgewright(monkeypatch, "--help") == 0
     printed = capsys.readouterr().out
-    for command in ("run", "demo", "search", "predict", "inspect", "compare", "schema", "show"):
+    for command in COMMANDS:
         assert command in printed
     assert "Exit codes: 0 done" in printed
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "search", "schema", "show", "compare", "predict", "inspect"])
+COMMANDS = ("init", "doctor", "check", "run", "demo", "search", "schema", "show", "compare", "predict", "inspect")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_examples_when_a_command_is_asked(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert edgewright(monkeypatch, command, "--help") == 0
-    assert f"edgewright {command} " in capsys.readouterr().out.partition("For example:")[2]
+    assert f"edgewright {command}" in capsys.readouterr().out.partition("For example:")[2]
 
 
 def test_version_is_the_package_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from pipeline.cli import main
+from tests.pipeline.cli.conftest import refusal
 from tests.pipeline.conftest import Project, quadrants
 
 Change = Callable[[Project], object]
@@ -1145,7 +1146,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     printed = capsys.readouterr()
     assert stopped.value.code == 2, printed
     assert printed.out == ""
-    assert printed.err.startswith("error: ")
+    assert refusal(printed.err).startswith("error: ")
     assert printed.err.count("error: ") == 1
     assert "\n  fix: " in printed.err
     assert "Traceback" not in printed.err
