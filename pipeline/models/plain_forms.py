@@ -1,8 +1,10 @@
 """Operators in a spelling that some deployment format does not know, as the plain operators that all of them know.
 
 Average pools with a divisor, which torch's ONNX exporter drops; sums and differences with ``alpha``, which the
-converter to TFLite does not take; grouped-query attention, whose keys that converter gives to the wrong heads; and
-``a & b``, which coremltools takes for an operator in place by its name, __and__.
+converter to TFLite does not take; grouped-query attention, whose keys that converter gives to the wrong heads;
+``a & b``, which coremltools takes for an operator in place by its name, __and__; and views, which tracing writes for a
+reshape that needs no copy there. A convolution that runs in another memory layout, or the parts that take the place
+of a fused operator, may need one.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import Graph
 from torch.nn import functional as F
 
 aten = torch.ops.aten
@@ -32,7 +35,7 @@ BITWISE = {
 
 
 def in_plain_forms(program: ExportedProgram) -> ExportedProgram:
-    """The same program without such spellings; the program itself where it has none."""
+    """The same program without such spellings."""
     ways: dict[Any, Callable[..., Any]] = {}
     for node in program.graph.nodes:
         node.target = BITWISE.get(node.target, node.target) if node.op == "call_function" else node.target
@@ -42,12 +45,15 @@ def in_plain_forms(program: ExportedProgram) -> ExportedProgram:
             ways[node.target] = _weighted(node.target)
         elif node.target is ATTENTION and node.kwargs.get("enable_gqa"):
             ways[node.target] = _with_keys_of_each_head
-    if not ways:
-        return program
-    plain: ExportedProgram = program.run_decompositions(ways)
-    for node in plain.graph.find_nodes(op="call_function", target=aten.view.default):
-        node.target = aten.reshape.default  # a view of fused attention is none of its parts, when they take its place
+    plain: ExportedProgram = program.run_decompositions(ways) if ways else program
+    views_to_reshapes(plain.graph)
     return plain
+
+
+def views_to_reshapes(graph: Graph) -> None:
+    """Let every view copy where the memory layout at run time needs it, in place. A decomposition writes views anew."""
+    for node in graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
 
 
 def _weighted(operator: Any) -> Callable[..., Any]:

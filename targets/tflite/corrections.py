@@ -100,8 +100,6 @@ def correct(program: GraphModule, inputs: tuple[Tensor, ...]) -> Counter[str]:
         inputs: Examples of one sample, for the shapes.
     """
     changed: Counter[str] = Counter()
-    for node in _calls(program, aten.view.default):
-        node.target = aten.reshape.default  # the converter moves convolutions to NHWC, where a view may need a copy
     for correction in CORRECTIONS:
         name, count = correction.__name__, correction(program)
         logger.debug("%s: %d places", name, count)

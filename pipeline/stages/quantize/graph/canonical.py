@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 
 from pipeline.core import Model, StageError, first_line
 from pipeline.models.capture import capture, example_inputs, fixed_batch_size
+from pipeline.models.plain_forms import views_to_reshapes
 from pipeline.stages.quantize.graph.capabilities import aten
 from pipeline.stages.quantize.graph.equality import difference_db
 from pipeline.stages.quantize.graph.forms.attention import attention, baddbmm
@@ -123,16 +124,16 @@ def _few(inputs: tuple[Tensor, ...], program: ExportedProgram) -> tuple[Tensor, 
 def _decomposed(program: ExportedProgram, model: Model, samples: tuple[Tensor, ...]) -> GraphModule:
     """The program with compound operators taken apart; those whose parts are another function stay whole."""
     ways = decompositions()
-    graph: GraphModule = program.run_decompositions(ways).module(check_guards=False)
+    graph = _apart(program, ways)
     if program.graph.find_nodes(op="call_function", target=ATTENTION) and scores_reach_mask(graph, samples):
         logger.warning("attention is not taken apart: some scores are as low as masked ones")
         del ways[ATTENTION]
-        graph = program.run_decompositions(ways).module(check_guards=False)
+        graph = _apart(program, ways)
     if difference_db(model.module, graph, samples) is None:
         return graph
     for operator in list(ways):
         fewer = {each: way for each, way in ways.items() if each is not operator}
-        graph = program.run_decompositions(fewer).module(check_guards=False)
+        graph = _apart(program, fewer)
         if difference_db(model.module, graph, samples) is None:
             logger.warning("%s is not taken apart: its parts compute something else here", operator)
             return graph
@@ -141,6 +142,13 @@ def _decomposed(program: ExportedProgram, model: Model, samples: tuple[Tensor, .
         where=type(model.module).__name__,
         fix="make forward a function of its inputs: no random numbers, no state, no sizes taken from an example",
     )
+
+
+def _apart(program: ExportedProgram, ways: dict[Any, Callable[..., Any]]) -> GraphModule:
+    graph: GraphModule = program.run_decompositions(ways).module(check_guards=False)
+    views_to_reshapes(graph.graph)
+    graph.recompile()
+    return graph
 
 
 def _checked(rewrite: Rewrite, graph: GraphModule, samples: tuple[Tensor, ...]) -> GraphModule:

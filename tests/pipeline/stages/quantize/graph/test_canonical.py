@@ -159,3 +159,21 @@ def test_tables_are_computed_though_conversions_of_them_are_asserted() -> None:
     assert not {"aten.cos.default", "aten.sin.default", "aten.arange.default"} & set(targets(graph))
     x = torch.randn(2, 6, 4)
     torch.testing.assert_close(graph(x), module(x))
+
+
+class FlattenedAfterRolling(nn.Module):
+    """Tokens as an image: its transposition, which a 1 x 1 convolution and the roll keep, depends on the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        image = self.conv(x.transpose(1, 2).reshape(x.shape[0], 8, 2, 3))
+        return image.roll((-1, 1), (2, 3)).reshape(x.shape[0], -1).mean(1)
+
+
+def test_reshape_may_copy_where_convolutions_run_in_another_layout_than_they_were_traced_in() -> None:
+    model = from_module(FlattenedAfterRolling().eval(), inputs=[TensorSpec(name="x", shape=(6, 8))])
+    x = torch.randn(32, 6, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(canonical_graph(model, inputs=(x,))(x), model.module(x))
