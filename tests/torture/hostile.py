@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tests.pipeline.cli.conftest import refusal
 from tests.pipeline.conftest import make_project
 from tests.torture.hostile_files import HOSTILE, Hostile
 
@@ -101,6 +102,7 @@ def _problem(hostile: Hostile, arguments: list[str], folder: Path) -> str | None
     """What is wrong with how one command ended."""
     before = _listing(folder.parent)
     status, text, peak = _run(arguments, folder, limited=arguments[0] == "run")
+    text = refusal(text)
     named = {"images": "0.", "npz": "train.npz"}.get(hostile.door, hostile.file)
     if (folder / "marker").exists():
         return "the marker is there: it ran"

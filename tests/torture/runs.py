@@ -62,12 +62,12 @@ def finish(folder: Path, *, file_bytes: int | None = None) -> tuple[int, str]:
 
 
 def result_of(out: Path) -> dict[str, Any]:
-    """A run's report without times and ids, and the hash of each other file."""
+    """A run's report without times and ids, and the hash of each other file but the log, which tells every attempt."""
     files = sorted(file for file in out.rglob("*") if file.is_file() and not file.name.startswith("."))
     hashes = {
         str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in files
-        if file.name not in ("report.json", "report.html")
+        if file.name not in ("report.json", "report.html", "run.log")
     }
     return {"report": _timeless(json.loads((out / "report.json").read_bytes())), "files": hashes}
 
